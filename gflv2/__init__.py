@@ -1,0 +1,57 @@
+"""gflv2: Generalized Focal Loss V2 (arXiv 2011.12885) with fused kernels.
+
+``import gflv2`` needs torch and numpy only. The detector (``gflv2.GFLV2``) is imported at its first use, because it needs
+the extra ``train``: ``pip install "gflv2[train]"``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# In a checkout the Triton kernels lie beside this package (`kernels/`); an install puts them inside it. Extending the
+# search path is what lets `import gflv2.kernels` work in both.
+_CHECKOUT = Path(__file__).resolve().parent.parent
+if not (Path(__file__).parent / "kernels").is_dir() and (_CHECKOUT / "kernels" / "__init__.py").is_file():
+    __path__.append(str(_CHECKOUT))
+
+_LAZY = {
+    "GFLV2": ("gflv2.models.detector", "GFLV2"),
+    "list_models": ("gflv2.models.registry", "list_models"),
+    "load_config": ("gflv2.config", "load_config"),
+    "use_backend": ("gflv2.ops.backends", "use_backend"),
+    "explain": ("gflv2.ops.backends", "explain"),
+    "ops": ("gflv2.ops", None),
+}
+
+if TYPE_CHECKING:
+    from gflv2 import ops
+    from gflv2.config import load_config
+    from gflv2.models.detector import GFLV2
+    from gflv2.models.registry import list_models
+    from gflv2.ops.backends import explain, use_backend
+
+__all__ = ["GFLV2", "__version__", "explain", "list_models", "load_config", "ops", "use_backend"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'gflv2' has no attribute {name!r}")
+    import importlib
+
+    module_name, attribute = _LAZY[name]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        from gflv2.extras import missing_package
+
+        raise missing_package(error, f"gflv2.{name}") from error
+    value = module if attribute is None else getattr(module, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_LAZY))

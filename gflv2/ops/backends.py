@@ -1,0 +1,201 @@
+"""Which implementation of an operation runs: the best backend that can take the call, or the one that was asked for.
+
+Backends: ``cuda`` (CUDA C++), ``triton``, ``cpu`` (C++), ``reference`` (plain PyTorch, takes everything), and ``simt`` (the
+CUDA sources on a CPU, for tests). ``gflv2.use_backend(name)`` or the environment variable ``GFLV2_BACKEND`` asks for one;
+what it cannot take is then an error, never a silent fallback. ``gflv2.explain`` says who runs a call and why the others do not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+BACKENDS = ("cuda", "triton", "cpu", "reference", "simt")
+# In the order of preference. On a CPU, Triton means its interpreter and simt an emulation: only on request.
+_PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+_DEVICE_OF = {"cuda": "cuda", "cpu": "cpu", "simt": "cpu"}
+
+
+class BackendError(RuntimeError):
+    """The backend that was asked for cannot take the call."""
+
+
+class Call(NamedTuple):
+    """What decides whether a backend can take a call."""
+
+    device: torch.device
+    dtype: torch.dtype
+    facts: dict[str, Any]  # of the operation: number of bins, k, ...
+
+
+class Choice(NamedTuple):
+    backend: str
+    chosen: bool
+    reason: str  # why it does not run; empty for the one that does
+
+
+class Explanation(list):
+    """The answer of ``explain``: one ``Choice`` a backend; printed as a small table."""
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{choice.backend:<10} {'runs this call' if choice.chosen else choice.reason}" for choice in self)
+
+
+_refusals: dict[str, dict[str, Callable[[Call], str | None] | None]] = {}
+_describers: dict[str, Callable[..., Call]] = {}
+_requested: str | None = None
+_warned = False
+
+
+def register(op: str, backends: dict[str, Callable[[Call], str | None] | None], describe: Callable[..., Call]) -> None:
+    """Declare an operation.
+
+    Args:
+        op: name of the operation.
+        backends: the backends that implement it. Each has None (takes every call on its device) or a function that
+            returns why it cannot take a given call.
+        describe: turns the operation's arguments into a ``Call``; it runs the argument checks.
+    """
+    _refusals[op] = backends
+    _describers[op] = describe
+
+
+def operations() -> list[str]:
+    """Names of the operations, sorted."""
+    return sorted(_refusals)
+
+
+class use_backend:
+    """Ask for one backend for every operation, from now on or within a ``with`` block; None ends a request.
+
+    The request is process-wide. It is resolved in the forward pass: a backward pass runs on the backend of its forward.
+
+    Raises:
+        ValueError: no such backend.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        global _requested
+        if name is not None and name not in BACKENDS:
+            raise ValueError(f"use_backend: name: expected one of {', '.join(BACKENDS)} or None, got {name!r}")
+        self._before = _requested
+        _requested = name
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _requested
+        _requested = self._before
+
+
+def requested_backend() -> str | None:
+    """The backend asked for by ``use_backend``, else by ``GFLV2_BACKEND``, else None."""
+    if _requested is not None:
+        return _requested
+    name = os.environ.get("GFLV2_BACKEND") or None
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"GFLV2_BACKEND: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+@torch.compiler.assume_constant_result
+def unavailable(backend: str, device_type: str) -> str | None:
+    """Why a backend cannot run at all for tensors on this kind of device, or None. Constant within a process."""
+    home = _DEVICE_OF.get(backend)
+    if home is not None and home != device_type:
+        return f"the tensors are on {device_type}"
+    if backend in ("cuda", "cpu", "simt"):
+        return importlib.import_module("gflv2.ops.native").unavailable(backend)
+    if backend == "triton":
+        return _triton_unavailable(device_type)
+    return None
+
+
+def _triton_unavailable(device_type: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
+    if device_type != "cuda" and not interpreted:
+        return f"the tensors are on {device_type}; on a CPU Triton runs only interpreted (TRITON_INTERPRET=1 before the import)"
+    return None
+
+
+def refusal(op: str, backend: str, call: Call) -> str | None:
+    """Why ``backend`` cannot take this call of ``op``, or None if it can."""
+    known = _refusals[op]
+    if backend not in known:
+        return f"{op} has no {backend} kernel"
+    reason = unavailable(backend, call.device.type)
+    if reason is None and known[backend] is not None:
+        reason = known[backend](call)
+    return reason
+
+
+def select(op: str, call: Call) -> str:
+    """The backend that runs this call.
+
+    Raises:
+        BackendError: the requested backend cannot take it; the message says why.
+    """
+    if torch.compiler.is_exporting():
+        return "reference"  # an exported graph must run where this package is not installed
+    asked = requested_backend()
+    if asked is not None:
+        reason = refusal(op, asked, call)
+        if reason is not None:
+            raise BackendError(f"{op}: backend {asked!r} was asked for, but {reason}")
+        return asked
+    for backend in _PREFERENCE.get(call.device.type, ()):
+        if refusal(op, backend, call) is None:
+            if backend == "reference":
+                _tell_fallback(op, call)
+            return backend
+    return "reference"
+
+
+def explain(op: str | Callable, *args: Any, **kwargs: Any) -> Explanation:
+    """Say which backend a call would use, and why each other one would not.
+
+    Args:
+        op: an operation or its name: ``gflv2.explain("integral", box_logits)``.
+        *args, **kwargs: the arguments of the call; nothing is computed.
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", str(op))
+    if name not in _describers:
+        raise ValueError(f"explain: op: expected one of {', '.join(operations())}, got {name!r}")
+    return explain_call(name, _describers[name](*args, **kwargs))
+
+
+def explain_call(op: str, call: Call) -> Explanation:
+    """``explain`` for a call that is described already."""
+    try:
+        chosen = select(op, call)
+    except BackendError:
+        chosen = None
+    asked = requested_backend()
+    rows = Explanation()
+    for backend in BACKENDS:
+        reason = refusal(op, backend, call)
+        if reason is None and backend != chosen:
+            reason = f"{asked} was asked for" if asked else "runs only on request" if chosen is None else f"{chosen} comes first"
+        rows.append(Choice(backend, backend == chosen, reason or ""))
+    return rows
+
+
+def _tell_fallback(op: str, call: Call) -> None:
+    """Once a process: the native library is missing, so plain PyTorch runs (pip hides build output from its user)."""
+    global _warned
+    if _warned or torch.compiler.is_compiling() or call.device.type not in _refusals[op]:
+        return
+    reason = unavailable(call.device.type, call.device.type)
+    if reason is not None:
+        _warned = True
+        text = f"gflv2: {op} runs in plain PyTorch: {reason}. `python -m gflv2.env` shows what was built."
+        warnings.warn(text, RuntimeWarning, stacklevel=4)

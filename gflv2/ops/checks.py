@@ -1,0 +1,71 @@
+"""Argument checks: every error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def describe(value: Any) -> str:
+    """A short text for an error message: type, shape, dtype and device of a tensor, else its repr."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)} on {value.device}"
+    if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
+        return f"{type(value).__name__} of [{', '.join(describe(item) for item in value)}]"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def bad_value(name: str, expected: str, got: Any) -> NoReturn:
+    raise ValueError(f"{name}: expected {expected}, got {describe(got)}")
+
+
+def bad_type(name: str, expected: str, got: Any) -> NoReturn:
+    raise TypeError(f"{name}: expected {expected}, got {describe(got)}")
+
+
+def check_tensor(
+    value: Any,
+    name: str,
+    *,
+    shape: Sequence[int | None] | None = None,
+    dtypes: Sequence[torch.dtype] = FLOATS,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Check type, dtype, shape (None matches any size) and device of one tensor argument, and return it."""
+    if not isinstance(value, Tensor):
+        bad_type(name, "a tensor", value)
+    if value.dtype not in dtypes:
+        bad_type(name, "a tensor of " + " or ".join(str(d).removeprefix("torch.") for d in dtypes), value)
+    if shape is not None:
+        same = value.dim() == len(shape)
+        if same:
+            for want, have in zip(shape, value.shape, strict=True):
+                same = same and (want is None or want == have)
+        if not same:
+            text = ", ".join("*" if size is None else str(size) for size in shape)
+            bad_value(name, f"a tensor of shape ({text})", value)
+    if device is not None and value.device != device:
+        bad_value(name, f"a tensor on {device} like the other arguments", value)
+    return value
+
+
+def check_choice(value: Any, name: str, choices: Sequence[Any]) -> Any:
+    if value not in choices:
+        bad_value(name, "one of " + ", ".join(repr(choice) for choice in choices), value)
+    return value
+
+
+def values_are_checked() -> bool:
+    """True under ``GFLV2_CHECK=1``: values on the device are checked too, at the price of a host sync."""
+    return os.environ.get("GFLV2_CHECK", "0") == "1"
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Arithmetic and results: float32, or float64 for float64 inputs."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
