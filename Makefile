@@ -1,0 +1,39 @@
+# demo, test, bench, lint: each does its own set-up, a virtual environment in .venv with the newest torch from PyPI.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: demo test bench lint clean help
+
+help:
+	@echo "make demo    generate a sample set, train a light model for a few minutes, draw what it sees"
+	@echo "make test    run the tests on the CPU"
+	@echo "make bench   measure every operation against plain PyTorch"
+	@echo "make lint    ruff"
+
+demo: $(STAMP)
+	$(BIN)/python -m gflv2.demo $(DEMO_ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf build dist *.egg-info gflv2/_native*.so gflv2/_build.json
+
+$(BIN)/python:
+	@.ci/venv "$(PYTHON)" "$(VENV)"
+
+# An editable install: Python files need no second install, a change of the native sources rebuilds the library.
+$(STAMP): $(BIN)/python $(NATIVE)
+	$(BIN)/python -m pip install --quiet -e ".[train,test,dev]"
+	@$(BIN)/python -m gflv2.env
+	@touch $@
