@@ -1,0 +1,39 @@
+"""Data sets: COCO files, the transforms of the recipes, batches, loaders, and a generated sample set.
+
+Needs the extra ``train``: ``pip install "gflv2[train]"``.
+"""
+
+from __future__ import annotations
+
+from gflv2.extras import missing_package
+
+try:
+    import PIL  # noqa: F401
+    import pycocotools  # noqa: F401
+    import torchvision  # noqa: F401
+except ModuleNotFoundError as error:
+    raise missing_package(error, "gflv2.data") from error
+
+from gflv2.data.batch import Batch, Sample, collate
+from gflv2.data.coco import CocoDetection, find_image_folder, load_coco
+from gflv2.data.image import read_image
+from gflv2.data.loader import GroupedBatchSampler, SampleKey, ShardedBatchSampler, make_loader
+from gflv2.data.transforms import evaluation_transforms, preprocess, resized_size, training_transforms
+
+__all__ = [
+    "Batch",
+    "CocoDetection",
+    "GroupedBatchSampler",
+    "Sample",
+    "SampleKey",
+    "ShardedBatchSampler",
+    "collate",
+    "find_image_folder",
+    "load_coco",
+    "make_loader",
+    "preprocess",
+    "read_image",
+    "resized_size",
+    "evaluation_transforms",
+    "training_transforms",
+]

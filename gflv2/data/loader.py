@@ -1,0 +1,168 @@
+"""Loaders: batches of one orientation for training, every image once for evaluation, equal shares for every process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gflv2.config import DataConfig
+from gflv2.data.batch import collate
+
+
+class SampleKey(NamedTuple):
+    """What a sampler asks a data set for: an item and the seed of its random transforms.
+
+    The seed travels with the index, so a sample does not depend on the number of workers or on which of them made it.
+    """
+
+    index: int
+    seed: int
+
+
+class _BatchSampler:
+    """A share of the batches for each process; ``len`` is the same in all of them.
+
+    Rank and world size are asked for at the first use, because a trainer starts the processes after loaders are built.
+    """
+
+    def __init__(self, rank: int | None, world_size: int | None) -> None:
+        self._rank, self._world_size = rank, world_size
+        self.epoch = 0
+
+    @property
+    def rank(self) -> int:
+        return self._rank if self._rank is not None else _distributed()[0]
+
+    @property
+    def world_size(self) -> int:
+        return self._world_size if self._world_size is not None else _distributed()[1]
+
+    @property
+    def sampler(self) -> _BatchSampler:
+        """Itself: Lightning calls ``set_epoch`` on ``loader.batch_sampler.sampler``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another order and other random transforms for each epoch."""
+        self.epoch = int(epoch)
+
+
+class GroupedBatchSampler(_BatchSampler):
+    """Shuffled batches of training in which all images belong to one group (wide, or not wide).
+
+    Each epoch shows every image once. With several processes a group is filled up by repeating fewer than
+    ``world_size`` of its images, so that every process gets equally many batches of equal sizes. The sizes of a group's
+    batches differ by at most one image: a last batch of a single image would weigh as much as a full one.
+
+    Args:
+        groups: (N,) the group of each item, e.g. ``CocoDetection.aspect_groups``.
+        batch_size: images per batch and process, at most.
+        seed: of the order and of the random transforms, together with the epoch.
+        rank, world_size: None: asked of ``torch.distributed``.
+    """
+
+    def __init__(
+        self, groups, batch_size: int, *, seed: int = 0, rank: int | None = None, world_size: int | None = None
+    ) -> None:
+        super().__init__(rank, world_size)
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        self.groups = torch.as_tensor(groups).to(torch.int64)
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        share = self.batch_size * self.world_size
+        return sum(math.ceil(int(count) / share) for count in self.groups.unique(return_counts=True)[1])
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        # The same on every rank: each makes the whole plan and takes its part.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        seeds = torch.randint(2**62, (len(self.groups),), generator=generator)
+        batches: list[Tensor] = []
+        for group in self.groups.unique():
+            items = (self.groups == group).nonzero()[:, 0]
+            items = items[torch.randperm(len(items), generator=generator)]
+            missing = -len(items) % self.world_size
+            items = torch.cat([items, items.repeat(math.ceil(missing / len(items)))[:missing]])
+            mine = items[self.rank :: self.world_size]
+            batches += mine.tensor_split(math.ceil(len(mine) / self.batch_size))
+        for position in torch.randperm(len(batches), generator=generator):
+            yield [SampleKey(int(i), int(seeds[i])) for i in batches[int(position)]]
+
+
+class ShardedBatchSampler(_BatchSampler):
+    """Batches of evaluation in the order of the data set, dealt out to the processes.
+
+    Where the images cannot be dealt out evenly, the last are repeated (``CocoEvaluator`` counts each image once).
+    """
+
+    def __init__(self, length: int, batch_size: int, *, rank: int | None = None, world_size: int | None = None) -> None:
+        super().__init__(rank, world_size)
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        self.length = length
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(math.ceil(self.length / self.world_size) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = math.ceil(self.length / self.world_size)
+        mine = [min(self.rank + i * self.world_size, self.length - 1) for i in range(share)]
+        for start in range(0, share, self.batch_size):
+            yield mine[start : start + self.batch_size]
+
+
+def _distributed() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def make_loader(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    train: bool,
+    config: DataConfig | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+    group_by_aspect: bool = True,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> DataLoader:
+    """A loader of ``Batch``. It divides the data among processes by itself: switch off a trainer's own sampler
+    replacement (Lightning: ``use_distributed_sampler=False``).
+
+    Args:
+        dataset: e.g. ``CocoDetection``; for ``train`` it takes ``SampleKey`` and has ``aspect_groups``.
+        batch_size: images per batch and process.
+        train: shuffled batches with augmentation seeds, or the data set's order.
+        config: padding and workers; None: the data set's ``config``.
+        workers: worker processes; None: ``config.workers``. 0 reads in this process.
+        seed: see ``GroupedBatchSampler``.
+        group_by_aspect: wide images and the others in separate batches.
+        rank, world_size: None: asked of ``torch.distributed``.
+    """
+    config = config if config is not None else getattr(dataset, "config", None) or DataConfig()
+    workers = config.workers if workers is None else workers
+    if train:
+        groups = dataset.aspect_groups if group_by_aspect else torch.zeros(len(dataset))
+        sampler = GroupedBatchSampler(groups, batch_size, seed=seed, rank=rank, world_size=world_size)
+    else:
+        sampler = ShardedBatchSampler(len(dataset), batch_size, rank=rank, world_size=world_size)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=partial(collate, divisor=config.pad_divisor),
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0 and train,
+    )
