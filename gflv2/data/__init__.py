@@ -14,6 +14,7 @@ try:
 except ModuleNotFoundError as error:
     raise missing_package(error, "gflv2.data") from error
 
+from gflv2.data import shapes
 from gflv2.data.batch import Batch, Sample, collate
 from gflv2.data.coco import CocoDetection, find_image_folder, load_coco
 from gflv2.data.image import read_image
@@ -34,6 +35,7 @@ __all__ = [
     "preprocess",
     "read_image",
     "resized_size",
+    "shapes",
     "evaluation_transforms",
     "training_transforms",
 ]

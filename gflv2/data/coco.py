@@ -150,8 +150,8 @@ class CocoDetection(Dataset):
 
     Annotations are left out if marked ``ignore``, of area ≤ 0, narrower or lower than 1 px, or outside the image;
     crowds are no targets but kept as ``ignore_boxes``. For training, images without targets (unless
-    ``config.keep_empty``) and with a side below ``config.min_image_side`` are left out; for evaluation none is. EXIF: see
-    ``read_image``.
+    ``config.keep_empty``) and with a side below ``config.min_image_side`` are left out; for evaluation none is.
+    EXIF orientation: see ``read_image``.
 
     Args:
         annotation_file: the JSON file.
