@@ -1,5 +1,32 @@
 """The public operations. Each is one name in every room: here its interface, in `reference/` its definition."""
 
+from gflv2.ops.atss import Assignment, atss
+from gflv2.ops.decode import Decoded, Detections, batched_nms, decode
+from gflv2.ops.dfl import dfl
+from gflv2.ops.dgqp import Predictor, dgqp, dgqp_statistics
+from gflv2.ops.gfl_loss import GFLLosses, GFLTargets, gfl_loss, gfl_targets, normalisers
+from gflv2.ops.giou import giou, iou
 from gflv2.ops.integral import integral
+from gflv2.ops.qfl import qfl
 
-__all__ = ["integral"]
+__all__ = [
+    "Assignment",
+    "Decoded",
+    "Detections",
+    "GFLLosses",
+    "GFLTargets",
+    "Predictor",
+    "atss",
+    "batched_nms",
+    "decode",
+    "dfl",
+    "dgqp",
+    "dgqp_statistics",
+    "gfl_loss",
+    "gfl_targets",
+    "giou",
+    "integral",
+    "iou",
+    "normalisers",
+    "qfl",
+]

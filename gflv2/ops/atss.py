@@ -1,0 +1,182 @@
+"""``atss``: Adaptive Training Sample Selection (arXiv 1912.02424) for a whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gflv2.ops import backends
+from gflv2.ops.checks import bad_type, bad_value, check_tensor
+from gflv2.ops.levels import MAX_LEVELS, check_strides
+from gflv2.ops.reduction import INTEGERS
+from gflv2.ops.reference import atss as reference
+from gflv2.ops.reference.atss import Assignment
+
+__all__ = ["Assignment", "atss"]
+
+
+def atss(
+    boxes: Sequence[Tensor] | Tensor,
+    labels: Sequence[Tensor] | Tensor,
+    level_shapes: Sequence[tuple[int, int]] | None,
+    strides: Sequence[float],
+    *,
+    topk: int = 9,
+    padded_sizes: Sequence[tuple[float, float]] | None = None,
+    ignore_boxes: Sequence[Tensor] | Tensor | None = None,
+    ignore_iof_thr: float = 0.0,
+    anchor_scale: float = 8.0,
+    offset: float = 0.0,
+    counts: Tensor | None = None,
+    points: Sequence[Tensor] | None = None,
+) -> Assignment:
+    """Say for every point of the feature maps which box it learns, if any.
+
+    1. On every level the min(``topk``, valid cells) points nearest to the centre of a box are its candidates: squared
+       distance dx² + dy² in float32; of equal ones the lower flat index.
+    2. Threshold of a box = mean + unbiased standard deviation of its candidates' IoUs, in float64 and rounded once to
+       float32. A box with one candidate gets nothing.
+    3. Positive: a candidate with IoU ≥ threshold whose point lies more than 0.01 px inside the box.
+    4. A point claimed by several boxes goes to the highest IoU; of equal ones to the lower box index.
+
+    The IoU is that of the box and a square anchor of side ``anchor_scale``·stride centred on the point.
+
+    Args:
+        boxes: B tensors (G_i, 4), (x1, y1, x2, y2) in pixels; or one padded tensor (B, G, 4) with ``counts``.
+        labels: B tensors (G_i,), or (B, G); integers.
+        level_shapes: (H_l, W_l) of each level; None with ``points``.
+        strides: one number a level, in pixels.
+        topk: candidates of a box on each level.
+        padded_sizes: (height, width) in pixels of each image after its own padding: cells with an index of
+            ceil(side / stride) or more are no candidates. None: all cells are valid.
+        ignore_boxes: B tensors (K_i, 4) or one (B, K, 4), used where ``ignore_iof_thr`` > 0: points whose anchor lies in
+            one of them by more than that share of its area get index −1 and are candidates only where nothing else is left
+            on a level (then they can become positive). They have no effect in an image without boxes.
+        ignore_iof_thr: that share; 0 turns ignore boxes off.
+        anchor_scale: side of the anchor in strides.
+        offset: the point of cell (i, j) is ((j + offset)·stride, (i + offset)·stride).
+        counts: (B,) integers, number of boxes in each row of padded boxes; None: all of them.
+        points: L tensors (n_l, 2) of point positions in pixels instead of the grid.
+
+    Returns:
+        Assignment(index, iou, labels), each (B, A), level-major then row-major. Nothing is differentiable.
+
+    Raises:
+        TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
+        gflv2.ops.backends.BackendError: the requested backend cannot take the call.
+    """
+    call = _describe(
+        boxes, labels, level_shapes, strides, padded_sizes=padded_sizes, ignore_boxes=ignore_boxes, counts=counts, points=points
+    )
+    if isinstance(topk, bool) or not isinstance(topk, int):
+        bad_type("topk", "an integer", topk)
+    if topk < 1:
+        bad_value("topk", "at least 1", topk)
+    if not anchor_scale > 0:
+        bad_value("anchor_scale", "a positive number", anchor_scale)
+    backends.select("atss", call)
+    with torch.no_grad():
+        return reference.atss(
+            boxes,
+            labels,
+            level_shapes,
+            [float(stride) for stride in strides],
+            topk=topk,
+            padded_sizes=padded_sizes,
+            ignore_boxes=ignore_boxes,
+            ignore_iof_thr=ignore_iof_thr,
+            anchor_scale=anchor_scale,
+            offset=offset,
+            counts=counts,
+            points=points,
+        )
+
+
+def check_boxes(boxes: Any, counts: Any = None, *, name: str = "boxes") -> tuple[int, torch.device]:
+    """Check the boxes of a batch, ragged or padded, and return the number of images and the device."""
+    if isinstance(boxes, Tensor):
+        check_tensor(boxes, name, shape=(None, None, 4))
+        if boxes.shape[0] == 0:
+            bad_value(name, "at least one image", boxes)
+        if counts is not None:
+            check_tensor(counts, "counts", shape=(boxes.shape[0],), dtypes=INTEGERS, device=boxes.device)
+        return boxes.shape[0], boxes.device
+    if not isinstance(boxes, (list, tuple)):
+        bad_type(name, "a list of B tensors (G, 4), or a tensor (B, G, 4)", boxes)
+    if not boxes:
+        bad_value(name, "at least one image", boxes)
+    if counts is not None:
+        bad_value("counts", f"None with {name} given as a list", counts)
+    for index, image in enumerate(boxes):
+        device = None if index == 0 else boxes[0].device
+        check_tensor(image, f"{name}[{index}]", shape=(None, 4), device=device)
+    return len(boxes), boxes[0].device
+
+
+def check_padded_sizes(padded_sizes: Any, batch: int) -> None:
+    """``padded_sizes``: None, or one (height, width) an image, on the host."""
+    if padded_sizes is None:
+        return
+    if isinstance(padded_sizes, Tensor) or not isinstance(padded_sizes, (list, tuple)) or len(padded_sizes) != batch:
+        bad_value("padded_sizes", f"a list of {batch} (height, width)", padded_sizes)
+    for size in padded_sizes:
+        if len(size) != 2:
+            bad_value("padded_sizes", f"a list of {batch} (height, width)", padded_sizes)
+
+
+def _check_labels(labels: Any, boxes: Any, device: torch.device) -> None:
+    if isinstance(boxes, Tensor):
+        check_tensor(labels, "labels", shape=boxes.shape[:2], dtypes=INTEGERS, device=device)
+        return
+    if isinstance(labels, Tensor) or not isinstance(labels, (list, tuple)) or len(labels) != len(boxes):
+        bad_value("labels", f"a list of {len(boxes)} tensors (G,) like boxes", labels)
+    for index, (label, image) in enumerate(zip(labels, boxes, strict=True)):
+        check_tensor(label, f"labels[{index}]", shape=(image.shape[0],), dtypes=INTEGERS, device=device)
+
+
+def _check_shapes(level_shapes: Any, points: Any, padded_sizes: Any, device: torch.device) -> int:
+    """The number of levels."""
+    if points is not None:
+        if isinstance(points, Tensor) or not isinstance(points, (list, tuple)) or not 1 <= len(points) <= MAX_LEVELS:
+            bad_value("points", f"a list of 1 to {MAX_LEVELS} tensors (n, 2)", points)
+        if padded_sizes is not None:
+            bad_value("padded_sizes", "None with points: every point given is valid", padded_sizes)
+        for index, level in enumerate(points):
+            check_tensor(level, f"points[{index}]", shape=(None, 2), device=device)
+        return len(points)
+    if not isinstance(level_shapes, (list, tuple)) or not 1 <= len(level_shapes) <= MAX_LEVELS:
+        bad_value("level_shapes", f"a list of 1 to {MAX_LEVELS} (H, W)", level_shapes)
+    for shape in level_shapes:
+        if len(shape) != 2 or min(shape) < 0:
+            bad_value("level_shapes", "a list of (H, W)", level_shapes)
+    return len(level_shapes)
+
+
+def _describe(
+    boxes: Any,
+    labels: Any,
+    level_shapes: Any,
+    strides: Any,
+    *,
+    padded_sizes: Any = None,
+    ignore_boxes: Any = None,
+    counts: Any = None,
+    points: Any = None,
+    **_: Any,
+) -> backends.Call:
+    batch, device = check_boxes(boxes, counts)
+    _check_labels(labels, boxes, device)
+    levels = _check_shapes(level_shapes, points, padded_sizes, device)
+    check_strides(strides, levels)
+    check_padded_sizes(padded_sizes, batch)
+    if ignore_boxes is not None:
+        images, _ = check_boxes(ignore_boxes, name="ignore_boxes")
+        if images != batch:
+            bad_value("ignore_boxes", f"boxes of {batch} images like boxes", ignore_boxes)
+    return backends.Call(device, torch.float32, {"grid": points is None, "levels": levels})
+
+
+backends.register("atss", {"reference": None}, _describe)

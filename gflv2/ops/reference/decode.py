@@ -1,0 +1,86 @@
+"""The inference head: joint scores, the best points of each level, their boxes (arXiv 2011.12885; NMS follows elsewhere)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gflv2.ops.checks import compute_dtype
+from gflv2.ops.reference.boxes import distances_to_boxes, level_shapes_of, points_of_levels
+from gflv2.ops.reference.dgqp import Predictor
+from gflv2.ops.reference.gfl_loss import joint_probabilities, quality_from
+from gflv2.ops.reference.rows import box_rows, class_rows, project
+
+
+class Decoded(NamedTuple):
+    """Candidates of a batch, in fixed shapes; level by level, N = Σ_l min(pre_topk, H_l·W_l).
+
+    Attributes:
+        boxes: (B, N, 4) in pixels.
+        scores: (B, N, C) joint scores, 0 where they are not above the threshold.
+        points: (B, N) int64, flat index of each candidate's point.
+        counts: (B,) int64, number of rows with at least one score above the threshold. Rows are not moved together.
+        distributions: (B, N, 4, R) probabilities of the sides' bins, or None.
+        legacy_background: the last column of ``scores`` is the background class that is dropped after NMS.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    points: Tensor
+    counts: Tensor
+    distributions: Tensor | None = None
+    legacy_background: bool = False
+
+
+def decode(
+    class_logits: Sequence[Tensor],
+    box_logits: Sequence[Tensor],
+    *,
+    strides: Sequence[float],
+    scales: Tensor | None = None,
+    projection: Tensor | None = None,
+    predictor: Predictor | None = None,
+    quality_logits: Tensor | None = None,
+    image_sizes: Tensor | None = None,
+    scale_factors: Tensor | None = None,
+    pre_topk: int = 1000,
+    score_thr: float = 0.05,
+    offset: float = 0.0,
+    legacy_background: bool = False,
+    return_distributions: bool = False,
+) -> Decoded:
+    """Scores, the ``pre_topk`` best points of each level, and their boxes.
+
+    Args and result: as `gflv2.ops.decode`; ``image_sizes`` and ``scale_factors`` are tensors here.
+    """
+    found = []
+    start = 0
+    for level, (cls, box) in enumerate(zip(class_logits, box_logits, strict=True)):
+        size = cls.shape[2] * cls.shape[3]
+        probabilities = box_rows([box], None if scales is None else scales[level : level + 1]).softmax(-1)
+        given = None if quality_logits is None else quality_logits[:, start : start + size]
+        joint = joint_probabilities(class_rows([cls]), quality_from(probabilities, predictor, given))
+        points = torch.arange(size, device=cls.device).expand(len(cls), size)
+        if size > pre_topk:
+            # Best first, of equal scores the lower index; levels that fit keep their raster order.
+            points = joint.amax(-1).sort(dim=1, descending=True, stable=True).indices[:, :pre_topk]
+            joint = joint.gather(1, points[..., None].expand(-1, -1, joint.shape[2]))
+            probabilities = probabilities.gather(1, points[..., None, None].expand(-1, -1, *probabilities.shape[2:]))
+        positions = points_of_levels(
+            level_shapes_of([cls]), [strides[level]], offset=offset, device=cls.device, dtype=compute_dtype(box.dtype)
+        )
+        boxes = distances_to_boxes(positions[points], project(probabilities, projection) * strides[level])
+        found.append((boxes, joint, points + start, probabilities))
+        start += size
+    boxes, scores, points, distributions = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    if image_sizes is not None:
+        limit = image_sizes.to(boxes.dtype).flip(1).repeat(1, 2)[:, None]  # (w, h, w, h)
+        boxes = torch.minimum(boxes.clamp(min=0), limit)
+    if scale_factors is not None:
+        boxes = boxes / scale_factors.to(boxes.dtype).repeat(1, 2)[:, None]
+    scores = torch.where(scores > score_thr, scores, 0.0)
+    counts = (scores > 0).any(-1).sum(1)
+    return Decoded(boxes, scores, points, counts, distributions if return_distributions else None, legacy_background)

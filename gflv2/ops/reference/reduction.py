@@ -1,0 +1,23 @@
+"""Weights, reductions and average factors of the losses, with mmdet's meaning."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def reduce_loss(loss: Tensor, weight: Tensor | None, avg_factor: float | Tensor | None, reduction: str) -> Tensor:
+    """Per-row losses (N,) → (N,) for "none", else a 0-d tensor.
+
+    Weight and average factor are constants: no gradient goes to them. "sum" adds; "mean" divides the sum by ``avg_factor``, or by N without one (by 1 where N = 0, so that an empty loss is
+    zero). "none" leaves the average factor out.
+    """
+    if weight is not None:
+        loss = loss * weight.detach().to(loss.dtype)
+    if reduction == "none":
+        return loss
+    total = loss.sum()
+    if reduction == "sum":
+        return total
+    if avg_factor is None:
+        return total / max(loss.numel(), 1)
+    return total / (avg_factor.detach() if isinstance(avg_factor, Tensor) else avg_factor)
