@@ -1,8 +1,8 @@
 """Golden arrays and data sets for the tests.
 
-The full set lies in a folder ``shared`` beside the checkout, or where the environment variable GFLV2_SHARED says. A small
-selection of the golden arrays travels with the tests (``tests/golden``) and is used where the full set is absent; a test
-whose case is in neither skips and says so.
+The full set lies in a folder ``shared`` beside the checkout, or where the environment variable GFLV2_SHARED says. A
+small selection of the golden arrays travels with the tests (``tests/golden``) and is used where the full set is
+absent; a test whose case is in neither skips and says so.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Golden:
         """Check a tensor against an array of this case, by the rules that came with the arrays.
 
         |value − golden| ≤ atol, the warranted float32 round-off; for the ``*_edge`` cases, whose values span 1e-30…1e9,
-        relative; IoUs with a sentinel (``max_overlaps``) exactly at the sentinel and to 1e-6 elsewhere; integers exactly.
-        Where the authors' number is NaN (``atol`` null) only finite values are asked for.
+        relative; IoUs with a sentinel (``max_overlaps``) exactly at the sentinel and to 1e-6 elsewhere; integers
+        exactly. Where the authors' number is NaN (``atol`` null) only finite values are asked for.
 
         Args:
             factor: multiplies the tolerance; 1 unless the comment at the call says why.
@@ -98,7 +98,9 @@ class Golden:
         text = f"{self.name}: {label or key}"
         golden = self[key]
         value = value.detach().cpu()
-        assert tuple(value.shape) == tuple(golden.shape), f"{text}: shape {tuple(value.shape)}, golden {tuple(golden.shape)}"
+        assert tuple(value.shape) == tuple(golden.shape), (
+            f"{text}: shape {tuple(value.shape)}, golden {tuple(golden.shape)}"
+        )
         if not golden.is_floating_point():
             wrong = int((value.long() != golden).sum())
             assert wrong == 0, f"{text}: {wrong} of {golden.numel()} differ"

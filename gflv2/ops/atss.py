@@ -52,9 +52,9 @@ def atss(
         topk: candidates of a box on each level.
         padded_sizes: (height, width) in pixels of each image after its own padding: cells with an index of
             ceil(side / stride) or more are no candidates. None: all cells are valid.
-        ignore_boxes: B tensors (K_i, 4) or one (B, K, 4), used where ``ignore_iof_thr`` > 0: points whose anchor lies in
-            one of them by more than that share of its area get index −1 and are candidates only where nothing else is left
-            on a level (then they can become positive). They have no effect in an image without boxes.
+        ignore_boxes: B tensors (K_i, 4) or one (B, K, 4), used where ``ignore_iof_thr`` > 0: points whose anchor lies
+            in one of them by more than that share of its area get index −1 and are candidates only where nothing else
+            is left on a level (then they can become positive). They have no effect in an image without boxes.
         ignore_iof_thr: that share; 0 turns ignore boxes off.
         anchor_scale: side of the anchor in strides.
         offset: the point of cell (i, j) is ((j + offset)·stride, (i + offset)·stride).
@@ -69,7 +69,14 @@ def atss(
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
     call = _describe(
-        boxes, labels, level_shapes, strides, padded_sizes=padded_sizes, ignore_boxes=ignore_boxes, counts=counts, points=points
+        boxes,
+        labels,
+        level_shapes,
+        strides,
+        padded_sizes=padded_sizes,
+        ignore_boxes=ignore_boxes,
+        counts=counts,
+        points=points,
     )
     if isinstance(topk, bool) or not isinstance(topk, int):
         bad_type("topk", "an integer", topk)

@@ -1,4 +1,4 @@
-"""``decode``: the inference head up to NMS, in fixed shapes; and ``batched_nms``, torchvision's NMS on what it returns."""
+"""``decode``: the inference head up to NMS, in fixed shapes; and ``batched_nms``, torchvision's NMS on its result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Detections(NamedTuple):
         boxes: (K, 4), (x1, y1, x2, y2) in the unit of the candidates.
         scores: (K,) joint scores.
         labels: (K,) int64 classes.
-        rows: (K,) int64, which candidate (of N) each one is; `Decoded.distributions[image, rows]` are its distributions.
+        rows: (K,) int64, which candidate (of N) each one is; `Decoded.distributions[image, rows]` are its
+            distributions.
     """
 
     boxes: Tensor
@@ -53,8 +54,8 @@ def decode(
 ) -> Decoded:
     """Joint scores J, the ``pre_topk`` points of each level with the highest max J over the classes, and their boxes.
 
-    A level that has no more points than that keeps its raster order; a larger one is sorted, of equal scores the lower index
-    first. All cells count, those of the padding too.
+    A level that has no more points than that keeps its raster order; a larger one is sorted, of equal scores the
+    lower index first. All cells count, those of the padding too.
 
     Args:
         class_logits: L levels (B, C, H_l, W_l).
@@ -64,7 +65,8 @@ def decode(
         projection: the value of each bin in strides, (R,); None: 0, 1, …, R−1.
         predictor: gives the quality logits r from the distributions: J = sigmoid(c)·sigmoid(r). Or
         quality_logits: r itself, (B, A). Neither: J = sigmoid(c).
-        image_sizes: (height, width) of each resized, unpadded image, (B, 2): boxes are clipped to it. None: no clipping.
+        image_sizes: (height, width) of each resized, unpadded image, (B, 2): boxes are clipped to it. None: no
+            clipping.
         scale_factors: (width, height) factors of the resize, (B, 2): boxes are divided by them, after clipping.
         pre_topk: points kept on each level.
         score_thr: scores not above it become 0.
@@ -74,7 +76,8 @@ def decode(
         return_distributions: also return the sides' probabilities.
 
     Returns:
-        Decoded: boxes (B, N, 4), scores (B, N, C), points (B, N), counts (B,), with N = Σ_l min(pre_topk, H_l·W_l); float32
+        Decoded: boxes (B, N, 4), scores (B, N, C), points (B, N), counts (B,), with N = Σ_l min(pre_topk, H_l·W_l);
+            float32
         (float64 for float64 box logits).
 
     Raises:
@@ -92,7 +95,9 @@ def decode(
     if not 0 <= score_thr <= 1:
         bad_value("score_thr", "a number in [0, 1]", score_thr)
     if legacy_background and class_logits[0].shape[1] < 2:
-        bad_value("class_logits", "at least 2 channels with legacy_background, the last one the background", class_logits[0])
+        bad_value(
+            "class_logits", "at least 2 channels with legacy_background, the last one the background", class_logits[0]
+        )
     backends.select("decode", call)
     return reference.decode(
         class_logits,
@@ -119,8 +124,8 @@ def batched_nms(
     score_thr: float = 0.0,
     max_detections: int | None = 100,
 ) -> list[Detections]:
-    """Class-wise non-maximum suppression of every image, by torchvision: a box is suppressed by a better one of its class
-    at IoU > ``iou_thr``.
+    """Class-wise non-maximum suppression of every image, by torchvision: a box is suppressed by a better one of its
+    class at IoU > ``iou_thr``.
 
     Zero-area boxes survive. With ``decoded.legacy_background`` the background class takes part and fills slots of
     ``max_detections``; only then is it dropped.

@@ -31,7 +31,8 @@ def dfl(
         reduction: "none", "sum" or "mean".
 
     Returns:
-        (N,) for "none", else 0-d; float32 (float64 for float64 logits); 0 for no rows. Differentiable in ``logits`` only.
+        (N,) for "none", else 0-d; float32 (float64 for float64 logits); 0 for no rows. Differentiable in ``logits``
+        only.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.

@@ -26,8 +26,8 @@ def dgqp_statistics(
     """How sharp each side's distribution is: P = softmax(scale·z), its k largest values, their mean and their variance.
 
     Args:
-        box_logits: L levels (B, 4·R, H_l, W_l), channel = side·R + bin, sides left, top, right, bottom; or rows (M, 4, R).
-            float32, float16, bfloat16 or float64, any strides.
+        box_logits: L levels (B, 4·R, H_l, W_l), channel = side·R + bin, sides left, top, right, bottom; or rows (M,
+            4, R). float32, float16, bfloat16 or float64, any strides.
         scales: one factor a level, (L,) (rows: one factor); None: 1. The product is formed in float32.
         topk: number k of largest probabilities, 1 to R.
         mean: add the mean of the k values (not of all bins).
@@ -35,8 +35,8 @@ def dgqp_statistics(
 
     Returns:
         (B, A, F) for levels, (M, F) for rows, F = 4·(k + mean + variance), dimensionless; side-major, and in a side
-        t1 ≥ … ≥ tk, mean, variance. float32 (float64 for float64 input). Differentiable in ``box_logits`` and ``scales``;
-        of equal probabilities the lower bin is taken first.
+        t1 ≥ … ≥ tk, mean, variance. float32 (float64 for float64 input). Differentiable in ``box_logits`` and
+        ``scales``; of equal probabilities the lower bin is taken first.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.

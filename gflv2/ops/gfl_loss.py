@@ -49,8 +49,8 @@ def gfl_targets(
         class_logits: L levels (B, C, H_l, W_l).
         box_logits: L levels (B, 4·R, H_l, W_l), channel = side·R + bin, before ``scales``.
         assignment: of `atss`, (B, A) each.
-        boxes: B tensors (G_i, 4), (x1, y1, x2, y2) in pixels, or one padded tensor (B, G, 4) with ``counts``; those that
-            `atss` was given.
+        boxes: B tensors (G_i, 4), (x1, y1, x2, y2) in pixels, or one padded tensor (B, G, 4) with ``counts``; those
+            that `atss` was given.
         strides: one number a level, in pixels.
         scales: one factor of the box logits a level, (L,); None: 1.
         projection: the value of each bin in strides, (R,); None: 0, 1, …, R−1.
@@ -96,10 +96,11 @@ def gfl_targets(
 
 
 def normalisers(sums: Tensor, *, weight_floor: float = 1e-12) -> Tensor:
-    """What the losses are divided by: N_pos = max(mean over ranks of sums[0], 1), W = max(mean over ranks of sums[1], floor).
+    """What the losses are divided by: N_pos = max(mean over ranks of sums[0], 1), W = max(mean over ranks of sums[1],
+    floor).
 
-    The only collective of the training head: one all-reduce of two numbers where torch.distributed is initialised. Every
-    rank must call it, whatever its images hold.
+    The only collective of the training head: one all-reduce of two numbers where torch.distributed is initialised.
+    Every rank must call it, whatever its images hold.
 
     Args:
         sums: (2,), of `gfl_targets`.
@@ -139,7 +140,8 @@ def gfl_loss(
 ) -> GFLLosses:
     """The three losses of a batch, with y, w, N_pos and W of the steps before.
 
-    * qfl  = Σ over points and classes of BCE(J, y)·|y − J|^β / N_pos, times label weight; y is 0 but at the box's class;
+    * qfl  = Σ over points and classes of BCE(J, y)·|y − J|^β / N_pos, times label weight; y is 0 but at the box's
+      class;
     * giou = Σ w·(1 − GIoU) / W, boxes in units of the stride, the target box as it is;
     * dfl  = Σ w·DFL / W, averaged over the sides, target distances clamped to [0, R − 1 − 0.1] bins.
 
@@ -153,8 +155,8 @@ def gfl_loss(
 
     Returns:
         GFLLosses(qfl, giou, dfl), 0-d, float32 (float64 for float64 box logits), each multiplied by its factor.
-        Differentiable in the logits, scales, predictor tensors, quality logits and (through the boxes) the projection. Without
-        positive points the box losses are exactly 0, with gradients of 0.
+        Differentiable in the logits, scales, predictor tensors, quality logits and (through the boxes) the
+        projection. Without positive points the box losses are exactly 0, with gradients of 0.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
@@ -178,7 +180,9 @@ def gfl_loss(
     if projection is not None and values_are_checked():
         steps = projection.diff()
         if not torch.allclose(steps, steps[:1], rtol=1e-4):
-            bad_value("projection", "equal steps between the bins: DFL is defined on a uniform grid", projection.tolist())
+            bad_value(
+                "projection", "equal steps between the bins: DFL is defined on a uniform grid", projection.tolist()
+            )
     backends.select("gfl_loss", call)
     return reference.gfl_loss(
         class_logits,

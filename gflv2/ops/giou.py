@@ -1,4 +1,4 @@
-"""``giou``: Generalised IoU loss of aligned boxes (arXiv 1902.09630), and ``iou``, the target of the Quality Focal Loss."""
+"""``giou``: Generalised IoU loss of aligned boxes (arXiv 1902.09630), and ``iou``, the quality that QFL learns."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def giou(
         eps: smallest area, in the square of the unit.
 
     Returns:
-        (N,) for "none", else 0-d; float32 (float64 for float64 boxes), each in [0, 2]; 0 for no pairs. Differentiable in
-        ``pred`` only; where two sides coincide the gradient is halved, at an intersection of width 0 it is 0.
+        (N,) for "none", else 0-d; float32 (float64 for float64 boxes), each in [0, 2]; 0 for no pairs. Differentiable
+        in ``pred`` only; where two sides coincide the gradient is halved, at an intersection of width 0 it is 0.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.

@@ -36,8 +36,8 @@ def qfl(
     * ``probabilities=p``: J = p, its logarithms floored at −100. Prefer the others: only they stay exact as J → 0 or 1.
 
     Args:
-        target: (labels (N,), scores (N,)): y is the score at the label's class and 0 elsewhere; labels outside [0, C) are
-            background. Or the dense y, (N, C). Scores lie in [0, 1].
+        target: (labels (N,), scores (N,)): y is the score at the label's class and 0 elsewhere; labels outside [0, C)
+            are background. Or the dense y, (N, C). Scores lie in [0, 1].
         logits, class_logits, probabilities: (N, C). float32, float16, bfloat16 or float64.
         quality_logits: (N,).
         beta: exponent β ≥ 0. For β < 1 the derivative of the factor at J = y is defined as 0.
@@ -50,8 +50,8 @@ def qfl(
         probabilities, once.
 
     Raises:
-        TypeError, ValueError: none or several forms, a wrong shape, dtype or device; the message names the argument. Under
-            ``GFLV2_CHECK=1`` also probabilities or scores outside [0, 1].
+        TypeError, ValueError: none or several forms, a wrong shape, dtype or device; the message names the argument.
+            Under ``GFLV2_CHECK=1`` also probabilities or scores outside [0, 1].
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
     forms = {"logits": logits, "class_logits": class_logits, "probabilities": probabilities}
@@ -84,7 +84,9 @@ def _form(forms: dict[str, Tensor | None], quality_logits: Tensor | None) -> tup
         raise ValueError(f"qfl: expected {text}, got {', '.join(given) or 'none of them'}")
     name = given[0]
     if (name == "class_logits") != (quality_logits is not None):
-        expected = "the quality logits (N,) that go with class_logits" if name == "class_logits" else f"None with {name}"
+        expected = (
+            "the quality logits (N,) that go with class_logits" if name == "class_logits" else f"None with {name}"
+        )
         bad_value("quality_logits", expected, quality_logits)
     return name, forms[name]
 
@@ -116,7 +118,9 @@ def _describe(
     probabilities: Tensor | None = None,
     **_: Any,
 ) -> backends.Call:
-    name, values = _form({"logits": logits, "class_logits": class_logits, "probabilities": probabilities}, quality_logits)
+    name, values = _form(
+        {"logits": logits, "class_logits": class_logits, "probabilities": probabilities}, quality_logits
+    )
     check_tensor(values, name, shape=(None, None))
     if quality_logits is not None:
         check_tensor(quality_logits, "quality_logits", shape=(values.shape[0],), device=values.device)

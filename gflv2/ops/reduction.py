@@ -19,7 +19,8 @@ def check_reduction(
     """Check the three arguments for ``count`` rows.
 
     Raises:
-        TypeError, ValueError: a wrong type or shape; an average factor with reduction "sum"; a factor that is not positive.
+        TypeError, ValueError: a wrong type or shape; an average factor with reduction "sum"; a factor that is not
+            positive.
     """
     check_choice(reduction, "reduction", REDUCTIONS)
     if weight is not None:

@@ -1,17 +1,17 @@
 """Adaptive Training Sample Selection (arXiv 1912.02424): which point of the feature maps learns which box.
 
 For each image and box:
- 1. On every level the ``topk`` valid points nearest to the box centre are candidates (float32 dx² + dy²; equal distances: the
-    lower flat index).
+ 1. On every level the ``topk`` valid points nearest to the box centre are candidates (float32 dx² + dy²; equal
+    distances: the lower flat index).
  2. Threshold = mean + unbiased standard deviation of the candidates' IoUs, computed in float64 in two passes over the
-    candidates in a fixed order (level by level, in a level by distance, then by index), and rounded once, as a sum, to float32.
-    With fewer than two candidates nothing is positive.
+    candidates in a fixed order (level by level, in a level by distance, then by index), and rounded once, as a sum,
+    to float32. With fewer than two candidates nothing is positive.
  3. Positive: a candidate with IoU ≥ threshold whose point lies more than 0.01 px inside every side of the box.
  4. A point claimed twice goes to the box of higher IoU; of equal ones to the lower box index.
 
 IoU is between the box and a square anchor of side ``anchor_scale`` · stride centred on the point.
-Points that an ignore box covers leave step 1 (their distance becomes 1e8) and get index −1, unless they are positive all the
-same, which happens where a level has fewer than ``topk`` other cells.
+Points that an ignore box covers leave step 1 (their distance becomes 1e8) and get index −1, unless they are positive
+all the same, which happens where a level has fewer than ``topk`` other cells.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Assignment(NamedTuple):
 
     Attributes:
         index: (B, A) int64: 0 negative, −1 ignored, k > 0: box k − 1 of its image.
-        iou: (B, A) float32: IoU of the point's anchor with its box; −1e8 where not positive, 0 in an image without boxes.
+        iou: (B, A) float32: IoU of the point's anchor with its box; −1e8 where not positive, 0 in an image without
+            boxes.
         labels: (B, A) int64: label of the box, −1 where not positive.
     """
 
@@ -87,7 +88,8 @@ def atss(
     if ignore_boxes is not None and ignore_iof_thr > 0:
         ignored = covered(anchors, ignore_boxes, ignore_iof_thr) & valid
 
-    # One 64-bit maximum settles conflicts: IoU bits above (IoU ≥ 0, so their order is that of the floats), inverted box below.
+    # One 64-bit maximum settles conflicts: IoU bits above (IoU ≥ 0, so their order is that of the floats), inverted
+    # box below.
     claims = torch.full((batch, total + 1), -1, dtype=torch.int64, device=device)
     for chunk in chunks(slots, batch * max(sizes, default=0)):
         part = boxes[:, chunk]

@@ -1,6 +1,7 @@
 """Points of the feature maps, and the two ways between boxes and distances.
 
-A box is (x1, y1, x2, y2); distances are (left, top, right, bottom) from a point to the sides. Any unit, the same for both.
+A box is (x1, y1, x2, y2); distances are (left, top, right, bottom) from a point to the sides. Any unit, the same for
+both.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ def level_shapes_of(levels: Sequence[Tensor]) -> list[tuple[int, int]]:
 
 
 def cells_of_levels(
-    shapes: Sequence[tuple[int, int]], *, offset: float = 0.0, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    shapes: Sequence[tuple[int, int]],
+    *,
+    offset: float = 0.0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Positions (A, 2) of all points in units of the stride: (j + offset, i + offset) for cell (i, j)."""
     parts = []
@@ -38,7 +43,9 @@ def strides_of_points(
 ) -> Tensor:
     """The stride (A,) of every point, in pixels."""
     pairs = zip(shapes, strides, strict=True)
-    return torch.cat([torch.full((height * width,), float(stride), device=device, dtype=dtype) for (height, width), stride in pairs])
+    return torch.cat(
+        [torch.full((height * width,), float(stride), device=device, dtype=dtype) for (height, width), stride in pairs]
+    )
 
 
 def points_of_levels(
@@ -106,7 +113,7 @@ def valid_cells(
     batch: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Cells (B, A) bool whose index is below ceil(side / stride) of their own image's padded size (height, width), in pixels."""
+    """Cells (B, A) bool whose index is below ceil(side / stride) of their own image's padded size (h, w) in pixels."""
     total = sum(height * width for height, width in shapes)
     if padded_sizes is None:
         return torch.ones(batch, total, dtype=torch.bool, device=device)

@@ -1,4 +1,4 @@
-"""The inference head: joint scores, the best points of each level, their boxes (arXiv 2011.12885; NMS follows elsewhere)."""
+"""The inference head up to NMS: joint scores, the best points of each level, their boxes (arXiv 2011.12885)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The training head in three steps: targets, normalisers (outside, one all-reduce), losses (arXiv 2011.12885 and 2006.04388).
+"""The training head in three steps: targets, normalisers (outside, one all-reduce), losses (arXiv 2011.12885 and
+2006.04388).
 
 With b̂ the decoded box of a positive point and g its box, both in units of the stride:
 
@@ -45,7 +46,8 @@ class GFLTargets(NamedTuple):
         boxes: (B, A, 4) its box in pixels, 0 where not positive.
         scores: (B, A) y, IoU of the predicted box with its box; 0 where not positive.
         weights: (B, A) w, highest joint score over the classes; 0 where not positive.
-        label_weights: (B, A) weight in the QFL: 0 at ignored points and at cells outside the image's padded size, else 1.
+        label_weights: (B, A) weight in the QFL: 0 at ignored points and at cells outside the image's padded size,
+            else 1.
         sums: (2,) Σ_images max(number of positives, 1) and Σ w: what the ranks exchange.
     """
 

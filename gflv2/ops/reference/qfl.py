@@ -101,12 +101,14 @@ class _FromProbabilities(torch.autograd.Function):
 
 
 def dense_target(labels: Tensor, scores: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """(N,) labels and (N,) scores → (N, C): the score at the label's class, 0 elsewhere; other labels are background."""
+    """(N,) labels and scores → (N, C): the score at the label's class, 0 elsewhere; other labels are background."""
     hit = labels[:, None] == torch.arange(classes, device=labels.device)
     return torch.where(hit, scores.detach().to(dtype)[:, None], 0.0)
 
 
-def qfl_rows(class_logits: Tensor, quality_logits: Tensor | None, labels: Tensor, scores: Tensor, beta: float) -> Tensor:
+def qfl_rows(
+    class_logits: Tensor, quality_logits: Tensor | None, labels: Tensor, scores: Tensor, beta: float
+) -> Tensor:
     """(N, C), (N,) or None, (N,), (N,) → (N,) losses, summed over the classes."""
     target = dense_target(labels, scores, class_logits.shape[1], class_logits.dtype)
     return _FromLogits.apply(class_logits, quality_logits, target, beta)

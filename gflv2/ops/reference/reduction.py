@@ -8,8 +8,9 @@ from torch import Tensor
 def reduce_loss(loss: Tensor, weight: Tensor | None, avg_factor: float | Tensor | None, reduction: str) -> Tensor:
     """Per-row losses (N,) → (N,) for "none", else a 0-d tensor.
 
-    Weight and average factor are constants: no gradient goes to them. "sum" adds; "mean" divides the sum by ``avg_factor``, or by N without one (by 1 where N = 0, so that an empty loss is
-    zero). "none" leaves the average factor out.
+    Weight and average factor are constants: no gradient goes to them. "sum" adds; "mean" divides the sum by
+    ``avg_factor``, or by N without one (by 1 where N = 0, so that an empty loss is zero). "none" leaves the average
+    factor out.
     """
     if weight is not None:
         loss = loss * weight.detach().to(loss.dtype)
