@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from gflv2.data.transforms import IGNORED, apply, evaluation_transforms, trainin
 _log = logging.getLogger(__name__)
 
 
+class _CheckedCOCO(COCO):
+    """An index made by ``load_coco``: its records are complete."""
+
+
 def load_coco(source: str | Path | dict | COCO) -> COCO:
     """A COCO annotation file as pycocotools' index, without its prints.
 
@@ -30,14 +35,16 @@ def load_coco(source: str | Path | dict | COCO) -> COCO:
     anew where one is 0 or stands twice, because pycocotools takes a match with annotation 0 for no match.
 
     Args:
-        source: path of the JSON file, its content, or an index, which is returned as it is.
+        source: path of the JSON file, its content, or an index. Not changed; an index made by this function is returned.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a COCO file of boxes; the message names the record.
     """
-    if isinstance(source, COCO):
+    if isinstance(source, _CheckedCOCO):
         return source
+    if isinstance(source, COCO):
+        source = source.dataset
     if isinstance(source, dict):
         name, content = "annotations", {**source, "annotations": [dict(a) for a in source.get("annotations", [])]}
     else:
@@ -48,7 +55,7 @@ def load_coco(source: str | Path | dict | COCO) -> COCO:
     _check_unique(name, "image", [record["id"] for record in content["images"]])
     _check_unique(name, "category", [record["id"] for record in content["categories"]])
     _complete(name, content.setdefault("annotations", []), {record["id"] for record in content["categories"]})
-    index = COCO()
+    index = _CheckedCOCO()
     index.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
         index.createIndex()
@@ -75,7 +82,7 @@ def _complete(name: str, annotations: list[dict], categories: set) -> None:
     for position, annotation in enumerate(annotations):
         box = annotation.get("bbox")
         which = f"{name}: annotation {annotation.get('id', f'number {position}')!r}"
-        if not isinstance(box, (list, tuple)) or len(box) != 4 or not np.isfinite(np.asarray(box, dtype=float)).all():
+        if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(_is_number, box)):
             raise ValueError(f"{which}: expected 'bbox' as four numbers (x, y, width, height), got {box!r}")
         if annotation.get("category_id") not in categories:
             raise ValueError(f"{which}: category_id {annotation.get('category_id')!r} is not among the categories")
@@ -87,6 +94,10 @@ def _complete(name: str, annotations: list[dict], categories: set) -> None:
     if None in ids or 0 in ids or len(set(ids)) != len(ids):
         for number, annotation in enumerate(annotations, 1):
             annotation["id"] = number
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def find_image_folder(annotation_file: str | Path, image_dir: str | Path | None, file_names: Sequence[str]) -> Path:

@@ -37,11 +37,11 @@ class _BatchSampler:
 
     @property
     def rank(self) -> int:
-        return self._rank if self._rank is not None else _distributed()[0]
+        return self._rank if self._rank is not None else rank_and_world()[0]
 
     @property
     def world_size(self) -> int:
-        return self._world_size if self._world_size is not None else _distributed()[1]
+        return self._world_size if self._world_size is not None else rank_and_world()[1]
 
     @property
     def sampler(self) -> _BatchSampler:
@@ -120,7 +120,8 @@ class ShardedBatchSampler(_BatchSampler):
             yield mine[start : start + self.batch_size]
 
 
-def _distributed() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
+    """Rank of this process and number of processes; (0, 1) where ``torch.distributed`` does not run."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1

@@ -1,8 +1,8 @@
 """A generated sample set: coloured shapes on textured backgrounds, some of whose box sides cannot be seen exactly.
 
 Objects overlap, fade out towards one side, disappear behind panels, or are blurred by motion or defocus. Their boxes
-are those of the whole shape, so that a side which the picture does not show is truly ambiguous and a detector that learns
-distributions has something to be unsure about. Such sides are listed in the annotations' extra field ``ambiguous``.
+are those of the whole shape, so that a side which the picture does not show is truly ambiguous: something that a
+detector with learned distributions can be unsure about. The annotations' extra field ``ambiguous`` lists such sides.
 """
 
 from __future__ import annotations

@@ -1,0 +1,364 @@
+"""COCO evaluation of detections, of a model over a data set, and inside a training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gflv2.data import Batch, CocoDetection, load_coco, make_loader
+from gflv2.data.coco import class_mapping
+from gflv2.data.loader import rank_and_world
+from gflv2.extras import missing_package
+
+METRICS = (
+    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
+    "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
+)  # fmt: skip
+"""The twelve numbers in pycocotools's order; AP and AR without a suffix are means over IoU 0.50 to 0.95."""
+
+ENGINES = ("pycocotools", "faster-coco-eval")
+
+
+@dataclass
+class EvalResult(Mapping):
+    """The twelve COCO numbers, as a mapping from the names of ``METRICS`` to floats, and more beside them.
+
+    A number is NaN where the ground truth has no object that it is about (pycocotools says −1 there), and 0 where there
+    are objects but no detections.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> {"AP", "AP50"}
+    images: int = 0  # images that were evaluated
+    boxes: int = 0  # ground-truth boxes on them, without crowds
+    detections: int = 0
+
+    def __getitem__(self, name: str) -> float:
+        return self.metrics[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.metrics)
+
+    def __len__(self) -> int:
+        return len(self.metrics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values for a JSON file; None stands for NaN, which JSON has not."""
+        numbers = {name: _or_none(value) for name, value in self.metrics.items()}
+        classes = {name: {key: _or_none(value) for key, value in row.items()} for name, row in self.per_class.items()}
+        counts = {"images": self.images, "boxes": self.boxes, "detections": self.detections}
+        return {**numbers, "per_class": classes, **counts}
+
+    def table(self, *, per_class: bool = True) -> str:
+        """The numbers as text: overall, per size, and one line per class; "–" where there is nothing to measure."""
+        m = {name: _shown(value) for name, value in self.metrics.items()}
+        lines = [
+            f"{self.images} images, {self.boxes} boxes, {self.detections} detections",
+            "",
+            f"{'':<20}{'all':>8}{'small':>8}{'medium':>8}{'large':>8}",
+            f"{'AP   IoU .50–.95':<20}{m['AP']:>8}{m['AP_small']:>8}{m['AP_medium']:>8}{m['AP_large']:>8}",
+            f"{'AP50 IoU .50':<20}{m['AP50']:>8}",
+            f"{'AP75 IoU .75':<20}{m['AP75']:>8}",
+            f"{'AR   100 per image':<20}{m['AR100']:>8}{m['AR_small']:>8}{m['AR_medium']:>8}{m['AR_large']:>8}",
+            f"{'AR    10 per image':<20}{m['AR10']:>8}",
+            f"{'AR     1 per image':<20}{m['AR1']:>8}",
+        ]
+        if per_class and self.per_class:
+            width = max(20, *(len(name) + 2 for name in self.per_class))
+            lines += ["", f"{'class':<{width}}{'AP':>8}{'AP50':>8}"]
+            for name, row in self.per_class.items():
+                lines.append(f"{name:<{width}}{_shown(row['AP']):>8}{_shown(row['AP50']):>8}")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _shown(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def evaluate_detections(
+    ground_truth: str | Path | dict | Any,
+    detections: str | Path | Sequence[Mapping[str, Any]],
+    *,
+    image_ids: Iterable[Any] | None = None,
+    engine: str = "pycocotools",
+) -> EvalResult:
+    """The twelve COCO numbers of detections in COCO's result format.
+
+    Args:
+        ground_truth: COCO annotation file, its content, or a ``pycocotools.coco.COCO``. Not changed.
+        detections: records ``{"image_id", "category_id", "bbox": (x, y, width, height), "score"}`` in original pixels,
+            or a JSON file of them. May be empty. Not changed.
+        image_ids: evaluate these images only; None: all of the file, those without detections or boxes too.
+        engine: "pycocotools", or "faster-coco-eval" where that package is installed (same numbers, faster).
+
+    Raises:
+        ValueError: a record is incomplete, or of an image or category that the ground truth does not have.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
+    index = load_coco(ground_truth)
+    if isinstance(detections, (str, Path)):
+        detections = json.loads(Path(detections).read_text())
+    wanted = set(index.imgs) if image_ids is None else set(image_ids)
+    missing = wanted - set(index.imgs)
+    if missing:
+        raise ValueError(f"image_ids: {min(missing, key=str)!r} is not among the images of the ground truth")
+    records = [_complete(number, record, index) for number, record in enumerate(detections)]
+    records = [{**record, "id": i} for i, record in enumerate((r for r in records if r["image_id"] in wanted), 1)]
+    content = {
+        "images": [dict(image) for image in index.dataset["images"] if image["id"] in wanted],
+        # Copies, because the evaluators write into the records.
+        "annotations": [dict(a) for a in index.dataset["annotations"] if a["image_id"] in wanted],
+        "categories": index.dataset["categories"],
+    }
+    boxes = sum(not annotation["iscrowd"] for annotation in content["annotations"])
+    if not wanted:
+        metrics = dict.fromkeys(METRICS, math.nan)
+        classes = {_name(index, i): {"AP": math.nan, "AP50": math.nan} for i in sorted(index.cats)}
+        return EvalResult(metrics, classes, images=0, boxes=0, detections=0)
+    stats, precision = _run(engine, content, records)
+    classes = {
+        _name(index, category): {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])}
+        for k, category in enumerate(sorted(index.cats))
+    }
+    metrics = {name: math.nan if value < 0 else float(value) for name, value in zip(METRICS, stats, strict=True)}
+    return EvalResult(metrics, classes, images=len(wanted), boxes=boxes, detections=len(records))
+
+
+def _name(index: Any, category: Any) -> str:
+    """Name of a category, with its id where another one has the same name."""
+    name = str(index.cats[category]["name"])
+    twice = sum(str(other["name"]) == name for other in index.cats.values()) > 1
+    return f"{name} ({category})" if twice else name
+
+
+def _complete(number: int, record: Mapping[str, Any], index: Any) -> dict[str, Any]:
+    """A detection with the fields that the evaluators read; ``area`` is that of its box."""
+    try:
+        x, y, w, h = (float(value) for value in record["bbox"])
+        row = {"image_id": record["image_id"], "category_id": record["category_id"], "score": float(record["score"])}
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"detections: record {number}: expected image_id, category_id, bbox (x, y, width, height) and score, "
+            f"got {record!r}"
+        ) from None
+    if row["image_id"] not in index.imgs:
+        raise ValueError(f"detections: record {number}: image_id {row['image_id']!r} is not in the ground truth")
+    if row["category_id"] not in index.cats:
+        raise ValueError(f"detections: record {number}: category_id {row['category_id']!r} is not in the ground truth")
+    return {**row, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
+
+
+def _run(engine: str, content: dict, records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """The twelve numbers, and the precision (IoU, recall, class) over all sizes at 100 detections per image."""
+    if engine == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    else:
+        try:
+            from faster_coco_eval import COCO
+            from faster_coco_eval import COCOeval_faster as COCOeval
+        except ModuleNotFoundError as error:
+            raise missing_package(error, "engine='faster-coco-eval'") from error
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports each step by print
+        truth, found = COCO(), COCO()
+        truth.dataset = content
+        # Built by hand: pycocotools's loadRes fails on an empty list and copies every category.
+        found.dataset = {**content, "annotations": records}
+        truth.createIndex()
+        found.createIndex()
+        evaluation = COCOeval(truth, found, iouType="bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return np.asarray(evaluation.stats[:12]), np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+
+
+def _mean(precision: np.ndarray) -> float:
+    valid = precision[precision > -1]
+    return float(valid.mean()) if valid.size else math.nan
+
+
+class CocoEvaluator:
+    """Collects the detections of batches, from every process, and evaluates them together.
+
+    Args:
+        ground_truth: COCO annotation file, its content, or a ``pycocotools.coco.COCO``.
+        class_names: name per label of the detections; None: labels are the file's categories in the order of their ids.
+        engine: see ``evaluate_detections``.
+
+    Detections of classes that the file does not have are left out: nothing can be said about them. Only images that
+    were given to ``update`` count, so that a run over a part of the data measures that part.
+    """
+
+    def __init__(
+        self,
+        ground_truth: str | Path | dict | Any,
+        *,
+        class_names: Sequence[str] | None = None,
+        engine: str = "pycocotools",
+    ) -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"engine: expected one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
+        self.ground_truth = load_coco(ground_truth)
+        name = str(ground_truth) if isinstance(ground_truth, (str, Path)) else "ground_truth"
+        self.class_names, self.category_ids, _ = class_mapping(self.ground_truth, class_names, name)
+        self.engine = engine
+        self._found: dict[Any, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    def reset(self) -> None:
+        """Forget all detections, before another epoch."""
+        self._found = {}
+
+    def update(self, batch: Batch | Sequence[Any], detections: Sequence[Any]) -> None:
+        """Add the detections of one batch.
+
+        Args:
+            batch: the batch, or its image ids alone.
+            detections: per image an object with ``boxes`` (N, 4) x1 y1 x2 y2 in pixels of the **original** image,
+                ``scores`` (N,) and ``labels`` (N,). An image that comes again (samplers fill up the last batch) is kept
+                as it came first.
+        """
+        image_ids = batch.image_ids if isinstance(batch, Batch) else batch
+        if len(image_ids) != len(detections):
+            raise ValueError(f"detections: expected one per image, {len(image_ids)}, got {len(detections)}")
+        for image_id, found in zip(image_ids, detections, strict=True):
+            image_id = image_id.item() if isinstance(image_id, (torch.Tensor, np.generic)) else image_id
+            boxes, scores, labels = (_array(value) for value in (found.boxes, found.scores, found.labels))
+            if boxes.shape != (len(scores), 4) or scores.ndim != 1 or labels.shape != scores.shape:
+                raise ValueError(
+                    "detections: expected boxes (N, 4), scores (N,) and labels (N,), "
+                    f"got shapes {boxes.shape}, {scores.shape} and {labels.shape}"
+                )
+            if labels.size and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+                raise ValueError(
+                    f"detections: expected labels of {len(self.class_names)} classes, "
+                    f"got labels from {labels.min():g} to {labels.max():g}"
+                )
+            self._found.setdefault(image_id, (boxes, scores, labels.astype(np.int64)))
+
+    def records(self) -> list[dict[str, Any]]:
+        """The detections of this process in COCO's result format, ready for a JSON file."""
+        return self._records(self._found)
+
+    def _records(self, found: Mapping[Any, tuple]) -> list[dict[str, Any]]:
+        rows = []
+        for image_id, (boxes, scores, labels) in found.items():
+            for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
+                category = self.category_ids[label]
+                if category is not None:
+                    box = [x1, y1, x2 - x1, y2 - y1]
+                    rows.append({"image_id": image_id, "category_id": category, "bbox": box, "score": score})
+        return rows
+
+    def compute(self) -> EvalResult:
+        """Evaluate what all processes collected. Every process has to call it, and gets the same result."""
+        rank, world = rank_and_world()
+        if world == 1:
+            return self._evaluate(self._found)
+        parts: list[Any] = [None] * world
+        torch.distributed.all_gather_object(parts, self._found)
+        # One process evaluates; an error must reach the others too, or they would wait for the result for ever.
+        outcome: list[Any] = [None]
+        if rank == 0:
+            found: dict[Any, tuple] = {}
+            for part in parts:
+                found.update({image_id: rows for image_id, rows in part.items() if image_id not in found})
+            try:
+                outcome = [self._evaluate(found)]
+            except Exception as error:
+                outcome = [error]
+        torch.distributed.broadcast_object_list(outcome, src=0)
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
+
+    def _evaluate(self, found: Mapping[Any, tuple]) -> EvalResult:
+        return evaluate_detections(self.ground_truth, self._records(found), image_ids=found.keys(), engine=self.engine)
+
+
+def _array(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().to("cpu", torch.float64).numpy()
+    return np.asarray(value, dtype=np.float64)
+
+
+def evaluate(
+    model: torch.nn.Module,
+    data: CocoDetection | torch.utils.data.DataLoader | str | Path,
+    *,
+    image_dir: str | Path | None = None,
+    batch_size: int = 1,
+    workers: int | None = None,
+    device: torch.device | str | None = None,
+    engine: str = "pycocotools",
+    progress: bool = True,
+    save_detections: str | Path | None = None,
+    **detect_options: Any,
+) -> EvalResult:
+    """Run a detector over a data set and evaluate its detections in the original pixels of the images.
+
+    Under ``torch.distributed`` every process runs its share and all get the same result.
+
+    Args:
+        model: a ``GFLV2``, or any module with ``detect(images, image_sizes, scale_factors)``.
+        data: a COCO annotation file (read with the model's config and class names), a ``CocoDetection`` made with
+            ``train=False``, or a loader of one, e.g. from ``make_loader``.
+        image_dir: folder of the images of an annotation file; None: looked for beside it.
+        batch_size, workers: of the loader that is made for a file or data set. With a batch size of 1 no image is
+            padded to the size of another.
+        device: where to run; None: where the model is.
+        engine: see ``evaluate_detections``.
+        progress: show a progress bar.
+        save_detections: also write the detections to this JSON file, in COCO's result format (this process's share).
+        detect_options: passed to ``model.detect``, e.g. ``score_thr``.
+    """
+    from tqdm import tqdm
+
+    if isinstance(data, (str, Path)):
+        names = getattr(model, "class_names", None)
+        data = CocoDetection(data, image_dir, config=model.config.data, train=False, class_names=names)
+    if not isinstance(data, torch.utils.data.DataLoader):
+        data = make_loader(data, batch_size, train=False, workers=workers)
+    dataset = data.dataset
+    if not hasattr(dataset, "annotation_file"):
+        raise TypeError(f"data: expected a loader of CocoDetection, got one of {type(dataset).__name__}")
+    if getattr(dataset, "train", False):
+        raise ValueError("data: expected a data set made with train=False, got one with training's transforms")
+    evaluator = CocoEvaluator(dataset.annotation_file, class_names=dataset.class_names, engine=engine)
+    device = torch.device(device) if device is not None else _device_of(model)
+    rank, _ = rank_and_world()
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in tqdm(data, desc="evaluate", unit="batch", disable=not progress or rank > 0):
+                batch = batch.to(device, non_blocking=True)
+                found = model.detect(batch.images, batch.image_sizes, batch.scale_factors, **detect_options)
+                evaluator.update(batch, found)
+    finally:
+        model.train(was_training)
+    if save_detections is not None:
+        Path(save_detections).write_text(json.dumps(evaluator.records()))
+    return evaluator.compute()
+
+
+def _device_of(model: torch.nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
