@@ -1,0 +1,306 @@
+"""The GFLV2 head (arXiv 2011.12885); without its quality predictor it is the head of GFLV1 (arXiv 2006.04388)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gflv2.models.conv import init_normal
+from gflv2.models.quality import QualityPredictor, statistics_width
+from gflv2.models.towers import CLASS_PRIOR_BIAS, Detections, HeadOutput, TowerHead, split_levels
+from gflv2.ops import (
+    Decoded,
+    GFLTargets,
+    Predictor,
+    batched_nms,
+    decode,
+    dgqp,
+    dgqp_statistics,
+    gfl_loss,
+    gfl_targets,
+    normalisers,
+)
+from gflv2.ops.checks import bad_value, check_choice
+
+
+class Integral(nn.Module):
+    """Holds ``project``, the values 0 … n of the bins; their expectation is a side's distance in strides."""
+
+    def __init__(self, reg_max: int) -> None:
+        super().__init__()
+        self.register_buffer("project", torch.linspace(0, reg_max, reg_max + 1))
+
+
+class GFLHead(TowerHead):
+    """Classes, box distributions and localisation quality on every level of a pyramid.
+
+    ::
+
+        c   = gfl_cls(class tower)                        class logits
+        z_l = scale_l · gfl_reg(box tower)                4·R box logits, R = reg_max + 1 bins for each side
+        F   = [top-k of softmax(z), their mean, …]        statistics of the four distributions
+        r   = reg_conf(F)                                 quality logit
+        J   = σ(c) · σ(r)                                 joint score
+
+    The module returns logits (c, z before its scale, and r where it does not come from statistics); J is formed by the
+    loss and by the decoder, in log space where gradients need it.
+
+    Args:
+        num_classes: C.
+        in_channels: channels of the pyramid.
+        feat_channels, stacked_convs, gn_groups: width, depth and norm groups of the towers.
+        strides: pixels per cell, one a level.
+        reg_max: n; distances from 0 to n strides.
+        quality: where r comes from: ``"statistics"`` (GFLV2); ``"cls"``, ``"reg"``, ``"both"``: the last features of
+            the class tower, of the box tower, of both; None: no r, J = σ(c) (GFLV1).
+        composition: ``"product"`` as above; ``"composed"``: no r, c is computed from [class tower, F] instead.
+        reg_topk, add_topk, add_mean, add_variance: the statistics: the k largest probabilities, the mean and the
+            variance of these k. ``reg_channels``: hidden width of ``reg_conf``.
+        legacy_background: one more class channel, trained towards 0 and dropped after NMS, as in the authors' files.
+        depthwise: depthwise-separable towers, for light models.
+        atss_topk, ignore_iof_thr, beta, loss_weights, weight_floor: of assignment and losses, see ``gflv2.ops``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 256,
+        *,
+        feat_channels: int = 256,
+        stacked_convs: int = 4,
+        strides: Sequence[int] = (8, 16, 32, 64, 128),
+        reg_max: int = 16,
+        reg_topk: int = 4,
+        add_mean: bool = True,
+        add_variance: bool = False,
+        add_topk: bool = True,
+        reg_channels: int = 64,
+        gn_groups: int = 32,
+        legacy_background: bool = False,
+        quality: str | None = "statistics",
+        composition: str = "product",
+        depthwise: bool = False,
+        atss_topk: int = 9,
+        ignore_iof_thr: float = 0.0,
+        beta: float = 2.0,
+        loss_weights: Sequence[float] = (1.0, 2.0, 0.25),
+        weight_floor: float = 1e-12,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            in_channels,
+            feat_channels,
+            stacked_convs,
+            strides,
+            gn_groups,
+            depthwise,
+            atss_topk,
+            ignore_iof_thr,
+        )
+        check_choice(quality, "head.quality", ("statistics", "cls", "reg", "both", None))
+        check_choice(composition, "head.composition", ("product", "composed"))
+        if composition == "composed" and quality != "statistics":
+            bad_value("head.quality", "'statistics', since head.composition is 'composed'", quality)
+        if len(loss_weights) != 3:
+            bad_value("head.loss_weights", "three numbers (QFL, GIoU, DFL)", list(loss_weights))
+        self.reg_max = reg_max
+        self.reg_topk, self.add_topk, self.add_mean, self.add_variance = reg_topk, add_topk, add_mean, add_variance
+        self.quality, self.composition = quality, composition
+        self.legacy_background = legacy_background
+        self.beta, self.loss_weights, self.weight_floor = beta, tuple(loss_weights), weight_floor
+
+        width = self.tower_channels
+        statistics = 0
+        if quality == "statistics":
+            statistics = statistics_width(
+                reg_max=reg_max, topk=reg_topk, add_topk=add_topk, add_mean=add_mean, add_variance=add_variance
+            )
+        composed = composition == "composed"
+        self.gfl_cls = nn.Conv2d(width + statistics * composed, num_classes + legacy_background, 3, padding=1)
+        self.gfl_reg = nn.Conv2d(width, 4 * (reg_max + 1), 3, padding=1)
+        init_normal(self.gfl_cls, bias=CLASS_PRIOR_BIAS)
+        init_normal(self.gfl_reg)
+        if quality is not None and not composed:
+            inputs = {"statistics": statistics, "cls": width, "reg": width, "both": 2 * width}[quality]
+            self.reg_conf = QualityPredictor(inputs, reg_channels)
+        self.integral = Integral(reg_max)
+
+    def forward(self, features: Sequence[Tensor]) -> HeadOutput:
+        """L levels (B, in_channels, H_l, W_l) → logits."""
+        self.check_features(features)
+        pairs = [self.towers(feature) for feature in features]
+        box_logits = [self.gfl_reg(boxes) for _, boxes in pairs]
+        scales = self.level_scales()
+        if self.composition == "composed":
+            statistics = split_levels(self._statistics(box_logits, scales), box_logits)
+            towers = [torch.cat([c, s.to(c.dtype)], dim=1) for (c, _), s in zip(pairs, statistics, strict=True)]
+            return HeadOutput([self.gfl_cls(tower) for tower in towers], box_logits, scales)
+        class_logits = [self.gfl_cls(classes) for classes, _ in pairs]
+        if self.quality == "statistics":
+            return HeadOutput(class_logits, box_logits, scales, predictor=self._predictor())
+        if self.quality is None:
+            return HeadOutput(class_logits, box_logits, scales)
+        pick = {"cls": lambda c, b: c, "reg": lambda c, b: b, "both": lambda c, b: torch.cat([c, b], dim=1)}[
+            self.quality
+        ]
+        quality = torch.cat([self.reg_conf(pick(*pair)).flatten(1) for pair in pairs], dim=1)
+        return HeadOutput(class_logits, box_logits, scales, quality_logits=quality)
+
+    def _predictor(self) -> Predictor:
+        """The tensors of ``reg_conf`` for the fused operations, whose statistics always begin with the k largest."""
+        first, _, second = self.reg_conf
+        weight = first.weight
+        if not self.add_topk:
+            # Zero columns for the top-k that this predictor does not read.
+            weight = F.pad(weight.flatten(1).unflatten(1, (4, -1)), (self.reg_topk, 0)).flatten(1)
+        return Predictor(
+            weight, first.bias, second.weight, second.bias, self.reg_topk, self.add_mean, self.add_variance
+        )
+
+    def _statistics(self, box_logits: list[Tensor], scales: Tensor) -> Tensor:
+        """(B, A, F) the chosen statistics."""
+        rows = dgqp_statistics(
+            box_logits, scales=scales, topk=self.reg_topk, mean=self.add_mean, variance=self.add_variance
+        )
+        return rows if self.add_topk else rows.unflatten(2, (4, -1))[..., self.reg_topk :].flatten(2)
+
+    def _arguments(self, output: HeadOutput) -> dict:
+        """The keyword arguments that targets, loss and decoder share."""
+        return {
+            "strides": self.strides,
+            "scales": output.scales,
+            "projection": self.integral.project,
+            "predictor": output.predictor,
+            "quality_logits": output.quality_logits,
+        }
+
+    def joint_scores(self, output: HeadOutput) -> list[Tensor]:
+        """J of all points and class channels, L tensors (B, C, H_l, W_l); with ``legacy_background`` C + 1 of them."""
+        quality = output.quality_logits
+        if output.predictor is not None:
+            weights, options = output.predictor[:4], output.predictor._asdict()
+            options = {name: options[name] for name in ("topk", "mean", "variance")}
+            quality = dgqp(output.box_logits, *weights, scales=output.scales, **options)
+        scores = [level.sigmoid() for level in output.class_logits]
+        if quality is None:
+            return scores
+        levels = split_levels(quality.unsqueeze(2), output.class_logits)
+        return [score * level.sigmoid() for score, level in zip(scores, levels, strict=True)]
+
+    def targets(
+        self,
+        output: HeadOutput,
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        padded_sizes: Sequence[tuple[int, int]] | None = None,
+        ignore_boxes: Sequence[Tensor] | None = None,
+    ) -> GFLTargets:
+        """Assignment, IoU targets and weights of all points; constants. Arguments as ``loss``."""
+        assignment = self.assign(output, boxes, labels, padded_sizes, ignore_boxes)
+        return gfl_targets(
+            output.class_logits,
+            output.box_logits,
+            assignment,
+            boxes,
+            padded_sizes=padded_sizes,
+            **self._arguments(output),
+        )
+
+    def loss(
+        self,
+        output: HeadOutput,
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        padded_sizes: Sequence[tuple[int, int]] | None = None,
+        ignore_boxes: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The three weighted losses of a batch as 0-d tensors; their sum is to be minimised.
+
+        Args:
+            output: of ``forward``.
+            boxes: B tensors (G_i, 4), xyxy in pixels of the network's input. G_i may be 0.
+            labels: B tensors (G_i,), int64, 0 … C − 1.
+            padded_sizes: (height, width) of each image after its own padding; points beyond it do not count. None: all
+                count.
+            ignore_boxes: B tensors (·, 4); points inside them do not count where ``ignore_iof_thr`` > 0.
+        """
+        targets = self.targets(output, boxes, labels, padded_sizes, ignore_boxes)
+        norms = normalisers(targets.sums, weight_floor=self.weight_floor)
+        losses = gfl_loss(
+            output.class_logits,
+            output.box_logits,
+            targets,
+            norms,
+            beta=self.beta,
+            loss_weights=self.loss_weights,
+            **self._arguments(output),
+        )
+        return {"loss_qfl": losses.qfl, "loss_giou": losses.giou, "loss_dfl": losses.dfl}
+
+    def decode(
+        self,
+        output: HeadOutput,
+        image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        scale_factors: Tensor | None = None,
+        *,
+        pre_topk: int = 1000,
+        score_thr: float = 0.05,
+        return_distributions: bool = False,
+    ) -> Decoded:
+        """Candidates of each image before NMS; arguments as ``detect``."""
+        return decode(
+            output.class_logits,
+            output.box_logits,
+            image_sizes=image_sizes,
+            scale_factors=scale_factors,
+            pre_topk=pre_topk,
+            score_thr=score_thr,
+            legacy_background=self.legacy_background,
+            return_distributions=return_distributions,
+            **self._arguments(output),
+        )
+
+    def detect(
+        self,
+        output: HeadOutput,
+        image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        scale_factors: Tensor | None = None,
+        *,
+        pre_topk: int = 1000,
+        score_thr: float = 0.05,
+        iou_thr: float = 0.6,
+        max_detections: int = 100,
+        return_distributions: bool = False,
+    ) -> list[Detections]:
+        """Detections of each image, best first.
+
+        Args:
+            output: of ``forward``.
+            image_sizes: (height, width) of each resized, unpadded image, to which boxes are clipped; None: no clipping.
+            scale_factors: (B, 2) resized / original (width, height), by which boxes are divided; None: no change.
+            pre_topk: points kept on each level. score_thr: scores must exceed it. iou_thr: of the class-wise NMS.
+            max_detections: kept in each image.
+            return_distributions: also return the four distributions of each box.
+        """
+        decoded = self.decode(
+            output,
+            image_sizes,
+            scale_factors,
+            pre_topk=pre_topk,
+            score_thr=score_thr,
+            return_distributions=return_distributions,
+        )
+        return suppress(decoded, score_thr=score_thr, iou_thr=iou_thr, max_detections=max_detections)
+
+
+def suppress(decoded: Decoded, *, score_thr: float, iou_thr: float, max_detections: int) -> list[Detections]:
+    """Class-wise NMS of every image's candidates, with what belongs to the boxes that are kept."""
+    kept = batched_nms(decoded, iou_thr=iou_thr, score_thr=score_thr, max_detections=max_detections)
+    found = []
+    for image, (boxes, scores, labels, rows) in enumerate(kept):
+        distributions = None if decoded.distributions is None else decoded.distributions[image][rows]
+        found.append(Detections(boxes, scores, labels, distributions, decoded.points[image][rows]))
+    return found
