@@ -1,0 +1,144 @@
+"""What the kernels share: the table of levels that travels with a launch, and how a program finds its place in it.
+
+Every kernel covers all levels of the whole batch in one launch. Programs are numbered image-major; within an image each level
+has ceil(count / BLOCK) of them, one after the other, so that no block spans two levels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Triton decides this when a kernel is decorated, that is at this import.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+MAX_LEVELS = 8
+
+# Columns of the table: sizes in cells, strides in elements.
+WIDTH = tl.constexpr(0)
+COUNT = tl.constexpr(1)
+IMAGE_STRIDE = tl.constexpr(2)
+SIDE_STRIDE = tl.constexpr(3)
+BIN_STRIDE = tl.constexpr(4)
+ROW_STRIDE = tl.constexpr(5)
+COLUMN_STRIDE = tl.constexpr(6)
+
+# Triton ignores `do_not_specialize` inside a tuple: a 1 there becomes a constant and a multiple of 16 an attribute, so that
+# almost every image size would compile the kernel anew. Sealed integers are odd and never 1, and wider than 32 bits, so
+# that their type does not change with their size either.
+_SEAL = tl.constexpr((1 << 40) + 1)
+
+
+def seal(value: int) -> int:
+    """An integer as it travels in a tuple of kernel arguments."""
+    return 2 * value + _SEAL.value
+
+
+@triton.jit
+def unseal(value):
+    """The integer that `seal` hid, as int64."""
+    return (value - _SEAL) >> 1
+
+
+def level_table(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+    """The kernel's table for levels (B, 4·R, H_l, W_l) or for one tensor of rows (M, 4, R), which is one level of width M."""
+    return tuple(tuple(seal(value) for value in _describe(tensor)) for tensor in tensors)
+
+
+def _describe(tensor: Tensor) -> tuple[int, ...]:
+    """(width, count, image, side, bin, row, column stride) of one level."""
+    if tensor.dim() == 3:
+        rows = tensor.shape[0]
+        row, side, bin_ = tensor.stride()
+        return rows, rows, 0, side, bin_, 0, row
+    _, channels, height, width = tensor.shape
+    image, channel, row, column = tensor.stride()
+    return width, height * width, image, (channels // 4) * channel, channel, row, column
+
+
+def pointers(tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    """The levels as ``MAX_LEVELS`` kernel arguments.
+
+    They are arguments of their own, not a tuple, because only so can Triton be kept from specialising on their alignment.
+    """
+    return [*tensors, *[None] * (MAX_LEVELS - len(tensors))]
+
+
+def blocks_of(tensors: Sequence[Tensor], block: int) -> int:
+    """Programs that one image needs."""
+    return sum(-(-_describe(tensor)[1] // block) for tensor in tensors)
+
+
+def bins_are_last(tensors: Sequence[Tensor]) -> bool:
+    """Whether neighbouring bins lie closer in memory than neighbouring cells (channels_last, rows): judged by the largest level."""
+    width, _, _, _, bin_, row, column = max((_describe(tensor) for tensor in tensors), key=lambda level: level[1])
+    return bin_ < (column if width > 1 else row)
+
+
+def device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device and its current stream: make the tensor's device the current one."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+@triton.jit
+def pick(values, index):
+    """``values[index]`` of a tuple, for an index known only at run time."""
+    chosen = values[0]
+    for candidate in tl.static_range(1, len(values)):
+        chosen = tl.where(index == candidate, values[candidate], chosen)
+    return chosen
+
+
+@triton.jit
+def pick_pointer(pointer_0, pointer_1, pointer_2, pointer_3, pointer_4, pointer_5, pointer_6, pointer_7, level, LEVELS: tl.constexpr):
+    """The pointer of a level known only at run time; those from LEVELS on are None."""
+    every = (pointer_0, pointer_1, pointer_2, pointer_3, pointer_4, pointer_5, pointer_6, pointer_7)
+    chosen = pointer_0
+    for candidate in tl.static_range(1, LEVELS):
+        chosen = tl.where(level == candidate, every[candidate], chosen)
+    return chosen
+
+
+@triton.jit
+def pick_column(table, level, COLUMN: tl.constexpr):
+    """One column of the table of levels at a level known only at run time."""
+    chosen = table[0][COLUMN]
+    for candidate in tl.static_range(1, len(table)):
+        chosen = tl.where(level == candidate, table[candidate][COLUMN], chosen)
+    return unseal(chosen)
+
+
+@triton.jit
+def find_level(table, block, BLOCK: tl.constexpr):
+    """Where block number ``block`` of an image lies: its level, that level's first block, and that level's first point."""
+    level = 0
+    first_block = block * 0
+    first_point = first_block.to(tl.int64)
+    end_block = first_block
+    end_point = first_point
+    for candidate in tl.static_range(len(table)):
+        # An empty level has no block: the next one begins where it does and takes over.
+        reached = block >= end_block
+        level = tl.where(reached, candidate, level)
+        first_block = tl.where(reached, end_block, first_block)
+        first_point = tl.where(reached, end_point, first_point)
+        count = unseal(table[candidate][COUNT])
+        end_block += ((count + BLOCK - 1) // BLOCK).to(tl.int32)
+        end_point += count
+    return level, first_block, first_point
+
+
+@triton.jit
+def cell_offsets(table, level, image, cells):
+    """Offsets of cells (flat indices y·W + x, int32) of one image in their level's tensor, and their y and x."""
+    width = pick_column(table, level, WIDTH).to(tl.int32)
+    y = cells // width
+    x = cells - y * width
+    offsets = image.to(tl.int64) * pick_column(table, level, IMAGE_STRIDE)
+    offsets += y.to(tl.int64) * pick_column(table, level, ROW_STRIDE) + x.to(tl.int64) * pick_column(table, level, COLUMN_STRIDE)
+    return offsets, y, x

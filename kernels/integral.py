@@ -1,0 +1,435 @@
+"""``integral`` in Triton: softmax over the bins of each side, expectation, and optionally the box (arXiv 2006.04388, eq. 5).
+
+A program takes BLOCK cells of one level of one image and goes through their four sides. The bins of a side form a tile with the
+cells; whichever of the two lies closer together in memory is the tile's last dimension, so that neighbouring threads read
+neighbouring elements in NCHW as well as in channels_last and in rows.
+
+R is n + 1 with n nearly always a power of two. A tile of the next power of two would be almost half empty (32 for R = 17), so
+the last bin is kept beside a tile of n bins. For any other R the tile is the next power of two, masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gflv2.kernels import common
+from gflv2.kernels.common import (
+    BIN_STRIDE,
+    COUNT,
+    INTERPRETED,
+    SIDE_STRIDE,
+    cell_offsets,
+    find_level,
+    pick,
+    pick_column,
+    pick_pointer,
+    unseal,
+)
+
+# Cells a program, with 4 warps. NCHW: one cell a thread, whose bins then stay in that thread's registers (a softmax without
+# exchange between threads). Bins last: 16 threads share the bins of a cell, and 64 cells give each thread eight loads a side.
+# The interpreter pays for each operation of a program, not for each element: larger blocks.
+_CELLS = 256 if INTERPRETED else 128
+_CELLS_BINS_LAST = 256 if INTERPRETED else 64
+_WARPS = 4
+# Partial sums that one step of the second stage adds: two a thread, which keeps its few programs short.
+_PARTIALS = 256
+
+_LEVELS = [f"{name}_{level}" for name in ("logits", "grad") for level in range(common.MAX_LEVELS)]
+_RUN_TIME = ["projection", "scales", "points", "point_strides", "projection_step", "scale_step", "blocks", "batch", "total", "slots"]
+
+
+@triton.jit
+def _load_bins(pointer, offsets, live, bin_stride, scale, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr):
+    """Logits of one side in float32, raw and times the scale: a tile of BODY bins by cells, and the last bin beside it."""
+    bins = tl.expand_dims(tl.arange(0, BODY), 1 - AXIS)
+    cells = tl.expand_dims(offsets, AXIS)
+    exists = bins < BINS
+    mask = exists & tl.expand_dims(live, AXIS)
+    body = tl.load(pointer + (cells + bins * bin_stride), mask=mask, other=0.0).to(tl.float32)
+    scaled = tl.where(exists, body * scale, float("-inf"))  # masked after the product: a scale may be 0 or negative
+    tail = live * 0.0
+    if BODY < BINS:
+        tail = tl.load(pointer + (offsets + BODY * bin_stride), mask=live, other=0.0).to(tl.float32)
+    return body, scaled, tail, tail * scale
+
+
+@triton.jit
+def _softmax(body, tail, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr):
+    """exp(z − max z) of each bin, and one over their sum."""
+    peak = tl.max(body, axis=AXIS)
+    if BODY < BINS:
+        peak = tl.maximum(peak, tail)
+    body = tl.exp(body - tl.expand_dims(peak, AXIS))
+    total = tl.sum(body, axis=AXIS)
+    if BODY < BINS:
+        tail = tl.exp(tail - peak)
+        total += tail
+    return body, tail, 1.0 / total
+
+
+@triton.jit
+def _load_projection(projection, step, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr):
+    """The projection of the tile's bins, and that of the last bin."""
+    bins = tl.arange(0, BODY)
+    body = tl.load(projection + bins * step, mask=bins < BINS, other=0.0)
+    return tl.expand_dims(body, 1 - AXIS), tl.load(projection + (BINS - 1) * step)
+
+
+@triton.jit
+def _expectation(body, tail, projection, last, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr):
+    """Σ_b body_b · projection_b over the tile and the last bin."""
+    value = tl.sum(body * projection, axis=AXIS)
+    if BODY < BINS:
+        value += tail * last
+    return value
+
+
+@triton.jit
+def _stride_of(strides, point_strides, level, cells, live):
+    """Pixels a unit of distance: of the level, or of each row."""
+    if strides is not None:
+        return pick(strides, level) + live * 0.0
+    return tl.load(point_strides + cells, mask=live, other=0.0)
+
+
+@triton.jit(do_not_specialize=_LEVELS + _RUN_TIME)
+def integral_forward_kernel(
+    out,  # (B, A, 4) or (M, 4) float32, contiguous
+    logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7,  # (B, 4·R, H_l, W_l), or rows (M, 4, R)
+    levels,  # table of the levels, see common.level_table
+    projection,  # (R,) float32
+    scales,  # (L,) float32, or None
+    points,  # (M, 2) float32, or None
+    point_strides,  # (M,) float32, or None
+    strides,  # L floats, or None
+    offset: tl.float32,
+    projection_step: tl.int64,
+    scale_step: tl.int64,
+    blocks: tl.int32,  # programs an image
+    total: tl.int64,  # A
+    BINS: tl.constexpr,
+    BODY: tl.constexpr,
+    AXIS: tl.constexpr,  # of the bins in the tile: 0 with the cells last (NCHW), 1 with the bins last
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    LEVELS: tl.constexpr = len(levels)
+
+    # 1. The image, the level and the cells of this program.
+    program = tl.program_id(0)
+    image = program // blocks
+    level, first_block, first_point = find_level(levels, program - image * blocks, BLOCK)
+    cells = (program - image * blocks - first_block) * BLOCK + tl.arange(0, BLOCK)
+    live = cells < pick_column(levels, level, COUNT)
+    offsets, y, x = cell_offsets(levels, level, image, cells)
+    logits = pick_pointer(
+        logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7, level, LEVELS
+    )  # fmt: skip
+    side_stride = pick_column(levels, level, SIDE_STRIDE)
+    bin_stride = pick_column(levels, level, BIN_STRIDE)
+    scale = 1.0
+    if scales is not None:
+        scale = tl.load(scales + level * scale_step)
+    values, last = _load_projection(projection, projection_step, BINS, BODY, AXIS)
+
+    # 2. Softmax and expectation, side after side.
+    distances = ()
+    for side in tl.static_range(4):
+        _, body, _, tail = _load_bins(logits, offsets + side * side_stride, live, bin_stride, scale, BINS, BODY, AXIS)
+        body, tail, norm = _softmax(body, tail, BINS, BODY, AXIS)
+        distances = distances + (_expectation(body, tail, values, last, BINS, BODY, AXIS) * norm,)
+    left, top, right, bottom = distances
+
+    # 3. From distances to the box.
+    if strides is not None or points is not None:
+        stride = _stride_of(strides, point_strides, level, cells, live)
+        if points is not None:
+            px = tl.load(points + cells.to(tl.int64) * 2, mask=live, other=0.0)
+            py = tl.load(points + cells.to(tl.int64) * 2 + 1, mask=live, other=0.0)
+        else:
+            px = (x + offset) * stride
+            py = (y + offset) * stride
+        left, top = px - left * stride, py - top * stride
+        right, bottom = px + right * stride, py + bottom * stride
+
+    # 4. The four sides of a cell lie side by side: one 16-byte store a cell.
+    sides = tl.reshape(tl.join(tl.join(left, right), tl.join(top, bottom)), (BLOCK, 4))
+    rows = image.to(tl.int64) * total + first_point + cells
+    tl.store(out + rows[:, None] * 4 + tl.arange(0, 4)[None, :], sides, mask=live[:, None])
+
+
+@triton.jit(do_not_specialize=_LEVELS + _RUN_TIME + ["upstream"])
+def integral_backward_kernel(
+    upstream,  # (B, A, 4) or (M, 4) float32, contiguous
+    logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7,
+    levels,
+    grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7,  # shaped as the logits, or None
+    grad_levels,  # their table
+    projection, scales, point_strides, strides,  # as in forward
+    partial_projection,  # (R, slots) float32, or None
+    partial_scales,  # (slots,) float32, or None
+    projection_step: tl.int64,
+    scale_step: tl.int64,
+    blocks: tl.int32,
+    batch: tl.int64,
+    total: tl.int64,
+    slots: tl.int64,  # programs of the launch
+    BINS: tl.constexpr,
+    BODY: tl.constexpr,
+    AXIS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    LEVELS: tl.constexpr = len(levels)
+
+    # 1. The image, the level and the cells of this program, as in forward.
+    program = tl.program_id(0)
+    image = program // blocks
+    level, first_block, first_point = find_level(levels, program - image * blocks, BLOCK)
+    block = program - image * blocks - first_block
+    cells = block * BLOCK + tl.arange(0, BLOCK)
+    count = pick_column(levels, level, COUNT)
+    live = cells < count
+    offsets, _, _ = cell_offsets(levels, level, image, cells)
+    logits = pick_pointer(
+        logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7, level, LEVELS
+    )  # fmt: skip
+    side_stride = pick_column(levels, level, SIDE_STRIDE)
+    bin_stride = pick_column(levels, level, BIN_STRIDE)
+    scale = 1.0
+    if scales is not None:
+        scale = tl.load(scales + level * scale_step)
+    values, last = _load_projection(projection, projection_step, BINS, BODY, AXIS)
+    if grad_0 is not None:
+        grad = pick_pointer(grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7, level, LEVELS)
+        grad_offsets, _, _ = cell_offsets(grad_levels, level, image, cells)
+        grad_side = pick_column(grad_levels, level, SIDE_STRIDE)
+        grad_bin = pick_column(grad_levels, level, BIN_STRIDE)
+        bins = tl.expand_dims(tl.arange(0, BODY), 1 - AXIS)
+        grad_mask = (bins < BINS) & tl.expand_dims(live, AXIS)
+        grad_tile = tl.expand_dims(grad_offsets, AXIS) + bins * grad_bin
+    rows = image.to(tl.int64) * total + first_point + cells
+    stride = live * 0.0 + 1.0
+    if strides is not None or point_strides is not None:
+        stride = _stride_of(strides, point_strides, level, cells, live)
+
+    sum_scale = live * 0.0
+    sum_last = live * 0.0
+    sum_bins = tl.expand_dims(live, AXIS) * values * 0.0
+    for side in tl.static_range(4):
+        # 2. The softmax once more.
+        body, body_z, tail, tail_z = _load_bins(
+            logits, offsets + side * side_stride, live, bin_stride, scale, BINS, BODY, AXIS
+        )
+        body_p, tail_p, norm = _softmax(body_z, tail_z, BINS, BODY, AXIS)
+        body_p *= tl.expand_dims(norm, AXIS)
+        tail_p *= norm
+        distance = _expectation(body_p, tail_p, values, last, BINS, BODY, AXIS)
+
+        # 3. Upstream gradient of this side's distance.
+        g = tl.load(upstream + rows * 4 + side, mask=live, other=0.0)
+        if strides is not None or point_strides is not None:
+            g = g * (stride if side >= 2 else -stride)
+
+        # 4. ∂d/∂z_b = P_b (projection_b − d), rounded once on its way to memory.
+        body_g = tl.expand_dims(g, AXIS) * body_p * (values - tl.expand_dims(distance, AXIS))
+        tail_g = g * tail_p * (last - distance)
+        if grad_0 is not None:
+            target = grad + grad_tile + side * grad_side
+            tl.store(target, (body_g * scale).to(grad.dtype.element_ty), mask=grad_mask)
+            if BODY < BINS:
+                target = grad + (grad_offsets + side * grad_side + BODY * grad_bin)
+                tl.store(target, (tail_g * scale).to(grad.dtype.element_ty), mask=live)
+
+        # 5. What this program adds to the gradients of scale and projection.
+        if partial_scales is not None:
+            sum_scale += tl.sum(body_g * body, axis=AXIS)
+            if BODY < BINS:
+                sum_scale += tail_g * tail
+        if partial_projection is not None:
+            sum_bins += tl.expand_dims(g, AXIS) * body_p
+            sum_last += g * tail_p
+
+    # 6. First stage of the reductions: one slot a program, level-major, so that the second stage reads runs.
+    level_blocks = (count + BLOCK - 1) // BLOCK
+    slot = first_block * batch + image * level_blocks + block
+    if partial_scales is not None:
+        tl.store(partial_scales + slot, tl.sum(sum_scale, axis=0))
+    if partial_projection is not None:
+        bins_1d = tl.arange(0, BODY)
+        tl.store(partial_projection + bins_1d * slots + slot, tl.sum(sum_bins, axis=1 - AXIS), mask=bins_1d < BINS)
+        if BODY < BINS:
+            tl.store(partial_projection + BODY * slots + slot, tl.sum(sum_last, axis=0))
+
+
+@triton.jit
+def _sum_run(values, count, WIDE: tl.constexpr):
+    """Sum of ``count`` float32 in an order that depends on the count only."""
+    lanes = tl.arange(0, WIDE)
+    total = tl.zeros((WIDE,), tl.float32)
+    for start in range(0, count, WIDE):
+        total += tl.load(values + start + lanes, mask=start + lanes < count, other=0.0)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit(
+    do_not_specialize=["partial_projection", "grad_projection", "partial_scales", "grad_scales", *_RUN_TIME[4:]]
+)  # fmt: skip
+def integral_reduce_kernel(
+    partial_projection,  # (R, slots) float32, or None
+    grad_projection,  # (R,) float32, or None
+    partial_scales,  # (slots,) float32, or None
+    grad_scales,  # (L,) float32, or None
+    levels,
+    projection_step: tl.int64,
+    scale_step: tl.int64,
+    batch: tl.int64,
+    slots: tl.int64,
+    BINS: tl.constexpr,  # programs that sum for the projection: R or 0
+    BLOCK: tl.constexpr,  # cells a slot
+    WIDE: tl.constexpr,
+):
+    # 1. The first BINS programs: one entry of the projection's gradient each.
+    item = tl.program_id(0)
+    if grad_projection is not None:
+        if item < BINS:
+            total = _sum_run(partial_projection + item * slots, slots, WIDE)
+            tl.store(grad_projection + item * projection_step, total)
+
+    # 2. The others: one level each, whose slots lie in one run.
+    if grad_scales is not None:
+        if item >= BINS:
+            level = item - BINS
+            first = batch * 0
+            for candidate in tl.static_range(len(levels)):
+                blocks = (unseal(levels[candidate][COUNT]) + BLOCK - 1) // BLOCK
+                first += tl.where(candidate < level, blocks * batch, 0)
+            count = (pick_column(levels, level, COUNT) + BLOCK - 1) // BLOCK * batch
+            tl.store(grad_scales + level * scale_step, _sum_run(partial_scales + first, count, WIDE))
+
+
+def integral_forward(
+    logits: Sequence[Tensor],
+    projection: Tensor,
+    scales: Tensor | None,
+    points: Tensor | None,
+    point_strides: Tensor | None,
+    strides: Sequence[float],
+    offset: float,
+    out: Tensor,
+) -> None:
+    """Write distances or boxes into ``out``, (B, A, 4) or (M, 4) float32 contiguous.
+
+    Args:
+        logits: L levels (B, 4·R, H_l, W_l) or [rows (M, 4, R)]; float32, float16 or bfloat16, any strides.
+        projection: (R,) float32. scales: (L,) float32 or None.
+        points, point_strides: (M, 2) and (M,) float32 contiguous to decode rows, else None.
+        strides, offset: L numbers to decode levels, else empty.
+    """
+    shape = _shape(logits)
+    blocks = common.blocks_of(logits, shape["BLOCK"])
+    with common.device_of(out):
+        integral_forward_kernel[(blocks * _batch(logits),)](
+            out,
+            *common.pointers(logits),
+            common.level_table(logits),
+            projection,
+            scales,
+            points,
+            point_strides,
+            tuple(strides) or None,
+            offset,
+            projection.stride(0),
+            0 if scales is None else scales.stride(0),
+            blocks,
+            out.shape[-2],
+            num_warps=_WARPS,
+            **shape,
+        )
+
+
+def integral_backward(
+    grad: Tensor,
+    logits: Sequence[Tensor],
+    projection: Tensor,
+    scales: Tensor | None,
+    points: Tensor | None,
+    point_strides: Tensor | None,
+    strides: Sequence[float],
+    offset: float,
+    grad_logits: Sequence[Tensor],
+    grad_projection: Tensor | None,
+    grad_scales: Tensor | None,
+) -> None:
+    """Write the gradients that are wanted.
+
+    Args:
+        grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
+        grad_logits: tensors shaped as ``logits``, in their dtype, any strides; empty: not wanted.
+        grad_projection, grad_scales: (R,) and (L,) float32, or None: not wanted.
+    """
+    shape = _shape(logits)
+    blocks, batch = common.blocks_of(logits, shape["BLOCK"]), _batch(logits)
+    slots = blocks * batch
+    partial_projection = None if grad_projection is None else grad.new_empty(shape["BINS"], slots)
+    partial_scales = None if grad_scales is None else grad.new_empty(slots)
+    with common.device_of(grad):
+        integral_backward_kernel[(slots,)](
+            grad,
+            *common.pointers(logits),
+            common.level_table(logits),
+            *common.pointers(grad_logits),
+            common.level_table(grad_logits) if grad_logits else None,
+            projection,
+            scales,
+            point_strides,
+            tuple(strides) or None,
+            partial_projection,
+            partial_scales,
+            projection.stride(0),
+            0 if scales is None else scales.stride(0),
+            blocks,
+            batch,
+            grad.shape[-2],
+            slots,
+            num_warps=_WARPS,
+            **shape,
+        )
+        if grad_projection is None and grad_scales is None:
+            return
+        bins = 0 if grad_projection is None else shape["BINS"]
+        integral_reduce_kernel[(bins + (0 if grad_scales is None else len(logits)),)](
+            partial_projection,
+            grad_projection,
+            partial_scales,
+            grad_scales,
+            common.level_table(logits),
+            0 if grad_projection is None else grad_projection.stride(0),
+            0 if grad_scales is None else grad_scales.stride(0),
+            batch,
+            slots,
+            BINS=bins,
+            BLOCK=shape["BLOCK"],
+            WIDE=_PARTIALS,
+            num_warps=_WARPS,
+        )
+
+
+def _batch(logits: Sequence[Tensor]) -> int:
+    return 1 if logits[0].dim() == 3 else logits[0].shape[0]
+
+
+def _shape(logits: Sequence[Tensor]) -> dict[str, int]:
+    """The constants of the kernel: they depend on R and on the memory layout, never on a size."""
+    bins = logits[0].shape[2] if logits[0].dim() == 3 else logits[0].shape[1] // 4
+    bins_last = common.bins_are_last(logits)
+    return {
+        "BINS": bins,
+        "BODY": bins - 1 if bins > 2 and (bins - 1) & (bins - 2) == 0 else triton.next_power_of_2(bins),
+        "AXIS": int(bins_last),
+        "BLOCK": _CELLS_BINS_LAST if bins_last else _CELLS,
+    }
