@@ -23,7 +23,7 @@ class GFLV2(nn.Module):
 
     Args:
         config: the name of a model (``list_models()``), the path of a YAML file, a mapping or a ``Config``. None: what
-            the file ``weights`` was saved with.
+            the file ``weights`` was saved with, or what its keys tell. A checkpoint's path: the same as ``weights``.
         weights: path of a checkpoint: this project's, the authors', mmengine's, or a backbone's.
         num_classes: instead of the configuration's.
         class_names: one for each class; None: those of the weights, else "class 0", "class 1", ….
@@ -51,6 +51,8 @@ class GFLV2(nn.Module):
         **overrides: Any,
     ) -> None:
         super().__init__()
+        if weights is None and str(config).endswith((".pth", ".pt", ".ckpt", ".safetensors")):
+            config, weights = None, config
         if weights is not None and pretrained:
             bad_value("pretrained", "False, since weights are given", pretrained)
         checkpoint = None
@@ -60,10 +62,10 @@ class GFLV2(nn.Module):
             checkpoint = files.read(weights)
         settings = {key.replace("__", "."): value for key, value in overrides.items()}
         if checkpoint is not None:
-            config, found = _settings_of(checkpoint, config)
+            wanted = len(class_names) if class_names is not None else num_classes or settings.get("model.num_classes")
+            config, names, found = files.resolve(checkpoint, config, wanted)
             settings = {**found, **settings}
-            if class_names is None and num_classes in (None, len(checkpoint.class_names or [])):
-                class_names = checkpoint.class_names
+            class_names = names if class_names is None else class_names
         elif config is None:
             bad_value("config", "the name of a model, a path, a mapping or a Config, unless weights carry one", None)
         if class_names is not None:
@@ -84,7 +86,7 @@ class GFLV2(nn.Module):
         self.neck = FPN(channels, model.neck.channels, model.neck.levels, depthwise=model.neck.depthwise)
         self.bbox_head = build_head(model.num_classes, model.neck.channels, model.head)
         if checkpoint is not None:
-            files.load(self, checkpoint)
+            files.load_weights(self, checkpoint)
 
     def train(self, mode: bool = True) -> GFLV2:
         """Training mode; the backbone's BatchNorm layers stay in eval mode as the configuration says."""
@@ -192,19 +194,3 @@ def _check_strides(backbone: nn.Module, strides: Sequence[int], levels: int) -> 
     have += [have[-1] * 2 ** (extra + 1) for extra in range(levels - len(have))]
     if list(strides) != have:
         bad_value("head.strides", f"{have}, the strides of the {len(have)} levels that backbone and neck give", strides)
-
-
-def _settings_of(checkpoint: Any, config: Any) -> tuple[Any, dict[str, Any]]:
-    """The configuration to build for a checkpoint, and what of the file's own holds beside a named one.
-
-    The pixel normalisation belongs to the weights, and so does the number of classes.
-    """
-    if config is None:
-        if checkpoint.config is None:
-            bad_value("config", f"a name or a path, since {checkpoint.path} does not carry a configuration", None)
-        return checkpoint.config, {}
-    found = {}
-    if checkpoint.config is not None:
-        data = checkpoint.config.get("data", {})
-        found = {f"data.{key}": data[key] for key in ("mean", "std") if key in data}
-    return config, found

@@ -1,0 +1,319 @@
+"""Reading a checkpoint of any supported layout into one flat ``{key: tensor}``, without running code from the file."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gflv2.models.checkpoint.errors import CheckpointError, shorten
+from gflv2.models.checkpoint.inert import Inert, stand_ins
+
+FORMAT = "gflv2"
+VERSION = 1
+# Where other layouts carry our description: the top level of Lightning's, mmcv's meta, the header of safetensors.
+DESCRIPTION = "gflv2"
+
+
+@dataclass
+class Checkpoint:
+    """What a file holds, whatever program wrote it.
+
+    ``state`` has the detector's keys (``backbone.``, ``neck.``, ``bbox_head.``) or, of a backbone alone, those of
+    ``backbone.``; wrapper prefixes are gone, names of old versions renewed. Res2Net's stem may have the authors' names
+    or timm's.
+    """
+
+    path: str
+    layout: str  # "gflv2", "mmcv", "mmengine", "lightning", "weights"
+    state: dict[str, Tensor]
+    class_names: list[str] | None = None
+    config: dict[str, Any] | None = None  # of our own files
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_detector(self) -> bool:
+        return any(key.startswith("bbox_head.") for key in self.state)
+
+    @property
+    def has_quality(self) -> bool:
+        return any(key.startswith("bbox_head.reg_conf.") for key in self.state)
+
+
+def read(path: str | Path | Checkpoint, *, ema: bool = True) -> Checkpoint:
+    """Read a checkpoint file onto the CPU.
+
+    Layouts: this project's; mmcv's and mmengine's (also from the middle of a training); Lightning's; a bare state_dict
+    of a detector or of a backbone (torchvision, timm); safetensors. Zip files and the older torch format are both read,
+    always with ``weights_only=True``.
+
+    Args:
+        path: the file. (What an earlier call returned is passed through.)
+        ema: where the file has both, take the averaged weights (True) or those being trained (False).
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: the file cannot be read without running code from it (the message names what it asks for), is
+            broken, or holds no weights.
+    """
+    if isinstance(path, Checkpoint):
+        return path
+    path = Path(path)
+    if not path.is_file():
+        web = str(path).startswith(("http:", "https:"))
+        raise FileNotFoundError(f"weights: {'download the file first: ' if web else 'no such file: '}{path}")
+    if path.suffix == ".safetensors":
+        content = _read_safetensors(path)
+    else:
+        content = _read_torch(path)
+    return interpret(content, str(path), ema=ema)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"weights: {path} needs the package safetensors: pip install safetensors") from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            content: dict[str, Any] = {"state_dict": {key: file.get_tensor(key) for key in file.keys()}}
+            header = file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"weights: {path} is not a readable safetensors file: {error}") from error
+    if DESCRIPTION in header:
+        content[DESCRIPTION] = json.loads(header[DESCRIPTION])
+    return content
+
+
+def _read_torch(path: Path) -> Any:
+    _refuse_known_strangers(path)
+    with torch.serialization.safe_globals(stand_ins()):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise _refusal(path, error) from error
+        except (RuntimeError, EOFError, OSError, KeyError, AttributeError, TypeError, ValueError, IndexError) as error:
+            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"weights: {path} cannot be read as a PyTorch checkpoint ({text}). A truncated download? "
+                f"The file has {path.stat().st_size} bytes."
+            ) from error
+
+
+def _refuse_known_strangers(path: Path) -> None:
+    """Name the usual mistakes, for which the pickle reader would only say that an opcode is unknown."""
+    with path.open("rb") as file:
+        start = file.read(256)
+    kind = None
+    if not start:
+        kind = "is empty"
+    elif start.lstrip()[:1] == b"<":
+        kind = "is a web page, not a checkpoint: the download went wrong"
+    elif start.startswith(b"version https://git-lfs"):
+        kind = "is a Git LFS pointer, not the file itself: run `git lfs pull`"
+    elif start[:1] == b"\x80" and start[1] > 2:
+        # torch.save writes protocol 2; other protocols come from pickle.dump.
+        kind = (
+            "is a plain Python pickle, which is never loaded, because that would run code from the file. "
+            "Where you trust it, load it yourself and save its tensors with torch.save or safetensors"
+        )
+    if kind:
+        raise CheckpointError(f"weights: {path} {kind}")
+
+
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    names = re.findall(r"(?:GLOBAL|belongs to|function) (\S+)", str(error))[:1]
+    if zipfile.is_zipfile(path):
+        try:
+            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or names
+        except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
+            pass  # the list is a convenience; the first name stands in the error already
+    if not names:
+        text = str(error).replace("\n", " ")
+        detail = text.split("Please file", 1)[0]
+        return CheckpointError(
+            f"weights: {path} cannot be read without running code from it, and is refused: {detail[:600]}"
+        )
+    return CheckpointError(
+        f"weights: {path} is refused: besides tensors it asks for the Python object{'s' if len(names) > 1 else ''} "
+        f"{shorten(names)}, and building {'them' if len(names) > 1 else 'it'} could run code from the file. "
+        f"Get a file with weights only; or, where you trust its origin, in the program that wrote it: "
+        f'torch.save({{"state_dict": model.state_dict()}}, "weights.pth")'
+    )
+
+
+# ---- from the file's content to a flat state_dict ------------------------------------------------------------------
+
+_MAIN = ("state_dict", "model_state_dict", "model", "net", "params")
+_EMA_NOTES = {
+    True: "took the averaged weights (EMA)",
+    False: "took the weights being trained, not their average (EMA)",
+}
+_AVERAGED = ("ema_state_dict", "state_dict_ema", "model_ema", "ema")
+
+
+def interpret(content: Any, path: str = "<memory>", *, ema: bool = True) -> Checkpoint:
+    """The second half of ``read``: ``content`` is what the file held, for example a ``state_dict`` in memory."""
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"weights: {path} holds a {type(content).__name__}; expected a state_dict or a dictionary with one"
+        )
+    meta = content.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    notes: list[str] = []
+    layout = _layout(content, meta)
+    description = _description(content, meta, layout, path)
+    state = _pick_state(content, layout, ema, notes, path)
+    state = _unwrap(state, ema, notes, path)
+    state = {_renew(key): value for key, value in state.items()}
+    names = _names(description.get("class_names")) or _names_of_meta(meta)
+    config = description.get("config")
+    return Checkpoint(path, layout, state, names, dict(config) if isinstance(config, Mapping) else None, notes)
+
+
+def _layout(content: Mapping, meta: Mapping) -> str:
+    if content.get("format") == FORMAT:
+        return "gflv2"
+    if "message_hub" in content or "mmengine_version" in meta or "dataset_meta" in meta:
+        return "mmengine"
+    if "pytorch-lightning_version" in content:
+        return "lightning"
+    if meta and "state_dict" in content:
+        return "mmcv"
+    return "weights"
+
+
+def _description(content: Mapping, meta: Mapping, layout: str, path: str) -> Mapping:
+    """Our own entries: class names and configuration."""
+    found: Any = content if layout == "gflv2" else content.get(DESCRIPTION, meta.get(DESCRIPTION))
+    if not isinstance(found, Mapping) or found.get("format") != FORMAT:
+        return {}
+    version = found.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise CheckpointError(
+            f"weights: {path} has format version {version}; this gflv2 reads up to {VERSION}. Update gflv2."
+        )
+    return found
+
+
+def _pick_state(content: Mapping, layout: str, ema: bool, notes: list[str], path: str) -> dict[str, Tensor]:
+    main = next((content[key] for key in _MAIN if _is_state(content.get(key))), None)
+    averaged = next((content[key] for key in _AVERAGED if _is_state(content.get(key))), None)
+    if layout == "mmengine" and main is not None and averaged is not None:
+        # mmengine's EMAHook exchanges the two on saving: "state_dict" is the average, "ema_state_dict" is trained on.
+        main, averaged = averaged, main
+    if layout == "lightning" and _is_state(content.get("current_model_state")):
+        # Lightning's WeightAveraging puts the average in "state_dict".
+        main, averaged = content["current_model_state"], main
+    if main is not None and averaged is not None:
+        notes.append(_EMA_NOTES[ema])
+        chosen = averaged if ema else main
+    else:
+        chosen = main if main is not None else averaged
+    if chosen is None and _is_state(content):
+        chosen = content
+    if chosen is None:
+        raise CheckpointError(f"weights: {path} holds no state_dict; its entries are {shorten(map(str, content))}")
+    arrays = [str(key) for key, value in chosen.items() if isinstance(value, Inert)]
+    if arrays:
+        raise CheckpointError(
+            f"weights: {path}: {len(arrays)} entries are arrays or objects, not tensors: {shorten(arrays)}. "
+            f"Save them as tensors."
+        )
+    return _with_buffer_average(
+        {str(key): value.detach() for key, value in chosen.items() if isinstance(value, Tensor)}, ema, notes
+    )
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(item, (Tensor, Inert)) for item in value.values())
+
+
+def _with_buffer_average(state: dict[str, Tensor], ema: bool, notes: list[str]) -> dict[str, Tensor]:
+    """mmcv 1's EMAHook: buffers ``ema_backbone_conv1_weight`` … in the same state_dict, exchanged before saving too."""
+    shadows = {key: "ema_" + key.removeprefix("module.").replace(".", "_") for key in state}
+    pairs = {}
+    for key, shadow in shadows.items():
+        for name in (shadow, "module." + shadow):
+            if name in state:
+                pairs[key] = name
+    if not pairs:
+        return state
+    notes.append(_EMA_NOTES[ema])
+    hidden = set(pairs.values())
+    return {k: v if ema else state[pairs.get(k, k)] for k, v in state.items() if k not in hidden}
+
+
+_PART = re.compile(r"^(.*?)(?:backbone|neck|bbox_head)\.")
+_WRAPPERS = ("module.", "model.")
+_AVERAGE_NAMES = ("ema", "teacher", "average", "shadow")
+
+
+def _unwrap(state: dict[str, Tensor], ema: bool, notes: list[str], path: str) -> dict[str, Tensor]:
+    """Drop what wrappers add: DataParallel ``module.``, torch.compile ``_orig_mod.``, Lightning ``model.``."""
+    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    prefixes = Counter(match[1] for key in state if (match := _PART.match(key)))
+    if not prefixes:
+        for _ in range(4):
+            wrapper = next((w for w in _WRAPPERS if state and all(key.startswith(w) for key in state)), "")
+            state = {key.removeprefix(wrapper): value for key, value in state.items()}
+        return {"backbone." + key: value for key, value in state.items()}
+    prefix = _choose_prefix(prefixes, ema, notes, path)
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    inside = {key: value for key, value in inside.items() if prefix or not _belongs_to_other(key, prefixes)}
+    left_out = [key for key in inside if key.startswith("data_preprocessor.")]
+    outside = len(state) - len(inside) + len(left_out)
+    if outside:
+        notes.append(f"{outside} entries outside the detector were left out")
+    return {key: value for key, value in inside.items() if key not in left_out}
+
+
+def _belongs_to_other(key: str, prefixes: Counter) -> bool:
+    return any(other and key.startswith(other) for other in prefixes)
+
+
+def _choose_prefix(prefixes: Counter, ema: bool, notes: list[str], path: str) -> str:
+    if len(prefixes) == 1:
+        return next(iter(prefixes))
+    averages = [p for p in prefixes if any(name in p.lower() for name in _AVERAGE_NAMES)]
+    plain = [p for p in prefixes if p not in averages]
+    wanted = averages if ema and averages else plain
+    if len(wanted) != 1:
+        raise CheckpointError(
+            f"weights: {path} holds several detectors, under the prefixes {shorten(repr(p) for p in prefixes)}; "
+            f"save one of them alone"
+        )
+    if averages:
+        notes.append(_EMA_NOTES[ema])
+    return wanted[0]
+
+
+# mmcv before 1.0 (DeformConvPack version < 2) put the offset convolution beside the deformable one.
+_OLD_OFFSET = re.compile(r"^(.*\.(?:conv\d+|convs\.\d+))_offset\.(weight|bias)$")
+
+
+def _renew(key: str) -> str:
+    return _OLD_OFFSET.sub(r"\1.conv_offset.\2", key)
+
+
+def _names(value: Any) -> list[str] | None:
+    if isinstance(value, str):  # ("ball") without its comma, a common slip in mmdetection's CLASSES
+        return [value]
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, str) for item in value):
+        return list(value)
+    return None
+
+
+def _names_of_meta(meta: Mapping) -> list[str] | None:
+    dataset = meta.get("dataset_meta")
+    dataset = dataset if isinstance(dataset, Mapping) else {}
+    return _names(meta.get("CLASSES")) or _names(dataset.get("classes")) or _names(dataset.get("CLASSES"))

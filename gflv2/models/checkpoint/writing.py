@@ -1,0 +1,215 @@
+"""Our own file format, and files in the layouts of other programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import gflv2
+from gflv2.models.checkpoint.errors import CheckpointError
+from gflv2.models.checkpoint.infer import backbone_name, split_class_channels
+from gflv2.models.checkpoint.loading import add_background, class_names, model_config
+from gflv2.models.checkpoint.reading import DESCRIPTION, FORMAT, VERSION, Checkpoint, read
+from gflv2.models.layout import from_official, to_official
+from gflv2.ops.checks import check_choice
+
+LAYOUTS = ("official", "mmengine", "gflv2", "state_dict")
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """What travels with the weights, as plain types: format, version, configuration (with mean and std), class names.
+
+    A program that saves checkpoints of its own puts it under the key ``"gflv2"``, and ``load`` finds it there.
+    """
+    return _description(model.config.to_dict(), model.class_names)
+
+
+def _description(config: dict[str, Any], names: Any) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "gflv2_version": gflv2.__version__,
+        "config": config,
+        "class_names": None if names is None else list(names),
+    }
+
+
+def save(model: nn.Module, path: str | Path) -> Path:
+    """Write a ``GFLV2``: weights, configuration (mean and std in it) and class names, in plain types and tensors only.
+
+    ``path`` ends in ``.pth`` (any ending but the next) or ``.safetensors``. The file appears whole or not at all.
+    """
+    return _write_own(dict(model.state_dict()), describe_model(model), Path(path))
+
+
+def _write_own(state: dict[str, Tensor], description: dict[str, Any], path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        return _write_safetensors(state, description, path)
+    return _write({**description, "state_dict": _on_cpu(state)}, path)
+
+
+def convert(
+    source: str | Path | nn.Module,
+    path: str | Path,
+    layout: str = "official",
+    *,
+    background: bool | None = None,
+    config: Any = None,
+    ema: bool = True,
+) -> Path:
+    """Write the weights of a file or of a model in another layout.
+
+    * ``"official"``: mmcv's, which the authors' code loads: {"meta": {"CLASSES", …}, "state_dict"}, their key names, in
+      the file format that torch versions before 1.6 read too.
+    * ``"mmengine"``: the same keys, class names in ``meta["dataset_meta"]``.
+    * ``"gflv2"``: this project's; ``load`` needs nothing else.
+    * ``"state_dict"``: the bare tensors, under this project's names.
+
+    The authors' GFLV2 has one more class channel than classes. It is written with weight 0 and bias −1000: its score is
+    exactly 0, so the scores of the real classes, the point selection, the NMS and the 100 detections are unchanged. A
+    file that has the authors' trained channel already keeps it.
+
+    Args:
+        source: a file that ``read`` can read, or a ``GFLV2``.
+        path: the file to write. ``.safetensors`` for the layouts "gflv2" and "state_dict".
+        layout: see above.
+        background: write the extra class channel. None: as the layout's programs expect, that is with "official" and
+            "mmengine" for GFLV2, without for GFLV1; in other layouts as in ``source``.
+        config: the configuration, where ``source`` is a file whose keys do not tell it.
+        ema: see ``read``.
+
+    Raises:
+        CheckpointError: the source has no detector, or one that the authors' code does not know.
+    """
+    check_choice(layout, "layout", LAYOUTS)
+    path = Path(path)
+    checkpoint = _as_checkpoint(source, ema)
+    settings = model_config(checkpoint, config)
+    if path.suffix == ".safetensors" and layout not in ("gflv2", "state_dict"):
+        raise CheckpointError(f"layout: {layout!r} is a .pth file, got {path.name}")
+    theirs = layout in ("official", "mmengine")
+    if theirs:
+        _check_official(settings, checkpoint)
+    backbone = settings.model.backbone.name
+    state = {from_official(key, backbone): value for key, value in checkpoint.state.items()}
+    classes, has_background = split_class_channels(checkpoint)
+    if background is None:
+        background = checkpoint.has_quality if theirs else has_background
+    settings.model.num_classes, settings.model.head.legacy_background = classes, background
+    _set_background(state, classes, has_background, background)
+    names = class_names(checkpoint)
+    description = _description(settings.to_dict(), names)
+    if layout == "gflv2":
+        return _write_own(_complete(state), description, path)
+    if layout == "state_dict":
+        return _write_safetensors(state, None, path) if path.suffix == ".safetensors" else _write(_on_cpu(state), path)
+    state = {to_official(key, backbone): value for key, value in _complete(state).items()}
+    meta: dict[str, Any] = {"epoch": 0, "iter": 0, DESCRIPTION: description}
+    if names is not None:
+        meta |= {"CLASSES": tuple(names)} if layout == "official" else {"dataset_meta": {"classes": tuple(names)}}
+    return _write({"meta": meta, "state_dict": _on_cpu(state)}, path, old_format=layout == "official")
+
+
+def _as_checkpoint(source: str | Path | nn.Module, ema: bool) -> Checkpoint:
+    if isinstance(source, nn.Module):
+        description = describe_model(source)
+        state = {key: value.detach() for key, value in source.state_dict().items()}
+        return Checkpoint("<model>", "gflv2", state, description["class_names"], description["config"])
+    return read(source, ema=ema)
+
+
+def _check_official(settings: Any, checkpoint: Checkpoint) -> None:
+    """The authors' code knows ResNet, ResNeXt and Res2Net, plain convolutions, and quality from statistics or none."""
+    head, neck, reason = settings.model.head, settings.model.neck, None
+    if backbone_name(checkpoint.state) is None:
+        reason = f"no backbone {settings.model.backbone.name!r}"
+    elif neck.depthwise or head.depthwise:
+        reason = "no depthwise neck or head"
+    elif head.kind != "gfl":
+        reason = f"no head {head.kind!r} under these names"
+    elif head.composition != "product" or head.quality not in ("statistics", None):
+        reason = f"no quality from {head.quality!r} in the form {head.composition!r}"
+    elif head.quality and not (head.add_topk and not head.add_variance):
+        reason = "no statistics but the top k and their mean"
+    if reason:
+        raise CheckpointError(f"layout: the authors' code has {reason}; use layout='gflv2' or 'state_dict'")
+
+
+def _set_background(state: dict[str, Tensor], classes: int, has: bool, wanted: bool) -> None:
+    layer = "bbox_head.gfl_cls" if "bbox_head.gfl_cls.weight" in state else "bbox_head.atss_cls"
+    weight, bias = state[f"{layer}.weight"], state[f"{layer}.bias"]
+    if has and not wanted:
+        weight, bias = weight[:classes], bias[:classes]
+    elif wanted and not has:
+        weight, bias = add_background(weight, bias)
+    state[f"{layer}.weight"], state[f"{layer}.bias"] = weight, bias
+
+
+def _complete(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the entries that loading tolerates to be missing: the values of the bins, and BatchNorm's counters."""
+    complete: dict[str, Tensor] = {}
+    for key, value in state.items():
+        complete[key] = value
+        counter = key.removesuffix("running_var") + "num_batches_tracked"
+        if key.endswith(".running_var") and counter not in state:
+            complete[counter] = torch.zeros((), dtype=torch.int64)
+    if "bbox_head.gfl_reg.weight" in state and "bbox_head.integral.project" not in state:
+        bins = state["bbox_head.gfl_reg.weight"].shape[0] // 4
+        complete["bbox_head.integral.project"] = torch.arange(bins, dtype=torch.float32)
+    return complete
+
+
+def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    # A clone where a tensor is a view: torch.save would write the whole storage behind a slice.
+    return {key: _own_storage(value.detach().cpu()) for key, value in state.items()}
+
+
+def _own_storage(value: Tensor) -> Tensor:
+    small = value.untyped_storage().nbytes() > value.numel() * value.element_size()
+    return value.clone(memory_format=torch.contiguous_format) if small else value.contiguous()
+
+
+def _write(content: dict[str, Any], path: Path, *, old_format: bool = False) -> Path:
+    def write(file: Path) -> None:
+        torch.save(content, file, _use_new_zipfile_serialization=not old_format)
+
+    return _atomically(write, path)
+
+
+def _write_safetensors(state: dict[str, Tensor], description: dict[str, Any] | None, path: Path) -> Path:
+    try:
+        from safetensors.torch import save_file
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"{path}: writing it needs the package safetensors: pip install safetensors") from error
+    header = {"format": "pt"}
+    if description is not None:
+        header[DESCRIPTION] = json.dumps(description)
+    tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in _on_cpu(state).items()}
+    return _atomically(lambda file: save_file(tensors, file, metadata=header), path)
+
+
+def _atomically(write: Any, path: Path) -> Path:
+    """Write beside ``path`` and rename: an interruption or a full disk leaves no half checkpoint under that name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
