@@ -85,15 +85,16 @@ class Golden:
     def tolerance(self, key: str) -> dict[str, float | None]:
         return self.meta["arrays"][key]["f32_vs_f64"]
 
-    def compare(self, key: str, value: Tensor, *, factor: float = 1.0, label: str = "") -> None:
+    def compare(self, key: str, value: Tensor, *, extra: float = 0.0, label: str = "") -> None:
         """Check a tensor against an array of this case, by the rules that came with the arrays.
 
         |value − golden| ≤ atol, the warranted float32 round-off; for the ``*_edge`` cases, whose values span 1e-30…1e9,
-        relative; IoUs with a sentinel (``max_overlaps``) exactly at the sentinel and to 1e-6 elsewhere; integers
+        relative as well; IoUs with a sentinel (``max_overlaps``) exactly at the sentinel and to 1e-6 elsewhere; integers
         exactly. Where the authors' number is NaN (``atol`` null) only finite values are asked for.
 
         Args:
-            factor: multiplies the tolerance; 1 unless the comment at the call says why.
+            extra: added to the tolerance; 0 unless the comment at the call says why.
+            label: stands in the message instead of ``key``.
         """
         text = f"{self.name}: {label or key}"
         golden = self[key]
@@ -110,23 +111,22 @@ class Golden:
             special = (golden == ROW_SENTINEL) | (golden == 0)
             assert torch.equal(value[special], golden[special]), f"{text}: sentinels differ"
             error = (value - golden)[~special].abs()
-            assert error.numel() == 0 or error.max() <= 1e-6 * factor, f"{text}: IoU off by {error.max():.3g}"
+            assert error.numel() == 0 or error.max() <= 1e-6, f"{text}: IoU off by {error.max():.3g}"
             return
         assert torch.isfinite(value).all(), f"{text}: values are not finite"
         warranted = self.meta["arrays"][key].get("f32_vs_f64", {})
         if self.name.endswith("_edge") and "max_rel" in warranted:
-            self._compare_relative(text, value, golden, warranted, factor)
-            return
+            self._compare_relative(text, value, golden, warranted)
         atol = warranted.get("atol", 4e-7 * float(golden.abs().max()) if golden.numel() else 0.0)
         if atol is None:
             return
         error = (value - golden).abs().max() if golden.numel() else torch.zeros(())
-        assert error <= atol * factor, f"{text}: off by {error:.3g}, allowed {atol * factor:.3g}"
+        assert error <= atol + extra, f"{text}: off by {error:.3g}, allowed {atol + extra:.3g}"
 
     @staticmethod
-    def _compare_relative(text: str, value: Tensor, golden: Tensor, warranted: dict[str, Any], factor: float) -> None:
+    def _compare_relative(text: str, value: Tensor, golden: Tensor, warranted: dict[str, Any]) -> None:
         # 8 × the authors' own relative round-off, as atol is 8 × the absolute one. Below 1e-30 float32 loses digits.
-        allowed = max(8 * warranted["max_rel"], 4e-7) * factor
+        allowed = max(8 * warranted["max_rel"], 4e-7)
         error = (value - golden).abs()
         relative = error / golden.abs().clamp(min=1e-30)
         assert relative.max() <= allowed, f"{text}: off by {relative.max():.3g} relatively, allowed {allowed:.3g}"

@@ -1,4 +1,4 @@
-"""Distribution-Guided Quality Predictor (arXiv 2011.12885, section 3.2): a quality from how sharp the four sides are."""
+"""Distribution-Guided Quality Predictor (arXiv 2011.12885, section 3.2): a quality from how sharp the sides are."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def quality_of(statistics: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tens
     dtype = statistics.dtype
     with torch.autocast(statistics.device.type, enabled=False):
         hidden = torch.relu(statistics @ weight1.flatten(1).to(dtype).t() + bias1.to(dtype))
-    # A product and a sum: its gradient for weight2 adds all points pairwise, where a matrix product with one column adds
-    # them one after the other (ten times the rounding error on 5456 points).
+    # A product and a sum: its gradient for weight2 adds all points pairwise, where a matrix product with one column
+    # adds them one after the other (ten times the rounding error on 5456 points).
     return (hidden * weight2.flatten().to(dtype)).sum(-1) + bias2.to(dtype).reshape(())
 
 
@@ -68,7 +68,7 @@ def dgqp_statistics(
     mean: bool = True,
     variance: bool = False,
 ) -> Tensor:
-    """For each side the k largest probabilities t1 ≥ … ≥ tk of softmax(scale · z), their mean and their (population) variance.
+    """For each side the k largest of softmax(scale · z), t1 ≥ … ≥ tk, their mean, their population variance.
 
     Args and result: as `gflv2.ops.dgqp_statistics`.
     """
@@ -87,7 +87,7 @@ def dgqp(
     mean: bool = True,
     variance: bool = False,
 ) -> Tensor:
-    """r = weight2 · relu(weight1 · F + bias1) + bias2 with the statistics F (equation 5 of the paper, before its sigmoid).
+    """r = weight2 · relu(weight1 · F + bias1) + bias2 with the statistics F (paper: equation 5, before the sigmoid).
 
     Args and result: as `gflv2.ops.dgqp`.
     """

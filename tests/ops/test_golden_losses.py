@@ -1,0 +1,76 @@
+"""`qfl`, `dfl`, `giou` and `iou` against the authors' losses: every reduction, weights, average factor, gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gflv2.ops import dfl, giou, iou, qfl
+from gflv2.ops.reference.boxes import boxes_to_distances, distances_to_boxes
+from tests.ops.golden_losses import check_variants
+from tests.ops.under_test import backends_of, running
+from tests.shared import golden, golden_cases
+
+
+@pytest.mark.parametrize("backend", backends_of("qfl"))
+@pytest.mark.parametrize("dense", [False, True], ids=["labels", "dense"])
+@pytest.mark.parametrize("case", golden_cases("qfl_*"))
+def test_qfl(case: str, dense: bool, backend: str) -> None:
+    arrays = golden(case)
+    form = "logits" if arrays.meta["use_sigmoid"] else "probabilities"
+    with running(backend) as device:
+        labels, scores = arrays["label"].to(device), arrays["score"].to(device)
+        target = (labels, scores)
+        if dense:
+            hit = labels[:, None] == torch.arange(arrays.meta["channels"], device=device)
+            target = hit * scores[:, None]
+
+        def loss(pred, **options):
+            return qfl(target, **{form: pred}, beta=arrays.meta["beta"], **options)
+
+        check_variants(arrays, device, loss, arrays["pred"], arrays.meta["loss_weight"], average_on_device=dense)
+
+
+@pytest.mark.parametrize("backend", backends_of("dfl"))
+@pytest.mark.parametrize("case", golden_cases("dfl_*"))
+def test_dfl(case: str, backend: str) -> None:
+    arrays = golden(case)
+    with running(backend) as device:
+        target = arrays["target"].to(device)
+
+        def loss(pred, **options):
+            return dfl(pred, target, **options)
+
+        check_variants(arrays, device, loss, arrays["pred"], arrays.meta["loss_weight"], average_on_device=True)
+
+
+@pytest.mark.parametrize("backend", backends_of("giou"))
+@pytest.mark.parametrize("case", golden_cases("giou*"))
+def test_giou(case: str, backend: str) -> None:
+    arrays = golden(case)
+    with running(backend) as device:
+        target = arrays["target"].to(device)
+
+        def loss(pred, **options):
+            return giou(pred, target, **options)
+
+        check_variants(arrays, device, loss, arrays["pred"], arrays.meta["loss_weight"], average_on_device=False)
+
+
+@pytest.mark.parametrize("backend", backends_of("iou"))
+@pytest.mark.parametrize("case", golden_cases("giou*"))
+def test_iou(case: str, backend: str) -> None:
+    arrays = golden(case)
+    with running(backend) as device:
+        values = iou(arrays["pred"].to(device), arrays["target"].to(device))
+    arrays.compare("iou_aligned", values)
+
+
+@pytest.mark.parametrize("case", golden_cases("distance_*"))
+def test_distances_and_boxes(case: str) -> None:
+    arrays = golden(case)
+    points, distances, boxes = arrays["points"], arrays["dist"], arrays["boxes"]
+    arrays.compare("decoded", distances_to_boxes(points, distances))
+    arrays.compare("decoded_clamped", distances_to_boxes(points, distances, arrays.meta["max_shape"]))
+    arrays.compare("encoded", boxes_to_distances(points, boxes, arrays.meta["reg_max"], arrays.meta["eps"]))
+    arrays.compare("encoded_unbounded", boxes_to_distances(points, boxes))
