@@ -89,8 +89,8 @@ class Golden:
         """Check a tensor against an array of this case, by the rules that came with the arrays.
 
         |value − golden| ≤ atol, the warranted float32 round-off; for the ``*_edge`` cases, whose values span 1e-30…1e9,
-        relative as well; IoUs with a sentinel (``max_overlaps``) exactly at the sentinel and to 1e-6 elsewhere; integers
-        exactly. Where the authors' number is NaN (``atol`` null) only finite values are asked for.
+        relative as well; IoUs with a sentinel (``max_overlaps``) exactly at the sentinel and to 1e-6 elsewhere;
+        integers exactly. Where the authors' number is NaN (``atol`` null) only finite values are asked for.
 
         Args:
             extra: added to the tolerance; 0 unless the comment at the call says why.
