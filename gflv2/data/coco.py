@@ -35,7 +35,7 @@ def load_coco(source: str | Path | dict | COCO) -> COCO:
     anew where one is 0 or stands twice, because pycocotools takes a match with annotation 0 for no match.
 
     Args:
-        source: path of the JSON file, its content, or an index. Not changed; an index made by this function is returned.
+        source: path of the JSON file, its content, or an index. Not changed.
 
     Raises:
         FileNotFoundError: no such file.

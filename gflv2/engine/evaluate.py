@@ -199,7 +199,8 @@ class CocoEvaluator:
     """Collects the detections of batches, from every process, and evaluates them together.
 
     Args:
-        ground_truth: COCO annotation file, its content, or a ``pycocotools.coco.COCO``.
+        ground_truth: COCO annotation file, its content, a ``pycocotools.coco.COCO``, or a ``CocoDetection``, whose file
+            and class names are taken.
         class_names: name per label of the detections; None: labels are the file's categories in the order of their ids.
         engine: see ``evaluate_detections``.
 
@@ -216,6 +217,9 @@ class CocoEvaluator:
     ) -> None:
         if engine not in ENGINES:
             raise ValueError(f"engine: expected one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
+        if isinstance(ground_truth, CocoDetection):
+            class_names = ground_truth.class_names if class_names is None else class_names
+            ground_truth = ground_truth.annotation_file
         self.ground_truth = load_coco(ground_truth)
         name = str(ground_truth) if isinstance(ground_truth, (str, Path)) else "ground_truth"
         self.class_names, self.category_ids, _ = class_mapping(self.ground_truth, class_names, name)
@@ -337,11 +341,11 @@ def evaluate(
     if not isinstance(data, torch.utils.data.DataLoader):
         data = make_loader(data, batch_size, train=False, workers=workers)
     dataset = data.dataset
-    if not hasattr(dataset, "annotation_file"):
+    if not isinstance(dataset, CocoDetection):
         raise TypeError(f"data: expected a loader of CocoDetection, got one of {type(dataset).__name__}")
-    if getattr(dataset, "train", False):
+    if dataset.train:
         raise ValueError("data: expected a data set made with train=False, got one with training's transforms")
-    evaluator = CocoEvaluator(dataset.annotation_file, class_names=dataset.class_names, engine=engine)
+    evaluator = CocoEvaluator(dataset, engine=engine)
     device = torch.device(device) if device is not None else _device_of(model)
     rank, _ = rank_and_world()
     was_training = model.training
