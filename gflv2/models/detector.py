@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,14 @@ from torch import Tensor, nn
 from gflv2.config import Config, HeadConfig, load_config
 from gflv2.models.atss_head import ATSSHead
 from gflv2.models.backbones import build_backbone, keep_norms_in_eval
+from gflv2.models.checkpoint.names import COCO_NAMES
 from gflv2.models.fpn import FPN
 from gflv2.models.head import GFLHead
 from gflv2.models.towers import Detections, HeadOutput
 from gflv2.ops.checks import bad_value, check_choice, check_tensor
+
+if TYPE_CHECKING:
+    from gflv2.models.checkpoint import Checkpoint
 
 
 class GFLV2(nn.Module):
@@ -24,9 +28,10 @@ class GFLV2(nn.Module):
     Args:
         config: the name of a model (``list_models()``), the path of a YAML file, a mapping or a ``Config``. None: what
             the file ``weights`` was saved with, or what its keys tell. A checkpoint's path: the same as ``weights``.
-        weights: path of a checkpoint: this project's, the authors', mmengine's, or a backbone's.
-        num_classes: instead of the configuration's.
-        class_names: one for each class; None: those of the weights, else "class 0", "class 1", ….
+        weights: a checkpoint: this project's, the authors', mmengine's, or a backbone's; a path, or what
+            ``gflv2.models.checkpoint.read`` returned.
+        num_classes: instead of the configuration's. None: that of the weights where the configuration leaves it open.
+        class_names: one for each class; None: those of the weights, else COCO's for 80 classes, else "class 0", ….
         pretrained: start from the backbone weights that the configuration names. Not together with ``weights``.
         legacy: keep the authors' unused background channel (C + 1 class channels), for their exact numbers.
         overrides: single settings, dots written as two underscores: ``model__head__reg_topk=8``.
@@ -43,7 +48,7 @@ class GFLV2(nn.Module):
         self,
         config: str | Path | Mapping | Config | None = None,
         *,
-        weights: str | Path | None = None,
+        weights: str | Path | Checkpoint | None = None,
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
         pretrained: bool = False,
@@ -55,19 +60,7 @@ class GFLV2(nn.Module):
             config, weights = None, config
         if weights is not None and pretrained:
             bad_value("pretrained", "False, since weights are given", pretrained)
-        checkpoint = None
-        if weights is not None:
-            from gflv2.models import checkpoint as files
-
-            checkpoint = files.read(weights)
         settings = {key.replace("__", "."): value for key, value in overrides.items()}
-        if checkpoint is not None:
-            wanted = len(class_names) if class_names is not None else num_classes or settings.get("model.num_classes")
-            config, names, found = files.resolve(checkpoint, config, wanted)
-            settings = {**found, **settings}
-            class_names = names if class_names is None else class_names
-        elif config is None:
-            bad_value("config", "the name of a model, a path, a mapping or a Config, unless weights carry one", None)
         if class_names is not None:
             if num_classes not in (None, len(class_names)):
                 bad_value("class_names", f"{num_classes} names, one for each class", list(class_names))
@@ -76,10 +69,19 @@ class GFLV2(nn.Module):
             settings["model.num_classes"] = num_classes
         if legacy:
             settings["model.head.legacy_background"] = True
+        checkpoint, known_names = None, None
+        if weights is not None:
+            from gflv2.models import checkpoint as files
+
+            checkpoint = weights if isinstance(weights, files.Checkpoint) else files.read(weights)
+            config, known_names, found = files.resolve(checkpoint, config, settings.get("model.num_classes"))
+            settings = {**found, **settings}
+        elif config is None:
+            bad_value("config", "the name of a model, a path, a mapping or a Config, unless weights are given", None)
 
         self.config = load_config(config, settings)
         model = self.config.model
-        self.class_names = list(class_names or (f"class {label}" for label in range(model.num_classes)))
+        self.class_names = _names(model.num_classes, class_names, known_names)
         self.backbone = build_backbone(model.backbone, pretrained=pretrained)
         _check_strides(self.backbone, model.head.strides, model.neck.levels)
         channels = self.backbone.feature_info.channels()
@@ -147,11 +149,11 @@ class GFLV2(nn.Module):
 
         return predict(self, source, **options)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path) -> Path:
         """Write weights, configuration and class names to one file that ``GFLV2(weights=path)`` reads."""
         from gflv2.models import checkpoint as files
 
-        files.save(self, path)
+        return files.save(self, path)
 
 
 def build_head(num_classes: int, in_channels: int, config: HeadConfig) -> GFLHead | ATSSHead:
@@ -194,3 +196,11 @@ def _check_strides(backbone: nn.Module, strides: Sequence[int], levels: int) -> 
     have += [have[-1] * 2 ** (extra + 1) for extra in range(levels - len(have))]
     if list(strides) != have:
         bad_value("head.strides", f"{have}, the strides of the {len(have)} levels that backbone and neck give", strides)
+
+
+def _names(num_classes: int, *candidates: Sequence[str] | None) -> list[str]:
+    """The first list of names that fits; COCO's for 80 classes; else "class 0", "class 1", …."""
+    for names in (*candidates, COCO_NAMES):
+        if names is not None and len(names) == num_classes:
+            return list(names)
+    return [f"class {label}" for label in range(num_classes)]
