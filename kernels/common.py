@@ -1,7 +1,7 @@
 """What the kernels share: the table of levels that travels with a launch, and how a program finds its place in it.
 
-Every kernel covers all levels of the whole batch in one launch. Programs are numbered image-major; within an image each level
-has ceil(count / BLOCK) of them, one after the other, so that no block spans two levels.
+Every kernel covers all levels of the whole batch in one launch. Programs are numbered image-major; within an image each
+level has ceil(count / BLOCK) of them, one after the other, so that no block spans two levels.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ BIN_STRIDE = tl.constexpr(4)
 ROW_STRIDE = tl.constexpr(5)
 COLUMN_STRIDE = tl.constexpr(6)
 
-# Triton ignores `do_not_specialize` inside a tuple: a 1 there becomes a constant and a multiple of 16 an attribute, so that
-# almost every image size would compile the kernel anew. Sealed integers are odd and never 1, and wider than 32 bits, so
-# that their type does not change with their size either.
+# Triton ignores `do_not_specialize` inside a tuple: a 1 there becomes a constant and a multiple of 16 an attribute, so
+# that almost every image size would compile the kernel anew. Sealed integers are odd and never 1, and wider than 32
+# bits, so that their type does not change with their size either.
 _SEAL = tl.constexpr((1 << 40) + 1)
 
 
@@ -46,7 +46,7 @@ def unseal(value):
 
 
 def level_table(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
-    """The kernel's table for levels (B, 4·R, H_l, W_l) or for one tensor of rows (M, 4, R), which is one level of width M."""
+    """The kernel's table for levels (B, 4·R, H_l, W_l), or for [rows (M, 4, R)], which are one level of width M."""
     return tuple(tuple(seal(value) for value in _describe(tensor)) for tensor in tensors)
 
 
@@ -64,7 +64,7 @@ def _describe(tensor: Tensor) -> tuple[int, ...]:
 def pointers(tensors: Sequence[Tensor]) -> list[Tensor | None]:
     """The levels as ``MAX_LEVELS`` kernel arguments.
 
-    They are arguments of their own, not a tuple, because only so can Triton be kept from specialising on their alignment.
+    They are arguments of their own, not a tuple: only so can Triton be kept from specialising on their alignment.
     """
     return [*tensors, *[None] * (MAX_LEVELS - len(tensors))]
 
@@ -75,7 +75,7 @@ def blocks_of(tensors: Sequence[Tensor], block: int) -> int:
 
 
 def bins_are_last(tensors: Sequence[Tensor]) -> bool:
-    """Whether neighbouring bins lie closer in memory than neighbouring cells (channels_last, rows): judged by the largest level."""
+    """Whether neighbouring bins lie closer in memory than neighbouring cells do, judged by the largest level."""
     width, _, _, _, bin_, row, column = max((_describe(tensor) for tensor in tensors), key=lambda level: level[1])
     return bin_ < (column if width > 1 else row)
 
@@ -86,21 +86,11 @@ def device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
 
 
 @triton.jit
-def pick(values, index):
-    """``values[index]`` of a tuple, for an index known only at run time."""
+def pick(values, index, COUNT_OF: tl.constexpr):
+    """``values[index]`` among the first COUNT_OF of a tuple, for an index known only at run time."""
     chosen = values[0]
-    for candidate in tl.static_range(1, len(values)):
+    for candidate in tl.static_range(1, COUNT_OF):
         chosen = tl.where(index == candidate, values[candidate], chosen)
-    return chosen
-
-
-@triton.jit
-def pick_pointer(pointer_0, pointer_1, pointer_2, pointer_3, pointer_4, pointer_5, pointer_6, pointer_7, level, LEVELS: tl.constexpr):
-    """The pointer of a level known only at run time; those from LEVELS on are None."""
-    every = (pointer_0, pointer_1, pointer_2, pointer_3, pointer_4, pointer_5, pointer_6, pointer_7)
-    chosen = pointer_0
-    for candidate in tl.static_range(1, LEVELS):
-        chosen = tl.where(level == candidate, every[candidate], chosen)
     return chosen
 
 
@@ -115,7 +105,7 @@ def pick_column(table, level, COLUMN: tl.constexpr):
 
 @triton.jit
 def find_level(table, block, BLOCK: tl.constexpr):
-    """Where block number ``block`` of an image lies: its level, that level's first block, and that level's first point."""
+    """Where block number ``block`` of an image lies: its level, that level's first block and its first point."""
     level = 0
     first_block = block * 0
     first_point = first_block.to(tl.int64)
@@ -140,5 +130,6 @@ def cell_offsets(table, level, image, cells):
     y = cells // width
     x = cells - y * width
     offsets = image.to(tl.int64) * pick_column(table, level, IMAGE_STRIDE)
-    offsets += y.to(tl.int64) * pick_column(table, level, ROW_STRIDE) + x.to(tl.int64) * pick_column(table, level, COLUMN_STRIDE)
+    offsets += y.to(tl.int64) * pick_column(table, level, ROW_STRIDE)
+    offsets += x.to(tl.int64) * pick_column(table, level, COLUMN_STRIDE)
     return offsets, y, x

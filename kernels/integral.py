@@ -1,18 +1,18 @@
-"""``integral`` in Triton: softmax over the bins of each side, expectation, and optionally the box (arXiv 2006.04388, eq. 5).
+"""``integral`` in Triton: softmax over the bins of a side, expectation, optionally the box (2006.04388, equation 5).
 
-A program takes BLOCK cells of one level of one image and goes through their four sides. The bins of a side form a tile with the
-cells; whichever of the two lies closer together in memory is the tile's last dimension, so that neighbouring threads read
-neighbouring elements in NCHW as well as in channels_last and in rows.
+A program takes BLOCK cells of one level of one image and goes through their four sides. The bins of a side form a tile
+with the cells; whichever of the two lies closer together in memory is the tile's last dimension, so that neighbouring
+threads read neighbouring elements in NCHW as well as in channels_last and in rows.
 
-R is n + 1 with n nearly always a power of two. A tile of the next power of two would be almost half empty (32 for R = 17), so
-the last bin is kept beside a tile of n bins. For any other R the tile is the next power of two, masked.
+R is n + 1 with n nearly always a power of two. A tile of the next power of two would be almost half empty (32 for
+R = 17), so the last bin is kept beside a tile of n bins. For any other R the tile is the next power of two, masked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -27,33 +27,36 @@ from gflv2.kernels.common import (
     find_level,
     pick,
     pick_column,
-    pick_pointer,
     unseal,
 )
 
-# Cells a program, with 4 warps. NCHW: one cell a thread, whose bins then stay in that thread's registers (a softmax without
-# exchange between threads). Bins last: 16 threads share the bins of a cell, and 64 cells give each thread eight loads a side.
-# The interpreter pays for each operation of a program, not for each element: larger blocks.
-_CELLS = 256 if INTERPRETED else 128
-_CELLS_BINS_LAST = 256 if INTERPRETED else 64
-_WARPS = 4
+# Cells a program. NCHW: one cell a thread, whose bins stay in that thread's registers (a softmax without exchange
+# between threads). Bins last: 16 threads share the bins of a cell. The interpreter pays for each operation of a
+# program, not for each element: larger blocks.
+_CELLS = 512 if INTERPRETED else 128
+_CELLS_BINS_LAST = 512 if INTERPRETED else 64
+# More bins, more warps, and from 64 bins on half the cells: at most 16 elements of the tile a thread. With four warps
+# throughout, ptxas spilled R = 33 (backward) and R = 65 (both) on sm_90.
+_WARPS, _WARPS_ABOVE_16_BINS = 4, 8
 # Partial sums that one step of the second stage adds: two a thread, which keeps its few programs short.
 _PARTIALS = 256
 
-_LEVELS = [f"{name}_{level}" for name in ("logits", "grad") for level in range(common.MAX_LEVELS)]
-_RUN_TIME = ["projection", "scales", "points", "point_strides", "projection_step", "scale_step", "blocks", "batch", "total", "slots"]
+# Nothing of these is compiled in: neither a size, nor a stride, nor the alignment of an input.
+_RUN_TIME = [f"{name}_{level}" for name in ("logits", "grad") for level in range(common.MAX_LEVELS)]
+_RUN_TIME += ["projection", "scales", "points", "point_strides", "upstream", "partial_projection", "partial_scales"]
+_RUN_TIME += ["grad_projection", "grad_scales", "projection_step", "scale_step", "blocks", "batch", "total", "slots"]
 
 
 @triton.jit
 def _load_bins(pointer, offsets, live, bin_stride, scale, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr):
-    """Logits of one side in float32, raw and times the scale: a tile of BODY bins by cells, and the last bin beside it."""
+    """Logits of one side in float32, raw and scaled: a tile of BODY bins by cells, and the last bin beside it."""
     bins = tl.expand_dims(tl.arange(0, BODY), 1 - AXIS)
     cells = tl.expand_dims(offsets, AXIS)
     exists = bins < BINS
     mask = exists & tl.expand_dims(live, AXIS)
     body = tl.load(pointer + (cells + bins * bin_stride), mask=mask, other=0.0).to(tl.float32)
     scaled = tl.where(exists, body * scale, float("-inf"))  # masked after the product: a scale may be 0 or negative
-    tail = live * 0.0
+    tail = 0.0
     if BODY < BINS:
         tail = tl.load(pointer + (offsets + BODY * bin_stride), mask=live, other=0.0).to(tl.float32)
     return body, scaled, tail, tail * scale
@@ -94,14 +97,16 @@ def _expectation(body, tail, projection, last, BINS: tl.constexpr, BODY: tl.cons
 def _stride_of(strides, point_strides, level, cells, live):
     """Pixels a unit of distance: of the level, or of each row."""
     if strides is not None:
-        return pick(strides, level) + live * 0.0
-    return tl.load(point_strides + cells, mask=live, other=0.0)
+        stride = pick(strides, level, len(strides))
+    else:
+        stride = tl.load(point_strides + cells, mask=live, other=0.0)
+    return stride
 
 
-@triton.jit(do_not_specialize=_LEVELS + _RUN_TIME)
+@triton.jit(do_not_specialize=_RUN_TIME)
 def integral_forward_kernel(
     out,  # (B, A, 4) or (M, 4) float32, contiguous
-    logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7,  # (B, 4·R, H_l, W_l), or rows (M, 4, R)
+    logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7,  # (B, 4·R, H_l, W_l) or (M, 4, R)
     levels,  # table of the levels, see common.level_table
     projection,  # (R,) float32
     scales,  # (L,) float32, or None
@@ -127,9 +132,8 @@ def integral_forward_kernel(
     cells = (program - image * blocks - first_block) * BLOCK + tl.arange(0, BLOCK)
     live = cells < pick_column(levels, level, COUNT)
     offsets, y, x = cell_offsets(levels, level, image, cells)
-    logits = pick_pointer(
-        logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7, level, LEVELS
-    )  # fmt: skip
+    every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
+    logits = pick(every, level, LEVELS)
     side_stride = pick_column(levels, level, SIDE_STRIDE)
     bin_stride = pick_column(levels, level, BIN_STRIDE)
     scale = 1.0
@@ -163,7 +167,7 @@ def integral_forward_kernel(
     tl.store(out + rows[:, None] * 4 + tl.arange(0, 4)[None, :], sides, mask=live[:, None])
 
 
-@triton.jit(do_not_specialize=_LEVELS + _RUN_TIME + ["upstream"])
+@triton.jit(do_not_specialize=_RUN_TIME)
 def integral_backward_kernel(
     upstream,  # (B, A, 4) or (M, 4) float32, contiguous
     logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7,
@@ -195,9 +199,8 @@ def integral_backward_kernel(
     count = pick_column(levels, level, COUNT)
     live = cells < count
     offsets, _, _ = cell_offsets(levels, level, image, cells)
-    logits = pick_pointer(
-        logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7, level, LEVELS
-    )  # fmt: skip
+    every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
+    logits = pick(every, level, LEVELS)
     side_stride = pick_column(levels, level, SIDE_STRIDE)
     bin_stride = pick_column(levels, level, BIN_STRIDE)
     scale = 1.0
@@ -205,7 +208,8 @@ def integral_backward_kernel(
         scale = tl.load(scales + level * scale_step)
     values, last = _load_projection(projection, projection_step, BINS, BODY, AXIS)
     if grad_0 is not None:
-        grad = pick_pointer(grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7, level, LEVELS)
+        every = (grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7)
+        grad = pick(every, level, LEVELS)
         grad_offsets, _, _ = cell_offsets(grad_levels, level, image, cells)
         grad_side = pick_column(grad_levels, level, SIDE_STRIDE)
         grad_bin = pick_column(grad_levels, level, BIN_STRIDE)
@@ -213,14 +217,13 @@ def integral_backward_kernel(
         grad_mask = (bins < BINS) & tl.expand_dims(live, AXIS)
         grad_tile = tl.expand_dims(grad_offsets, AXIS) + bins * grad_bin
     rows = image.to(tl.int64) * total + first_point + cells
-    stride = live * 0.0 + 1.0
     if strides is not None or point_strides is not None:
         stride = _stride_of(strides, point_strides, level, cells, live)
 
-    sum_scale = live * 0.0
-    sum_last = live * 0.0
-    sum_bins = tl.expand_dims(live, AXIS) * values * 0.0
-    for side in tl.static_range(4):
+    sum_scale = tl.zeros((BLOCK,), tl.float32)
+    sum_last = tl.zeros((BLOCK,), tl.float32)
+    sum_bins = tl.expand_dims(sum_scale, AXIS) * values
+    for side in range(4):
         # 2. The softmax once more.
         body, body_z, tail, tail_z = _load_bins(
             logits, offsets + side * side_stride, live, bin_stride, scale, BINS, BODY, AXIS
@@ -233,7 +236,7 @@ def integral_backward_kernel(
         # 3. Upstream gradient of this side's distance.
         g = tl.load(upstream + rows * 4 + side, mask=live, other=0.0)
         if strides is not None or point_strides is not None:
-            g = g * (stride if side >= 2 else -stride)
+            g *= tl.where(side < 2, -stride, stride)
 
         # 4. ∂d/∂z_b = P_b (projection_b − d), rounded once on its way to memory.
         body_g = tl.expand_dims(g, AXIS) * body_p * (values - tl.expand_dims(distance, AXIS))
@@ -276,9 +279,7 @@ def _sum_run(values, count, WIDE: tl.constexpr):
     return tl.sum(total, axis=0)
 
 
-@triton.jit(
-    do_not_specialize=["partial_projection", "grad_projection", "partial_scales", "grad_scales", *_RUN_TIME[4:]]
-)  # fmt: skip
+@triton.jit(do_not_specialize=_RUN_TIME)
 def integral_reduce_kernel(
     partial_projection,  # (R, slots) float32, or None
     grad_projection,  # (R,) float32, or None
@@ -347,7 +348,6 @@ def integral_forward(
             0 if scales is None else scales.stride(0),
             blocks,
             out.shape[-2],
-            num_warps=_WARPS,
             **shape,
         )
 
@@ -396,7 +396,6 @@ def integral_backward(
             batch,
             grad.shape[-2],
             slots,
-            num_warps=_WARPS,
             **shape,
         )
         if grad_projection is None and grad_scales is None:
@@ -416,6 +415,7 @@ def integral_backward(
             BLOCK=shape["BLOCK"],
             WIDE=_PARTIALS,
             num_warps=_WARPS,
+            enable_fp_fusion=True,
         )
 
 
@@ -423,13 +423,17 @@ def _batch(logits: Sequence[Tensor]) -> int:
     return 1 if logits[0].dim() == 3 else logits[0].shape[0]
 
 
-def _shape(logits: Sequence[Tensor]) -> dict[str, int]:
-    """The constants of the kernel: they depend on R and on the memory layout, never on a size."""
+def _shape(logits: Sequence[Tensor]) -> dict[str, Any]:
+    """Constants and options of the kernels: they depend on R and on the memory layout, never on a size."""
     bins = logits[0].shape[2] if logits[0].dim() == 3 else logits[0].shape[1] // 4
+    body = bins - 1 if bins > 2 and (bins - 1) & (bins - 2) == 0 else triton.next_power_of_2(bins)
     bins_last = common.bins_are_last(logits)
+    cells = _CELLS_BINS_LAST if bins_last else _CELLS
     return {
         "BINS": bins,
-        "BODY": bins - 1 if bins > 2 and (bins - 1) & (bins - 2) == 0 else triton.next_power_of_2(bins),
+        "BODY": body,
         "AXIS": int(bins_last),
-        "BLOCK": _CELLS_BINS_LAST if bins_last else _CELLS,
+        "BLOCK": cells if body < 64 else cells // 2,
+        "num_warps": _WARPS if body <= 16 else _WARPS_ABOVE_16_BINS,
+        "enable_fp_fusion": True,  # said aloud: Triton's default for it differs between versions
     }

@@ -1,0 +1,137 @@
+"""What the launches would compile, found without a GPU: for compiling ahead of time, and for counting compilations.
+
+The host functions of the kernels run as they are, on CPU tensors, under a stand-in for Triton's driver that knows a
+target and nothing else. Triton's own hook hands over what it is about to compile and declines: nothing is launched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ARCHITECTURES = (80, 90, 100, 120)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One specialisation of one kernel."""
+
+    kernel: str
+    key: str = field(repr=False)  # Triton's own cache key: equal keys share one binary
+    function: Any = field(repr=False, compare=False)
+    signature: dict = field(repr=False, compare=False)
+    constants: dict = field(repr=False, compare=False)
+    attributes: dict = field(repr=False, compare=False)
+    options: dict = field(compare=False)
+
+    def compile(self, architecture: int) -> Any:
+        """Triton's compiled kernel for a compute capability (80, 90, …), with ``asm["ttgir"]``, ``asm["cubin"]``, …"""
+        source = ASTSource(self.function, self.signature, self.constants, self.attributes)
+        return triton.compile(source, target=_target(architecture), options=self.options)
+
+
+def record(call: Callable[[], Any], architecture: int = 90) -> list[Variant]:
+    """The variants that ``call()`` would launch, in order, repeated where it launches one twice."""
+    with recording(architecture) as variants:
+        call()
+    return variants
+
+
+@contextlib.contextmanager
+def recording(architecture: int = 90) -> Iterator[list[Variant]]:
+    """Within the block every launch appends its variant to the list instead of running."""
+    variants: list[Variant] = []
+
+    def note(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:  # noqa: A002  (the hook's own name)
+        variants.append(
+            Variant(
+                fn.name,
+                str(compile["key"]),
+                fn.jit_function,
+                compile["signature"],
+                compile["constants"],
+                compile["configs"][0],
+                {name: compile[name] for name in ("num_warps", "num_stages", "enable_fp_fusion")},
+            )
+        )
+        return True  # "already compiled": Triton then neither compiles nor launches
+
+    driver, hook = triton.runtime.driver._active, triton.knobs.runtime.jit_cache_hook
+    triton.runtime.driver.set_active(_Driver(architecture))
+    triton.knobs.runtime.jit_cache_hook = note
+    try:
+        yield variants
+    finally:
+        triton.knobs.runtime.jit_cache_hook = hook
+        triton.runtime.driver._active = driver
+
+
+def integral_variants() -> dict[str, list[Variant]]:
+    """The kernels of ``integral`` to compile ahead of time: both forms, R = 17 and 33, the widest and a masked R."""
+    from gflv2.kernels import integral
+
+    def launch(
+        bins: int,
+        dtype: torch.dtype,
+        *,
+        last: bool = False,
+        rows: bool = False,
+        decode: bool = True,
+        fixed: bool = False,
+    ) -> list[Variant]:
+        if rows:
+            logits = [torch.zeros(300, 4, bins, dtype=dtype)]
+        else:
+            logits = [torch.zeros(2, 4 * bins, size, size + 1, dtype=dtype) for size in (20, 10, 5, 3, 2)]
+        if last:
+            logits = [level.contiguous(memory_format=torch.channels_last) for level in logits]
+        points = torch.zeros(300, 2) if rows and decode else None
+        point_strides = torch.zeros(300) if rows and decode else None
+        strides = [] if rows or not decode else [8.0, 16.0, 32.0, 64.0, 128.0]
+        shape = (300, 4) if rows else (2, sum(level.shape[2] * level.shape[3] for level in logits), 4)
+        inputs = (logits, torch.zeros(bins), torch.zeros(len(logits)), points, point_strides, strides, 0.0)
+        grad_projection = None if fixed else torch.zeros(bins)
+        gradients = ([torch.zeros_like(level) for level in logits], grad_projection, torch.zeros(len(logits)))
+        forward = record(lambda: integral.integral_forward(*inputs, torch.zeros(shape)))
+        return forward + record(lambda: integral.integral_backward(torch.zeros(shape), *inputs, *gradients))
+
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    return {
+        "levels R=17 bfloat16": launch(17, bf16),
+        "levels R=17 bfloat16, projection fixed": launch(17, bf16, fixed=True),
+        "levels R=33 float32": launch(33, fp32),
+        "levels R=65 float32": launch(65, fp32),
+        "levels R=20 float16": launch(20, fp16, decode=False),
+        "channels_last R=17 float16, projection fixed": launch(17, fp16, last=True, fixed=True),
+        "channels_last R=17 float16": launch(17, fp16, last=True),
+        "channels_last R=33 bfloat16": launch(33, bf16, last=True),
+        "rows R=33 float32": launch(33, fp32, rows=True),
+        "rows R=65 bfloat16": launch(65, bf16, rows=True, decode=False),
+    }
+
+
+class _Driver:
+    """All that Triton's launch path asks of a driver before it compiles."""
+
+    def __init__(self, architecture: int) -> None:
+        self._architecture = architecture
+
+    def get_current_target(self) -> GPUTarget:
+        return _target(self._architecture)
+
+    def get_current_device(self) -> tuple[str, int]:
+        return ("ahead of time", self._architecture)  # the key of Triton's caches: never that of a real device
+
+    def get_current_stream(self, device: Any) -> int:
+        return 0
+
+
+def _target(architecture: int) -> GPUTarget:
+    return GPUTarget("cuda", architecture, 32)
