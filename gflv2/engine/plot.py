@@ -1,0 +1,283 @@
+"""Pictures of results: the boxes on the image, and the four learned distributions of one box.
+
+Drawn by matplotlib without pyplot, so that no global state, window or thread is touched.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from gflv2.extras import missing_package
+
+try:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+except ModuleNotFoundError as error:
+    raise missing_package(error, "drawing a result") from error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from gflv2.engine.results import Result
+
+_DPI = 100
+_SIDES = ("left", "top", "right", "bottom")
+_CLASS_COLORS = (
+    "#e8590c #1971c2 #2f9e44 #9c36b5 #e03131 #0c8599 #f08c00 #6741d9 #c2255c #5c940d #1864ab #a61e4d".split()
+)
+# From a sharp side (one or two bins) to an ambiguous one (the probability lies on many bins).
+_SHARPNESS = LinearSegmentedColormap.from_list("sharpness", ["#0b7285", "#12b886", "#f59f00", "#e03131"])
+_INK = "#212529"
+_FAINT = "#868e96"
+# Bins below this share of the probability neither widen the window nor the charts.
+_NEGLIGIBLE = 0.02
+
+
+def plot_boxes(result: Result, threshold: float = 0.3) -> Image.Image:
+    """The image at its own size with the boxes of score ≥ ``threshold``, each with its class and score."""
+    height, width = result.size
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    _show_image(axes, result.image)
+    line = max(1.5, 0.003 * max(height, width))
+    font = min(max(9.0, 0.02 * max(height, width)), 40.0)
+    for index in _shown(result, threshold)[::-1]:
+        _draw_box(axes, result, index, line, font)
+    return _render(figure)
+
+
+def plot_distributions(result: Result, index: int = 0, threshold: float = 0.3) -> Image.Image:
+    """One box with the distribution that each of its sides was read from.
+
+    Left, the whole image with the boxes of score ≥ ``threshold``. Right, the surroundings of box ``index``: above
+    it the distributions of its left and right side over the image's x, beside it those of top and bottom over y;
+    the same probabilities shade the image along the side. Below, one chart a side: probability over the distance
+    from the feature point (the cross) in pixels. The colour tells the entropy: blue-green a sharp side, red an
+    ambiguous one.
+    """
+    count = len(result)
+    if result.distributions is None:
+        raise ValueError("distributions: this model predicts none (its head regresses distances directly)")
+    if count == 0:
+        return plot_boxes(result, threshold)
+    if not -count <= index < count:
+        raise IndexError(f"distributions: expected the index of one of {count} detections, got {index}")
+    index %= count
+    sides = _sides_of(result, index)
+    window = _window(result, index, sides)
+
+    figure = Figure(figsize=(13.0, 8.0), dpi=_DPI, facecolor="white")
+    left, zoom, above, beside, charts = _layout(figure, result.size, window)
+    _show_image(left, result.image)
+    for other in _shown(result, threshold)[::-1]:
+        if other != index:
+            _draw_box(left, result, other, 1.2, 8.0)
+    _draw_box(left, result, index, 3.0, 11.0)
+
+    _show_image(zoom, result.image)
+    _draw_zoom(zoom, result, index, sides, window)
+    _draw_margins(above, beside, result, index, sides, window)
+    for axes, side in zip(charts, sides, strict=True):
+        _draw_chart(axes, side, sides)
+    _draw_legend(figure)
+    return _render(figure)
+
+
+class _Side:
+    """One side of one box: its bins in image pixels, their probabilities, and what they amount to."""
+
+    def __init__(self, name: str, point: float, positions: np.ndarray, probabilities: np.ndarray) -> None:
+        self.name = name
+        self.horizontal = name in ("left", "right")  # the distribution lies along x
+        self.positions = positions
+        self.distances = np.abs(positions - point)
+        self.probabilities = probabilities
+        edges = (positions[1:] + positions[:-1]) / 2
+        first, last = 1.5 * positions[0] - positions[1] / 2, 1.5 * positions[-1] - positions[-2] / 2
+        edges = np.concatenate([[first], edges, [last]])
+        self.low, self.width = np.minimum(edges[1:], edges[:-1]), np.abs(np.diff(edges))
+        self.mean = float((probabilities * positions).sum())
+        self.spread = float(np.sqrt((probabilities * (positions - self.mean) ** 2).sum()))
+        safe = np.clip(probabilities, 1e-12, 1)
+        self.entropy = float(-(probabilities * np.log2(safe)).sum())
+        # One bit, two neighbouring bins alike, is as sharp as a side between two bins can be.
+        ambiguous = max(0.8 * np.log2(len(positions)), 2.0)
+        self.color = _SHARPNESS(float(np.clip((self.entropy - 1.0) / (ambiguous - 1.0), 0, 1)))
+
+
+def _sides_of(result: Result, index: int) -> list[_Side]:
+    positions = result.bin_positions()[index].double().numpy()
+    probabilities = result.distributions[index].double().numpy()
+    point = result.points[index].tolist()
+    return [_Side(name, point[side % 2], positions[side], probabilities[side]) for side, name in enumerate(_SIDES)]
+
+
+def _window(result: Result, index: int, sides: list[_Side]) -> tuple[float, float, float, float]:
+    """x1, y1, x2, y2 of the part of the picture plane that holds the box and every bin that matters."""
+    x1, y1, x2, y2 = result.boxes[index].tolist()
+    for side in sides:
+        seen = side.probabilities > _NEGLIGIBLE
+        low, high = float(side.low[seen].min()), float((side.low + side.width)[seen].max())
+        if side.horizontal:
+            x1, x2 = min(x1, low), max(x2, high)
+        else:
+            y1, y2 = min(y1, low), max(y2, high)
+    margin = 0.12 * max(x2 - x1, y2 - y1)
+    x1, y1, x2, y2 = x1 - margin, y1 - margin, x2 + margin, y2 + margin
+    # Neither a sliver nor wider than the layout's place for it.
+    width, height = x2 - x1, y2 - y1
+    grow_x, grow_y = max(0.0, 0.7 * height - width) / 2, max(0.0, width / 1.6 - height) / 2
+    return x1 - grow_x, y1 - grow_y, x2 + grow_x, y2 + grow_y
+
+
+def _layout(figure: Figure, size: tuple[int, int], window: tuple[float, float, float, float]):
+    """Axes of the whole image, the zoom, its upper and right margins, and the four charts."""
+    inches_x, inches_y = figure.get_size_inches()
+    height, width = size
+    x1, y1, x2, y2 = window
+
+    def place(x: float, y: float, w: float, h: float) -> Axes:
+        return figure.add_axes((x / inches_x, y / inches_y, w / inches_x, h / inches_y))
+
+    top, bottom, margin, gap = inches_y - 0.45, 2.65, 0.95, 0.08
+    tall = top - bottom - margin - gap
+    zoom_w, zoom_h = _fit((x2 - x1) / (y2 - y1), 5.6, tall)
+    zoom_x = inches_x - 0.35 - margin - gap - zoom_w
+    zoom = place(zoom_x, bottom, zoom_w, zoom_h)
+    above = place(zoom_x, bottom + zoom_h + gap, zoom_w, margin)
+    beside = place(zoom_x + zoom_w + gap, bottom, margin, zoom_h)
+    left_w, left_h = _fit(width / height, zoom_x - 0.35 - 0.55, top - bottom)
+    left = place(
+        0.35, bottom + (zoom_h + gap + margin - left_h if left_h < zoom_h + gap + margin else 0), left_w, left_h
+    )
+    chart_w = (inches_x - 0.6 - 0.35 - 3 * 0.35) / 4
+    charts = [place(0.6 + k * (chart_w + 0.35), 0.55, chart_w, 1.35) for k in range(4)]
+    return left, zoom, above, beside, charts
+
+
+def _fit(aspect: float, width: float, height: float) -> tuple[float, float]:
+    """The largest width and height of this aspect within the given ones."""
+    return (width, width / aspect) if aspect > width / height else (height * aspect, height)
+
+
+def _draw_zoom(
+    axes: Axes, result: Result, index: int, sides: list[_Side], window: tuple[float, float, float, float]
+) -> None:
+    x1, y1, x2, y2 = result.boxes[index].tolist()
+    axes.set(xlim=(window[0], window[2]), ylim=(window[3], window[1]), facecolor="#e9ecef")
+    # One line for each bin, as opaque as it is probable: a sharp side is one or two lines, an ambiguous a fan.
+    for side in sides:
+        draw = axes.vlines if side.horizontal else axes.hlines
+        ends = (y1, y2) if side.horizontal else (x1, x2)
+        for position, share in zip(side.positions, side.probabilities / side.probabilities.max(), strict=True):
+            if share > _NEGLIGIBLE:
+                draw(position, *ends, color=side.color, linewidth=3.0, alpha=float(0.15 + 0.85 * share))
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=2.6))
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=_INK, linewidth=1.2))
+    x, y = result.points[index].tolist()
+    axes.plot([x], [y], marker="+", markersize=13, markeredgewidth=3.6, color="white", clip_on=True)
+    axes.plot([x], [y], marker="+", markersize=12, markeredgewidth=1.6, color=_INK, clip_on=True)
+
+
+def _draw_margins(above: Axes, beside: Axes, result: Result, index: int, sides: list[_Side], window) -> None:
+    left, top, right, bottom = sides
+    above.set(xlim=(window[0], window[2]), ylim=(0, 1.18 * max(left.probabilities.max(), right.probabilities.max())))
+    beside.set(ylim=(window[3], window[1]), xlim=(0, 1.18 * max(top.probabilities.max(), bottom.probabilities.max())))
+    for side in (left, right):
+        above.bar(
+            side.low, side.probabilities, side.width, align="edge", color=side.color, edgecolor="white", linewidth=0.6
+        )
+        above.axvline(side.mean, color=_INK, linewidth=1.2)
+    for side in (top, bottom):
+        beside.barh(
+            side.low, side.probabilities, side.width, align="edge", color=side.color, edgecolor="white", linewidth=0.6
+        )
+        beside.axhline(side.mean, color=_INK, linewidth=1.2)
+    for axes, edge in ((above, "bottom"), (beside, "left")):
+        axes.set(xticks=[], yticks=[])
+        for name, spine in axes.spines.items():
+            spine.set_visible(name == edge)
+            spine.set_color(_FAINT)
+    name, score = result.names[index], result.scores[index].item()
+    above.set_title(f"{name} {score:.2f}: where the model puts each side", fontsize=11, color=_INK, loc="left")
+
+
+def _draw_chart(axes: Axes, side: _Side, sides: list[_Side]) -> None:
+    order = np.argsort(side.distances)
+    distance, share = side.distances[order], side.probabilities[order]
+    axes.bar(distance, share, side.width[order] * 0.9, color=side.color)
+    mean = float((side.probabilities * side.distances).sum())
+    axes.axvline(mean, color=_INK, linewidth=1.2, linestyle=(0, (4, 2)))
+    half = side.width[order][-1] / 2
+    axes.set(
+        xlim=(distance[0] - half, distance[-1] + half),
+        ylim=(0, max(0.5, 1.15 * max(s.probabilities.max() for s in sides))),
+    )
+    axes.set_title(f"{side.name}  {mean:.0f} ± {side.spread:.0f} px", fontsize=11, color=_INK, loc="left")
+    axes.set_title(f"≈ {2**side.entropy:.1f} bins", fontsize=10, color=side.color, loc="right")
+    axes.set_xlabel("distance from the point [px]", fontsize=8, color=_INK)
+    if side is sides[0]:
+        axes.set_ylabel("probability", fontsize=8, color=_INK)
+    axes.tick_params(labelsize=8, colors=_INK, length=2)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name in ("left", "bottom"))
+        spine.set_color(_FAINT)
+
+
+def _draw_legend(figure: Figure) -> None:
+    """The colour scale of a side's entropy."""
+    inches_x, inches_y = figure.get_size_inches()
+    left, width = inches_x - 2.75, 1.3
+    axes = figure.add_axes((left / inches_x, 2.3 / inches_y, width / inches_x, 0.12 / inches_y))
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap=_SHARPNESS, aspect="auto")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    for x, align, text in ((-0.06, "right", "sharp side"), (1.06, "left", "ambiguous side")):
+        axes.text(x, 0.5, text, ha=align, va="center", fontsize=9, color=_INK, transform=axes.transAxes)
+
+
+def _shown(result: Result, threshold: float) -> list[int]:
+    return [index for index, score in enumerate(result.scores.tolist()) if score >= threshold]
+
+
+def _show_image(axes: Axes, image: np.ndarray) -> None:
+    height, width = image.shape[:2]
+    axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased", aspect="auto")
+    axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _draw_box(axes: Axes, result: Result, index: int, line: float, font: float) -> None:
+    """``line`` and ``font`` in pixels of the canvas."""
+    x1, y1, x2, y2 = result.boxes[index].tolist()
+    color = _CLASS_COLORS[int(result.labels[index]) % len(_CLASS_COLORS)]
+    points = 72 / _DPI  # matplotlib measures lines and text in points
+    frame = {"fill": False, "joinstyle": "miter"}
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, edgecolor="white", linewidth=(line + 1.4) * points, **frame))
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, edgecolor=color, linewidth=line * points, **frame))
+    inside = y1 < 0.04 * result.size[0]
+    axes.annotate(
+        f"{result.names[index]} {result.scores[index].item():.2f}",
+        (x1, y1),
+        xytext=(0, -1 if inside else 1),
+        textcoords="offset points",
+        va="top" if inside else "bottom",
+        fontsize=font * points,
+        color="white",
+        bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
+        annotation_clip=True,
+        clip_on=True,
+    )
+
+
+def _render(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -1,0 +1,289 @@
+"""Prediction on images in any usual form, and on whole folders of files."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gflv2.data.batch import collate
+from gflv2.data.transforms import preprocess
+from gflv2.engine.results import Result
+from gflv2.engine.sources import SUFFIXES, ImageError, read_source
+
+__all__ = ["FilesReport", "ImageError", "expand", "predict", "predict_files"]
+
+
+def predict(
+    model: nn.Module,
+    source: Any,
+    *,
+    score_thr: float | None = None,
+    iou_thr: float | None = None,
+    max_detections: int | None = None,
+    batch_size: int = 1,
+    bgr: bool = False,
+) -> Result | list[Result]:
+    """Detect objects in one image or several.
+
+    Args:
+        model: a ``GFLV2``. Runs on its own device in evaluation mode, which is undone afterwards.
+        source: a path, a PIL image, a uint8 array (H, W, 3) in RGB order (also (H, W), (H, W, 1), (H, W, 4)), a uint8
+            tensor (3, H, W), or a list or tuple of these. Files and PIL images are turned upright by their EXIF
+            orientation.
+        score_thr: least joint score, exclusive. None, here and in the next two: the value of ``model.config.test``.
+        iou_thr: of the class-wise non-maximum suppression.
+        max_detections: kept per image.
+        batch_size: images that go through the network together. Smaller images of a batch are padded to the
+            largest, which changes their results a little; with 1 each result depends on its own image only.
+        bgr: the channels of arrays and tensors are blue, green, red (OpenCV's order).
+
+    Returns:
+        A ``Result``, for a list or tuple one ``Result`` each. Boxes are in pixels of the original image; those
+        without area are dropped.
+
+    Raises:
+        FileNotFoundError, gflv2.engine.predict.ImageError: a file is missing, or not a readable image; the message
+            names it.
+        TypeError, ValueError: another kind of source, dtype or shape.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size: expected an integer ≥ 1, got {batch_size!r}")
+    test = model.config.test
+    limits = {
+        "pre_topk": test.pre_topk,
+        "score_thr": test.score_thr if score_thr is None else score_thr,
+        "iou_thr": test.iou_thr if iou_thr is None else iou_thr,
+        "max_detections": test.max_detections if max_detections is None else max_detections,
+    }
+    if not 0 <= limits["score_thr"] <= 1:
+        raise ValueError(f"score_thr: expected a number from 0 to 1, got {score_thr!r}")
+    if isinstance(source, (list, tuple)):
+        results = []
+        for start in range(0, len(source), batch_size):
+            part = enumerate(source[start : start + batch_size], start)
+            images = [read_source(item, bgr=bgr, name=f"source[{number}]") for number, item in part]
+            results += _predict_batch(model, images, limits)
+        return results
+    return _predict_batch(model, [read_source(source, bgr=bgr)], limits)[0]
+
+
+def _predict_batch(
+    model: nn.Module, images: Sequence[tuple[Tensor, Path | None]], limits: dict[str, Any]
+) -> list[Result]:
+    data = model.config.data
+    device = next(model.parameters()).device
+    batch = collate([preprocess(image, data) for image, _ in images], data.pad_divisor).to(device)
+    head = model.bbox_head
+    has_distributions = hasattr(head, "integral")
+    with _evaluating(model), torch.inference_mode():
+        output = model(batch.images)
+        found = head.detect(
+            output, batch.image_sizes, batch.scale_factors, return_distributions=has_distributions, **limits
+        )
+    shapes = [(level.shape[2], level.shape[3]) for level in output.class_logits]
+    projection = head.integral.project.detach().float().cpu() if has_distributions else None
+    names = tuple(model.class_names)
+    results = []
+    for (image, path), detections, factors in zip(images, found, batch.scale_factors.cpu(), strict=True):
+        boxes = detections.boxes.cpu()
+        solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        # Indexing outside of inference mode also makes ordinary tensors of them.
+        points, strides, levels = _locate(detections.points.cpu()[solid], shapes, head.strides)
+        results.append(
+            Result(
+                boxes=boxes[solid],
+                scores=detections.scores.cpu()[solid],
+                labels=detections.labels.cpu()[solid],
+                class_names=names,
+                image=image.permute(1, 2, 0).numpy(),
+                path=path,
+                distributions=detections.distributions.cpu()[solid] if has_distributions else None,
+                projection=projection,
+                points=points / factors,
+                strides=strides[:, None] / factors,
+                levels=levels,
+            )
+        )
+    return results
+
+
+def _locate(flat: Tensor, shapes: list[tuple[int, int]], strides: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat point indices (N,) → points (N, 2) in pixels of the network's input, their strides (N,) and levels (N,)."""
+    ends = torch.tensor(list(accumulate(height * width for height, width in shapes)))
+    levels = torch.bucketize(flat, ends, right=True)
+    widths = torch.tensor([width for _, width in shapes])[levels]
+    cells = flat - torch.cat([ends.new_zeros(1), ends])[levels]
+    stride = torch.tensor([float(value) for value in strides])[levels]
+    return torch.stack([cells % widths, cells // widths], dim=1) * stride[:, None], stride, levels
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is as it was (a frozen stage may differ from its parent)."""
+    states = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in states:
+            module.training = training
+
+
+@dataclass
+class FilesReport:
+    """What ``predict_files`` did.
+
+    Attributes:
+        json: the file with all detections.
+        pictures: one for each image that could be read; empty where none were asked for.
+        images, detections: their numbers; detections are those in the JSON file.
+        failures: path or pattern → what was wrong with it.
+    """
+
+    json: Path
+    pictures: list[Path]
+    images: int
+    detections: int
+    failures: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.detections} detections in {self.images} images: {self.json}"]
+        if self.failures:
+            lines.append(f"{len(self.failures)} could not be read:")
+            lines += [f"  {name}: {reason}" for name, reason in self.failures.items()]
+        return "\n".join(lines)
+
+
+def expand(patterns: str | Path | Sequence[str | Path]) -> tuple[list[Path], dict[str, str]]:
+    """Files named by paths, folders (the images directly in them) and patterns (``**`` descends), each once.
+
+    Returns:
+        The files in the order of the patterns, sorted within each; and the patterns that gave nothing, with the reason.
+    """
+    if isinstance(patterns, (str, Path)):
+        patterns = [patterns]
+    files: dict[Path, None] = {}
+    failures: dict[str, str] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            found, problem = sorted(p for p in path.iterdir() if _is_image(p)), "the folder holds no image files"
+        elif path.exists():
+            found, problem = [path], ""
+        elif glob.has_magic(str(path)):
+            matches = (Path(match) for match in glob.glob(str(path), recursive=True))
+            found, problem = sorted(p for p in matches if _is_image(p)), "no image file matches"
+        else:
+            found, problem = [], "no such file"
+        files.update(dict.fromkeys(found))
+        if not found:
+            failures[str(pattern)] = problem
+    return list(files), failures
+
+
+def predict_files(
+    model: nn.Module,
+    patterns: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    threshold: float = 0.3,
+    score_thr: float | None = None,
+    iou_thr: float | None = None,
+    max_detections: int | None = None,
+    batch_size: int = 1,
+    distributions: bool = False,
+    pictures: bool = True,
+    progress: bool = True,
+) -> FilesReport:
+    """Predict files, folders and patterns; write a picture of each image and one COCO-style JSON file.
+
+    A file that cannot be read does not stop the others: it is listed in the report.
+
+    Args:
+        model, score_thr, iou_thr, max_detections, batch_size: as ``predict``.
+        patterns: see ``expand``.
+        output: folder, created where missing: ``detections.json`` (``images``, ``categories`` and ``annotations``
+            with their ``score``; category ids are 1, 2, 3, … in the order of the classes) and a JPEG named after
+            each image.
+        threshold: least score of the boxes that are drawn. The JSON file holds all above ``score_thr``.
+        distributions: draw the distributions of each image's best box beside it.
+        pictures: False writes the JSON file only.
+        progress: show a progress bar.
+
+    Raises:
+        FileNotFoundError: the patterns name no file at all.
+        ValueError: a picture would overwrite one of the images.
+    """
+    from tqdm import tqdm
+
+    files, failures = expand(patterns)
+    if not files:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items()) or "no pattern was given"
+        raise FileNotFoundError(f"nothing to predict ({reasons})")
+    output = Path(output)
+    targets = _picture_paths(files, output) if pictures else {}
+    output.mkdir(parents=True, exist_ok=True)
+    names = model.class_names
+    content: dict[str, list] = {"images": [], "categories": [], "annotations": []}
+    content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+    written = []
+    settings = {"score_thr": score_thr, "iou_thr": iou_thr, "max_detections": max_detections, "batch_size": batch_size}
+    with tqdm(total=len(files), unit="image", disable=not progress) as bar:
+        for start in range(0, len(files), batch_size):
+            part, images = files[start : start + batch_size], []
+            for file in part:
+                try:
+                    images.append((file, read_source(file)[0]))
+                except (OSError, ValueError) as error:
+                    failures[str(file)] = str(error)
+            results = predict(model, [image for _, image in images], **settings)
+            for (file, _), result in zip(images, results, strict=True):
+                result.path = file
+                _record(content, result)
+                if pictures:
+                    written.append(result.save(targets[file], threshold, distributions))
+            bar.update(len(part))
+    path = output / "detections.json"
+    path.write_text(json.dumps(content))
+    return FilesReport(path, written, len(content["images"]), len(content["annotations"]), failures)
+
+
+def _record(content: dict[str, list], result: Result) -> None:
+    """Append one image and its detections to the COCO-style content."""
+    image_id = len(content["images"]) + 1
+    height, width = result.size
+    content["images"].append({"id": image_id, "file_name": str(result.path), "height": height, "width": width})
+    for record in result.to_coco(image_id):
+        area = round(record["bbox"][2] * record["bbox"][3], 2)
+        content["annotations"].append({"id": len(content["annotations"]) + 1, **record, "area": area, "iscrowd": 0})
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _picture_paths(files: list[Path], output: Path) -> dict[Path, Path]:
+    """One path in ``output`` for the picture of each file; equal names are numbered, no image is overwritten."""
+    images = {file.resolve() for file in files}
+    paths: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for file in files:
+        name, number = file.stem, 2
+        while name in taken:
+            name, number = f"{file.stem}_{number}", number + 1
+        taken.add(name)
+        paths[file] = output / f"{name}.jpg"
+        if paths[file].resolve() in images:
+            raise ValueError(
+                f"output: the picture of {str(file)!r} would overwrite an image in {str(output)!r}; name another folder"
+            )
+    return paths
