@@ -33,7 +33,7 @@ def build_backbone(config: BackboneConfig, *, pretrained: bool = False) -> nn.Mo
         ValueError: no such timm model or feature level, or a setting that this model cannot have.
         RuntimeError, ModuleNotFoundError: start weights out of reach (see ``create_pretrained``).
     """
-    if not timm.is_model(config.name):
+    if "." in config.name or not timm.is_model(config.name):
         near = timm.list_models(f"*{config.name.split('.')[0][:6]}*")[:8]
         bad_value(
             "backbone.name", f"a timm model, without tag (for example {', '.join(near) or 'resnet50'})", config.name

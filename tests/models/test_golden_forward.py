@@ -10,14 +10,6 @@ from tests.models.fill import detector_of, fill_detector, without_gradient
 from tests.shared import golden, golden_cases
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _filled(case):
     model = detector_of(case.name)
     fill_detector(model, case.meta["weight_seed"])
