@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
@@ -98,7 +99,9 @@ def _read_torch(path: Path) -> Any:
     _refuse_known_strangers(path)
     with torch.serialization.safe_globals(stand_ins()):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Detected pickle protocol")
+                return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise _refusal(path, error) from error
         except (RuntimeError, EOFError, OSError, KeyError, AttributeError, TypeError, ValueError, IndexError) as error:
@@ -131,21 +134,22 @@ def _refuse_known_strangers(path: Path) -> None:
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
-    names = re.findall(r"(?:GLOBAL|belongs to|function) (\S+)", str(error))[:1]
+    """Say what the file asked for. PyTorch's own text advises to switch the protection off, so it is not passed on."""
+    reason = " ".join(str(error.__context__ or error).removeprefix("WeightsUnpickler error:").split())
+    if "Unsupported operand" in reason:
+        return CheckpointError(
+            f"weights: {path} is refused: it uses a pickle protocol that PyTorch does not read safely ({reason}). "
+            f"Save it again with torch.save's default protocol"
+        )
+    names = re.findall(r"GLOBAL (\S+)", reason)
     if zipfile.is_zipfile(path):
         try:
             names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or names
         except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
             pass  # the list is a convenience; the first name stands in the error already
-    if not names:
-        text = str(error).replace("\n", " ")
-        detail = text.split("Please file", 1)[0]
-        return CheckpointError(
-            f"weights: {path} cannot be read without running code from it, and is refused: {detail[:600]}"
-        )
+    things = f"the Python object{'s' if len(names) > 1 else ''} {shorten(names)}" if names else f"more ({reason})"
     return CheckpointError(
-        f"weights: {path} is refused: besides tensors it asks for the Python object{'s' if len(names) > 1 else ''} "
-        f"{shorten(names)}, and building {'them' if len(names) > 1 else 'it'} could run code from the file. "
+        f"weights: {path} is refused: besides tensors it asks for {things}, and building that could run code from it. "
         f"Get a file with weights only; or, where you trust its origin, in the program that wrote it: "
         f'torch.save({{"state_dict": model.state_dict()}}, "weights.pth")'
     )

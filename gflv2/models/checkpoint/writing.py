@@ -80,7 +80,8 @@ def convert(
         path: the file to write. ``.safetensors`` for the layouts "gflv2" and "state_dict".
         layout: see above.
         background: write the extra class channel. None: as the layout's programs expect, that is with "official" and
-            "mmengine" for GFLV2, without for GFLV1; in other layouts as in ``source``.
+            "mmengine" for GFLV2, without for GFLV1; in our layouts as loading the source would have it, that is
+            without, but for our own file of a legacy model.
         config: the configuration, where ``source`` is a file whose keys do not tell it.
         ema: see ``read``.
 
@@ -99,9 +100,12 @@ def convert(
     backbone = settings.model.backbone.name
     state = {from_official(key, backbone): value for key, value in checkpoint.state.items()}
     classes, has_background = split_class_channels(checkpoint)
+    # What loading the source gives: only our own files of a legacy model keep the channel without being asked.
+    legacy = has_background and checkpoint.config is not None and settings.model.head.legacy_background
     if background is None:
-        background = checkpoint.has_quality if theirs else has_background
-    settings.model.num_classes, settings.model.head.legacy_background = classes, background
+        background = checkpoint.has_quality if theirs else legacy
+    settings.model.num_classes = classes
+    settings.model.head.legacy_background = legacy if theirs else background
     _set_background(state, classes, has_background, background)
     names = class_names(checkpoint)
     description = _description(settings.to_dict(), names)
