@@ -59,7 +59,10 @@ class Golden:
         self.name = name
         self.meta: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
         arrays = folder / f"{name}.npz"
-        self._arrays = np.load(arrays) if arrays.exists() else {}
+        self._arrays: dict[str, np.ndarray] = {}
+        if arrays.exists():
+            with np.load(arrays) as stored:
+                self._arrays = dict(stored)
 
     def __contains__(self, key: str) -> bool:
         return key in self._arrays

@@ -1,0 +1,252 @@
+"""Wrong arguments: every error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import gflv2
+from gflv2 import ops
+from gflv2.ops import backends
+from tests.ops.random_head import SHAPES, STRIDES, RandomHead
+
+ROWS = torch.zeros(3, 4, 5)
+LAYERS = [torch.zeros(6, 20), torch.zeros(6), torch.zeros(1, 6), torch.zeros(1)]
+LOGITS = torch.zeros(4, 3)
+TARGET = (torch.zeros(4, dtype=torch.int64), torch.zeros(4))
+BOXES = [torch.zeros(2, 4), torch.zeros(0, 4)]
+LABELS = [torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)]
+
+
+def layers(index: int, value: Any) -> list:
+    return [value if k == index else layer for k, layer in enumerate(LAYERS)]
+
+
+def head_call(op: str, **changes: Any) -> Callable[[], Any]:
+    def call() -> Any:
+        head = RandomHead()
+        cls, box, options = head.arguments()
+        arguments = {"class_logits": cls, "box_logits": box, **options}
+        if op == "decode":
+            return ops.decode(**{**arguments, **changes})
+        assignment = head.assign()
+        if op == "gfl_targets":
+            return ops.gfl_targets(**{**arguments, "assignment": assignment, "boxes": head.boxes, **changes})
+        targets = ops.gfl_targets(assignment=assignment, boxes=head.boxes, **arguments)
+        return ops.gfl_loss(**{**arguments, "targets": targets, "normalisers": torch.ones(2), **changes})
+
+    return call
+
+
+def atss_call(**changes: Any) -> Callable[[], Any]:
+    arguments = {"boxes": BOXES, "labels": LABELS, "level_shapes": SHAPES, "strides": STRIDES}
+    return lambda: ops.atss(**{**arguments, **changes})
+
+
+CASES = {
+    # dgqp
+    "dgqp rows of the wrong shape": (
+        lambda: ops.dgqp_statistics(torch.zeros(3, 20)),
+        ValueError,
+        "box_logits.*(3, 20)",
+    ),
+    "dgqp too many": (lambda: ops.dgqp_statistics(ROWS, topk=6), ValueError, "topk.*1 to 5.*6"),
+    "dgqp none": (lambda: ops.dgqp_statistics(ROWS, topk=0), ValueError, "topk.*0"),
+    "dgqp half": (lambda: ops.dgqp_statistics(ROWS, topk=2.0), TypeError, "topk.*integer.*2.0"),
+    "dgqp mean": (lambda: ops.dgqp_statistics(ROWS, mean=1), TypeError, "mean.*True or False.*1"),
+    "dgqp weight1": (lambda: ops.dgqp(ROWS, *layers(0, torch.zeros(6, 16))), ValueError, "weight1.*20.*(6, 16)"),
+    "dgqp bias1": (lambda: ops.dgqp(ROWS, *layers(1, torch.zeros(5))), ValueError, "bias1.*(6).*(5,)"),
+    "dgqp weight2": (lambda: ops.dgqp(ROWS, *layers(2, torch.zeros(6, 1))), ValueError, "weight2.*(1, 6).*(6, 1)"),
+    "dgqp bias2": (lambda: ops.dgqp(ROWS, *layers(3, torch.zeros(()))), ValueError, "bias2.*(1)"),
+    "dgqp scales": (lambda: ops.dgqp(ROWS, *LAYERS, scales=torch.ones(2)), ValueError, "scales.*(2,)"),
+    "dgqp device": (
+        lambda: ops.dgqp(ROWS, *layers(1, torch.zeros(6, device="meta"))),
+        ValueError,
+        "bias1.*cpu.*meta",
+    ),
+    # qfl
+    "qfl no form": (lambda: ops.qfl(TARGET), ValueError, "exactly one of logits.*none of them"),
+    "qfl two forms": (
+        lambda: ops.qfl(TARGET, logits=LOGITS, probabilities=LOGITS),
+        ValueError,
+        "logits, probabilities",
+    ),
+    "qfl quality missing": (lambda: ops.qfl(TARGET, class_logits=LOGITS), ValueError, "quality_logits.*None"),
+    "qfl quality too much": (
+        lambda: ops.qfl(TARGET, logits=LOGITS, quality_logits=torch.zeros(4)),
+        ValueError,
+        "quality_logits.*None with logits",
+    ),
+    "qfl quality shape": (
+        lambda: ops.qfl(TARGET, class_logits=LOGITS, quality_logits=torch.zeros(4, 1)),
+        ValueError,
+        "quality_logits.*(4).*(4, 1)",
+    ),
+    "qfl logits shape": (lambda: ops.qfl(TARGET, logits=torch.zeros(4)), ValueError, "logits.*(4,)"),
+    "qfl integer logits": (lambda: ops.qfl(TARGET, logits=torch.zeros(4, 3).long()), TypeError, "logits.*int64"),
+    "qfl positional": (lambda: ops.qfl(TARGET, LOGITS), TypeError, "positional"),
+    "qfl target": (lambda: ops.qfl(TARGET[0], logits=LOGITS), TypeError, "target.*int64"),
+    "qfl target type": (lambda: ops.qfl(1.0, logits=LOGITS), TypeError, "target.*1.0"),
+    "qfl labels": (lambda: ops.qfl((TARGET[1], TARGET[1]), logits=LOGITS), TypeError, "labels.*int64.*float32"),
+    "qfl scores": (lambda: ops.qfl((TARGET[0], torch.zeros(5)), logits=LOGITS), ValueError, "scores.*(4).*(5,)"),
+    "qfl beta": (lambda: ops.qfl(TARGET, logits=LOGITS, beta=-1), ValueError, "beta.*-1"),
+    "qfl beta type": (lambda: ops.qfl(TARGET, logits=LOGITS, beta=torch.ones(())), TypeError, "beta"),
+    "qfl reduction": (lambda: ops.qfl(TARGET, logits=LOGITS, reduction="avg"), ValueError, "reduction.*'mean'.*'avg'"),
+    "qfl factor with sum": (
+        lambda: ops.qfl(TARGET, logits=LOGITS, reduction="sum", avg_factor=2.0),
+        ValueError,
+        "avg_factor.*sum.*2.0",
+    ),
+    "qfl factor zero": (lambda: ops.qfl(TARGET, logits=LOGITS, avg_factor=0), ValueError, "avg_factor.*positive.*0"),
+    "qfl factor shape": (
+        lambda: ops.qfl(TARGET, logits=LOGITS, avg_factor=torch.ones(1)),
+        ValueError,
+        "avg_factor.*0-d.*(1,)",
+    ),
+    "qfl weight": (lambda: ops.qfl(TARGET, logits=LOGITS, weight=torch.ones(4, 3)), ValueError, "weight.*(4).*(4, 3)"),
+    # dfl, giou, iou
+    "dfl logits": (lambda: ops.dfl(torch.zeros(4, 1), torch.zeros(4)), ValueError, "logits.*2 to 65.*(4, 1)"),
+    "dfl target": (lambda: ops.dfl(torch.zeros(4, 5), torch.zeros(4, 1)), ValueError, "target.*(4).*(4, 1)"),
+    "dfl target type": (lambda: ops.dfl(torch.zeros(4, 5), torch.zeros(4).long()), TypeError, "target.*int64"),
+    "giou pred": (lambda: ops.giou(torch.zeros(3, 5), torch.zeros(3, 4)), ValueError, "pred.*(3, 5)"),
+    "giou target": (lambda: ops.giou(torch.zeros(3, 4), torch.zeros(1, 4)), ValueError, "target.*(3, 4).*(1, 4)"),
+    "giou eps": (lambda: ops.giou(torch.zeros(3, 4), torch.zeros(3, 4), eps=0), ValueError, "eps.*positive.*0"),
+    "iou pred": (lambda: ops.iou([[0, 0, 1, 1]], torch.zeros(1, 4)), TypeError, "pred.*a tensor"),
+    # atss
+    "atss boxes": (atss_call(boxes=[torch.zeros(2, 5), torch.zeros(0, 4)]), ValueError, r"boxes\[0\].*(2, 5)"),
+    "atss no image": (atss_call(boxes=[], labels=[]), ValueError, "boxes.*at least one image"),
+    "atss boxes type": (atss_call(boxes=None), TypeError, "boxes.*None"),
+    "atss labels": (atss_call(labels=LABELS[:1]), ValueError, "labels.*2 tensors"),
+    "atss label count": (atss_call(labels=[LABELS[1], LABELS[1]]), ValueError, r"labels\[0\].*(2).*(0,)"),
+    "atss label type": (atss_call(labels=[torch.zeros(2), LABELS[1]]), TypeError, r"labels\[0\].*int64.*float32"),
+    "atss strides": (atss_call(strides=[8]), ValueError, "strides.*2 numbers"),
+    "atss stride zero": (atss_call(strides=[8, 0]), ValueError, "strides.*positive"),
+    "atss shapes": (atss_call(level_shapes=None), ValueError, "level_shapes.*None"),
+    "atss sizes": (atss_call(padded_sizes=[(10, 10)]), ValueError, "padded_sizes.*2 (height, width)"),
+    "atss topk": (atss_call(topk=0), ValueError, "topk.*0"),
+    "atss anchor": (atss_call(anchor_scale=0), ValueError, "anchor_scale.*0"),
+    "atss counts with lists": (atss_call(counts=torch.zeros(2).long()), ValueError, "counts.*None with boxes"),
+    "atss counts": (
+        atss_call(boxes=torch.zeros(2, 3, 4), labels=torch.zeros(2, 3).long(), counts=torch.zeros(3).long()),
+        ValueError,
+        "counts.*(2).*(3,)",
+    ),
+    "atss points": (atss_call(points=torch.zeros(3, 2), level_shapes=None), ValueError, "points.*list"),
+    "atss points and sizes": (
+        atss_call(points=[torch.zeros(3, 2)] * 2, padded_sizes=[(8, 8)] * 2),
+        ValueError,
+        "padded_sizes.*None with points",
+    ),
+    "atss ignore": (atss_call(ignore_boxes=[torch.zeros(1, 4)]), ValueError, "ignore_boxes.*2 images"),
+    # the heads
+    "targets rows": (head_call("gfl_targets", box_logits=ROWS), TypeError, "box_logits.*list of level tensors"),
+    "targets classes": (
+        head_call("gfl_targets", class_logits=[torch.zeros(2, 3, 4, 6)]),
+        ValueError,
+        "class_logits.*2",
+    ),
+    "targets assignment": (head_call("gfl_targets", assignment=(1, 2, 3)), TypeError, "assignment.*Assignment"),
+    "targets boxes": (head_call("gfl_targets", boxes=BOXES[:1]), ValueError, "boxes.*2 images"),
+    "targets predictor": (head_call("gfl_targets", predictor=tuple(LAYERS)), TypeError, "predictor.*Predictor"),
+    "targets predictor shape": (
+        head_call("gfl_targets", predictor=ops.Predictor(*LAYERS, topk=3)),
+        ValueError,
+        "predictor.weight1.*(hidden, 16).*(6, 20)",
+    ),
+    "targets both qualities": (
+        head_call("gfl_targets", quality_logits=torch.zeros(2, 30)),
+        ValueError,
+        "quality_logits.*None with a predictor",
+    ),
+    "loss targets": (head_call("gfl_loss", targets=None), TypeError, "targets.*GFLTargets.*None"),
+    "loss normalisers": (head_call("gfl_loss", normalisers=torch.ones(3)), ValueError, "normalisers.*(2).*(3,)"),
+    "loss beta": (head_call("gfl_loss", beta=-0.5), ValueError, "beta.*-0.5"),
+    "loss weights": (head_call("gfl_loss", loss_weights=(1, 2)), ValueError, "loss_weights.*three.*(1, 2)"),
+    "loss projection": (head_call("gfl_loss", projection=torch.arange(5.0)), ValueError, "projection.*(6).*(5,)"),
+    "loss quality": (
+        head_call("gfl_loss", predictor=None, quality_logits=torch.zeros(2, 29)),
+        ValueError,
+        "quality_logits.*(2, 30).*(2, 29)",
+    ),
+    "norms": (lambda: ops.normalisers(torch.ones(3)), ValueError, "sums.*(2).*(3,)"),
+    "norms floor": (lambda: ops.normalisers(torch.ones(2), weight_floor=0.0), ValueError, "weight_floor.*positive"),
+    "decode sizes": (head_call("decode", image_sizes=[(10, 10)]), ValueError, "image_sizes.*2 pairs"),
+    "decode factors": (
+        head_call("decode", scale_factors=torch.ones(2, 4)),
+        ValueError,
+        "scale_factors.*(2, 2).*(2, 4)",
+    ),
+    "decode topk": (head_call("decode", pre_topk=0), ValueError, "pre_topk.*0"),
+    "decode threshold": (head_call("decode", score_thr=1.5), ValueError, "score_thr.*1.5"),
+    "decode legacy": (
+        head_call("decode", class_logits=[torch.zeros(2, 1, *shape) for shape in SHAPES], legacy_background=True),
+        ValueError,
+        "class_logits.*legacy_background",
+    ),
+    "nms decoded": (lambda: ops.batched_nms((1, 2)), TypeError, "decoded.*Decoded"),
+    "nms iou": (lambda: ops.batched_nms(decoded(), iou_thr=2.0), ValueError, "iou_thr.*2.0"),
+    "nms score": (lambda: ops.batched_nms(decoded(), score_thr=-1), ValueError, "score_thr.*-1"),
+    "nms count": (lambda: ops.batched_nms(decoded(), max_detections=0), ValueError, "max_detections.*0"),
+}
+
+
+def decoded() -> ops.Decoded:
+    rows = torch.zeros(1, 1, dtype=torch.int64)
+    return ops.Decoded(torch.zeros(1, 1, 4), torch.zeros(1, 1, 2), rows, rows[:, 0])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_message(name: str) -> None:
+    call, kind, text = CASES[name]
+    text = re.sub(r"(?<!\\)([()])", r"\\\1", text)  # shapes in the patterns are meant literally
+    with pytest.raises(kind, match=text):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: ops.qfl(TARGET, probabilities=torch.full((4, 3), 1.5)), "probabilities.*1.5"),
+        (lambda: ops.qfl((TARGET[0], torch.full((4,), -0.5)), logits=LOGITS), "target.*-0.5"),
+        (lambda: ops.dfl(torch.zeros(2, 5), torch.tensor([0.0, 4.5])), "target.*4.5"),
+        (head_call("gfl_loss", projection=torch.tensor([0.0, 1, 2, 4, 8, 16])), "projection.*equal steps"),
+    ],
+)
+def test_values_are_checked_on_request(call: Callable, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GFLV2_CHECK", raising=False)
+    call()
+    monkeypatch.setenv("GFLV2_CHECK", "1")
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+@pytest.mark.parametrize("op", sorted(set(backends.operations()) - {"integral"}))
+def test_a_backend_without_the_operation_is_an_error(op: str) -> None:
+    missing = [name for name in backends.BACKENDS if name not in backends._refusals[op]]
+    for name in missing:
+        call = backends.Call(torch.device("cpu"), torch.float32, {})
+        with gflv2.use_backend(name), pytest.raises(backends.BackendError, match=f"{op}.*{name}"):
+            backends.select(op, call)
+
+
+def test_explain_says_who_runs() -> None:
+    for op, arguments, options in [
+        ("dgqp", (ROWS, *LAYERS), {}),
+        ("dgqp_statistics", (ROWS,), {"topk": 2}),
+        ("qfl", (TARGET,), {"logits": LOGITS}),
+        ("dfl", (torch.zeros(4, 5), torch.zeros(4)), {}),
+        ("giou", (BOXES[0], BOXES[0]), {}),
+        ("iou", (BOXES[0], BOXES[0]), {}),
+        ("atss", (BOXES, LABELS, SHAPES, STRIDES), {}),
+    ]:
+        rows = gflv2.explain(op, *arguments, **options)
+        assert sum(choice.chosen for choice in rows) == 1
+        assert all(choice.reason for choice in rows if not choice.chosen)
+    head = RandomHead()
+    cls, box, options = head.arguments()
+    for op in ("gfl_loss", "gfl_targets", "decode"):
+        assert any(choice.chosen for choice in gflv2.explain(op, cls, box, **options))
