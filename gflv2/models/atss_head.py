@@ -141,7 +141,7 @@ class ATSSHead(TowerHead):
         # 3. The losses, over all points with weights, so that no size depends on values.
         logits = flatten_levels([level.to(predicted.dtype) for level in output.class_logits])
         classes = torch.arange(self.num_classes, device=logits.device)
-        wanted = (assignment.labels[..., None] == classes).to(logits.dtype) * positive[..., None]
+        wanted = (assignment.labels[..., None] == classes).to(logits.dtype)  # label −1 matches no class
         focal = sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2.0).sum(-1)
         loss_focal = (focal * counted).sum() / total_positive
         loss_giou = giou(

