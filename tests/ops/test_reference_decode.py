@@ -153,3 +153,40 @@ def test_the_legacy_class_counts_in_the_selection() -> None:
     assert decoded.points.tolist() == [[2]] and decoded.legacy_background
     (found,) = ops.batched_nms(decoded)
     assert len(found.boxes) == 0
+
+
+class Exported(torch.nn.Module):
+    """A decoder alone, as an exported model ends in it."""
+
+    def __init__(self, head: RandomHead) -> None:
+        super().__init__()
+        self.scales = torch.nn.Parameter(head.scales.detach())
+        self.layers = torch.nn.ParameterList(layer.detach() for layer in head.layers)
+
+    def forward(self, *levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        predictor = ops.Predictor(*self.layers, topk=3)
+        options = {"strides": STRIDES, "scales": self.scales, "predictor": predictor, "pre_topk": 10}
+        return ops.decode(levels[:2], levels[2:], **options)[:3]
+
+
+@pytest.mark.parametrize("kind", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_exports(kind: str, tmp_path) -> None:
+    head = RandomHead()
+    levels = tuple(level.detach().clone() for level in [*head.class_logits, *head.box_logits])
+    levels[0][0, :, 1] = 0.5  # ties between points of one row: none of the order is left open
+    levels[2][0, :, :, :] = 0.0
+    model = Exported(head).eval()
+    expected = [tensor.detach() for tensor in model(*levels)]
+    if kind == "torch":
+        found = torch.export.export(model, levels).module()(*levels)
+    else:
+        pytest.importorskip("onnxscript")
+        runtime = pytest.importorskip("onnxruntime")
+        file = str(tmp_path / "decode.onnx")
+        torch.onnx.export(model, levels, dynamo=True, verbose=False).save(file)
+        session = runtime.InferenceSession(file)
+        inputs = {node.name: level.numpy() for node, level in zip(session.get_inputs(), levels, strict=True)}
+        found = [torch.from_numpy(array) for array in session.run(None, inputs)]
+    assert torch.equal(found[2], expected[2])
+    for a, b in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)

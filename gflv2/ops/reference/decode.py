@@ -60,13 +60,12 @@ def decode(
     start = 0
     for level, (cls, box) in enumerate(zip(class_logits, box_logits, strict=True)):
         size = cls.shape[2] * cls.shape[3]
-        probabilities = box_rows([box], None if scales is None else scales[level : level + 1]).softmax(-1)
+        probabilities = box_rows([box], None if scales is None else scales.reshape(-1)[level : level + 1]).softmax(-1)
         given = None if quality_logits is None else quality_logits[:, start : start + size]
         joint = joint_probabilities(class_rows([cls]), quality_from(probabilities, predictor, given))
         points = torch.arange(size, device=cls.device).expand(len(cls), size)
         if size > pre_topk:
-            # Best first, of equal scores the lower index; levels that fit keep their raster order.
-            points = joint.amax(-1).sort(dim=1, descending=True, stable=True).indices[:, :pre_topk]
+            points = best_first(joint.amax(-1), pre_topk)  # levels that fit keep their raster order
             joint = joint.gather(1, points[..., None].expand(-1, -1, joint.shape[2]))
             probabilities = probabilities.gather(1, points[..., None, None].expand(-1, -1, *probabilities.shape[2:]))
         positions = points_of_levels(
@@ -84,3 +83,10 @@ def decode(
     scores = torch.where(scores > score_thr, scores, 0.0)
     counts = (scores > 0).any(-1).sum(1)
     return Decoded(boxes, scores, points, counts, distributions if return_distributions else None, legacy_background)
+
+
+def best_first(scores: Tensor, count: int) -> Tensor:
+    """(B, n) → (B, count) indices of the highest scores, descending; of equal ones the lower index first."""
+    if torch.compiler.is_exporting():
+        return scores.topk(count, dim=1).indices  # ONNX has no stable sort; its TopK keeps this order of ties
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]

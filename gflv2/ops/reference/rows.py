@@ -24,7 +24,7 @@ def box_rows(box_logits: Sequence[Tensor] | Tensor, scales: Tensor | None = None
     dtype = compute_dtype(box_logits[0].dtype)
     levels = [level.to(dtype) for level in box_logits]
     if scales is not None:
-        levels = [level * scale for level, scale in zip(levels, scales.to(dtype).unbind(), strict=True)]
+        levels = [level * scale for level, scale in zip(levels, scales.to(dtype).reshape(-1).unbind(), strict=True)]
     flat = flatten_levels(levels)
     return flat.unflatten(2, (4, flat.shape[2] // 4))
 
