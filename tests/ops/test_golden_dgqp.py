@@ -52,7 +52,7 @@ def test_scores_and_gradients(case: str, output: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", backends_of("dgqp"))
-@pytest.mark.parametrize("case", golden_cases("dgqp_k4_mean_r16"))
+@pytest.mark.parametrize("case", golden_cases("dgqp_k4_mean_r16", "dgqp_k8_mean_r7"))
 def test_rows_equal_levels(case: str, backend: str) -> None:
     """The golden numbers also come out of rows (M, 4, R)."""
     arrays = golden(case)

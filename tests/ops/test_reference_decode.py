@@ -184,9 +184,9 @@ def test_exports(kind: str, tmp_path) -> None:
         runtime = pytest.importorskip("onnxruntime")
         file = str(tmp_path / "decode.onnx")
         torch.onnx.export(model, levels, dynamo=True, verbose=False).save(file)
-        session = runtime.InferenceSession(file)
-        inputs = {node.name: level.numpy() for node, level in zip(session.get_inputs(), levels, strict=True)}
-        found = [torch.from_numpy(array) for array in session.run(None, inputs)]
+        program = runtime.InferenceSession(file)
+        inputs = {node.name: level.numpy() for node, level in zip(program.get_inputs(), levels, strict=True)}
+        found = [torch.from_numpy(array) for array in program.run(None, inputs)]
     assert torch.equal(found[2], expected[2])
     for a, b in zip(found[:2], expected[:2], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
