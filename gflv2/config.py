@@ -8,6 +8,7 @@ valid ones.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import types
@@ -112,6 +113,7 @@ class TrainConfig:
     warmup_factor: float = 0.001
     clip_grad_norm: float | None = None
     precision: str = "32"  # "32", "bf16" or "16" (Lightning's mixed precision)
+    channels_last: bool = False  # memory layout of images and weights while training; faster on CPUs and in mixed precision
     ema_decay: float | None = None  # keep and evaluate an exponential moving average of the weights
     seed: int = 0
     group_by_aspect: bool = True
@@ -177,7 +179,7 @@ def load_config(source: str | Path | Mapping | Config | None, overrides: Mapping
     elif isinstance(source, Config):
         values = source.to_dict()
     elif isinstance(source, Mapping):
-        values = _with_base(dict(source))
+        values = _with_base(copy.deepcopy(dict(source)))  # the overrides below must not reach the caller's mapping
     else:
         values = _read_yaml(source)
     for key, value in (overrides or {}).items():

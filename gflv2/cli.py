@@ -1,0 +1,466 @@
+"""The command ``gflv2``. Each verb calls one function that Python users can call too.
+
+Errors of the user end with one line and exit code 2; ``--traceback`` (or GFLV2_TRACEBACK=1) shows where they arose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import re
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gflv2 import __version__
+
+_OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
+_USER_ERRORS = (OSError, ValueError, TypeError, ModuleNotFoundError)
+
+
+class UsageError(ValueError):
+    """The command line itself is wrong."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0, 1 (failed while running) or 2 (the user's error)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    traceback = "--traceback" in arguments or os.environ.get("GFLV2_TRACEBACK", "0") == "1"
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    if arguments[:1] in (["demo"], ["env"]):  # they have command lines of their own
+        return _delegate(*arguments)
+    parser = _parser()
+    try:
+        arguments, raw = _split_overrides(arguments)
+        options = parser.parse_args(arguments)
+        if raw and not getattr(options, "takes_overrides", False):
+            raise UsageError(f"unrecognized argument --{next(iter(raw))}")
+        options.overrides = parse_overrides(raw) if raw else {}
+        _show_log()
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `gflv2 configs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except _USER_ERRORS as error:
+        return _report(error, arguments, traceback, 2)
+    except RuntimeError as error:
+        return _report(error, arguments, traceback, 1)
+
+
+def _report(error: Exception, arguments: Sequence[str], traceback: bool, code: int) -> int:
+    if traceback:
+        raise error
+    text = " ".join(str(error).split()) or type(error).__name__
+    verb = f"gflv2 {arguments[0]}" if arguments else "gflv2"
+    print(f"{verb}: error: {text}", file=sys.stderr)
+    if not isinstance(error, (UsageError, FileNotFoundError, FileExistsError)):
+        print("(--traceback shows where)", file=sys.stderr)
+    return code
+
+
+def _show_log() -> None:
+    log = logging.getLogger("gflv2")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+# ---- settings on the command line ----------------------------------------------------------------------------
+
+
+def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Take ``--SECTION.KEY VALUE`` and ``--SECTION.KEY=VALUE`` out of the arguments."""
+    rest, found = [], {}
+    iterator = iter(arguments)
+    for argument in iterator:
+        match = _OVERRIDE.fullmatch(argument)
+        if match is None:
+            rest.append(argument)
+            continue
+        key, value = match.groups()
+        if value is None:
+            value = next(iterator, None)
+        if value is None:
+            raise UsageError(f"--{key}: expected a value, got none")
+        found[key] = value
+    return rest, found
+
+
+def parse_overrides(raw: dict[str, str]) -> dict[str, Any]:
+    """Texts → values of the fields' types: ``{"train.epochs": "3"}`` → ``{"train.epochs": 3}``.
+
+    Lists are written ``[480,640]``, nothing as ``null``, truth values ``true`` or ``false``.
+
+    Raises:
+        UsageError: an unknown key (the message names the nearest) or a value of another type.
+    """
+    from gflv2.config import Config
+
+    known = _settings(Config)
+    for key in raw:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            section = [other for other in known if other.startswith(key + ".")]
+            hint = f"; did you mean --{near[0]}?" if near and not section else ""
+            hint = f": it is a section, of {', '.join(section)}" if section else hint
+            raise UsageError(f"unknown setting --{key}{hint} (gflv2 configs NAME prints all)")
+    from gflv2.extras import missing_package
+
+    try:
+        import jsonargparse
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "gflv2's command line") from error
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_class_arguments(Config)
+    values = {}
+    for key, text in raw.items():
+        try:
+            parsed = parser.parse_args([f"--{key}={text}"], defaults=False)
+        except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
+            raise UsageError(f"--{key}: expected {_type_name(known[key][0])}, got {text!r}") from error
+        values[key] = parsed.as_flat().__dict__[key]
+    return values
+
+
+def _settings(cls: type, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key → (type, default) of every setting."""
+    found: dict[str, tuple[Any, Any]] = {}
+    default, hints = cls(), typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            found.update(_settings(hint, f"{prefix}{field.name}."))
+        else:
+            found[prefix + field.name] = hint, getattr(default, field.name)
+    return found
+
+
+def _type_name(hint: Any) -> str:
+    text = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
+    names = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
+    parts = [part.strip() for part in (text or str(hint)).split("|")]
+    shown = []
+    for part in parts:
+        inner = re.fullmatch(r"list\[(\w+)\]", part)
+        plural = {"int": "integers, for example [480,640]", "float": "numbers, for example [1,2,0.25]"}
+        shown.append(f"a list of {plural.get(inner[1], inner[1])}" if inner else names.get(part, "null"))
+    return " or ".join(shown)
+
+
+def _settings_help() -> str:
+    from gflv2.config import Config
+
+    lines = ["settings, as --SECTION.KEY VALUE (lists as [1,2], nothing as null); here with the general defaults,", ""]
+    lines[0] += "\n`gflv2 configs NAME` prints those of a configuration:"
+    sections = ("model.", "data.", "train.", "test.")
+    for key, (_, default) in _settings(Config).items():
+        if key.startswith(sections):
+            lines.append(f"  --{key:<34} {json.dumps(default)}")
+    return "\n".join(lines)
+
+
+# ---- the verbs ----------------------------------------------------------------------------
+
+
+def _train(options: argparse.Namespace) -> None:
+    from gflv2.engine.train import train
+
+    train(
+        options.config,
+        train_data=options.train,
+        val_data=options.val,
+        train_images=options.train_images,
+        val_images=options.val_images,
+        overrides=options.overrides,
+        weights=options.weights,
+        pretrained=options.pretrained,
+        resume=options.resume,
+        output=options.output,
+        overwrite=options.overwrite,
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        max_steps=options.max_steps,
+        limit_train_batches=options.limit_train_batches,
+        limit_val_batches=options.limit_val_batches,
+        progress=options.progress,
+    )
+
+
+def _val(options: argparse.Namespace) -> None:
+    from gflv2.engine.evaluate import evaluate
+
+    model = _model(options.model, options.weights, options.overrides, options.device)
+    result = evaluate(
+        model,
+        options.data,
+        image_dir=options.images,
+        batch_size=options.batch_size,
+        engine=options.engine,
+        progress=options.progress,
+        save_detections=options.detections,
+    )
+    print(result)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result.to_dict(), indent=2))
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from gflv2.engine.predict import predict_files
+
+    model = _model(options.config or options.weights, options.weights, options.overrides, options.device)
+    report = predict_files(
+        model,
+        options.files,
+        options.output,
+        threshold=options.threshold,
+        batch_size=options.batch_size,
+        distributions=options.distributions,
+        pictures=options.pictures,
+        progress=options.progress,
+    )
+    print(report)
+    return 1 if report.failures else 0  # the other images were predicted all the same
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from gflv2.models.checkpoint import convert
+
+    path = convert(
+        options.source,
+        options.target,
+        options.layout,
+        background=options.background,
+        config=options.config,
+        ema=options.ema,
+    )
+    print(f"wrote {path}")
+
+
+def _model(source: str | Path, weights: str | None, overrides: dict[str, Any], device: str | None) -> Any:
+    """The detector of a configuration and weights, or of weights that carry their configuration."""
+    import torch
+
+    from gflv2.config import config_names, load_config
+    from gflv2.models.detector import GFLV2
+
+    is_config = str(source) in config_names() or Path(source).suffix in (".yaml", ".yml")
+    if is_config:
+        load_config(source)  # a wrong name or key is told before a missing file
+        if weights is None:
+            raise UsageError(f"--weights: expected a checkpoint for the configuration {str(source)!r}, got none")
+    elif weights is None or weights == source:
+        source, weights = None, source
+        if not Path(weights).is_file():
+            near = difflib.get_close_matches(str(weights), config_names(), n=1)
+            hint = f"; did you mean the configuration {near[0]!r}?" if near else ""
+            raise FileNotFoundError(f"{str(weights)!r} is neither a file of weights nor a configuration{hint}")
+    settings = {key.replace(".", "__"): value for key, value in overrides.items()}
+    model = GFLV2(source, weights=weights, **settings)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval()
+
+
+def _configs(options: argparse.Namespace) -> None:
+    from gflv2.config import config_names, load_config
+
+    if options.name is not None:
+        import yaml
+
+        print(yaml.safe_dump(load_config(options.name).to_dict(), sort_keys=False), end="")
+        return
+    rows = [("name", "backbone", "authors' AP: minival", "test-dev", "authors' FPS, RTX 2080 Ti")]
+    for name in config_names():
+        config = load_config(name)
+        numbers = (config.authors.ap_minival, config.authors.ap_test_dev, config.authors.fps_2080ti)
+        rows.append((name, config.model.backbone.name, *("–" if n is None else f"{n:.1f}" for n in numbers)))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        print("  ".join(cells).rstrip())
+    print("\nThe AP and FPS are what the authors of the paper published, on COCO; they were not measured here.")
+
+
+def _delegate(verb: str, *arguments: str) -> int:
+    """``gflv2 demo`` and ``gflv2 env`` are ``python -m gflv2.demo`` and ``python -m gflv2.env``."""
+    import importlib
+
+    return importlib.import_module(f"gflv2.{verb}").main(list(arguments)) or 0
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UsageError(f"{message} ({self.prog} --help shows the usage)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="gflv2", description="Generalized Focal Loss V2: train, evaluate, predict.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"gflv2 {__version__}")
+    parser.set_defaults(run=lambda options: parser.print_help())
+    verbs = parser.add_subparsers(metavar="VERB", parser_class=_Parser)
+    _add_train(verbs)
+    _add_val(verbs)
+    _add_predict(verbs)
+    _add_convert(verbs)
+    _add_configs(verbs)
+    verbs.add_parser("demo", help="generate a small data set, train a light model, draw what it sees")
+    verbs.add_parser("env", help="versions, what was built, which backend each operation uses (--json)")
+    return parser
+
+
+def _verb(verbs: Any, name: str, run: Any, help: str, **options: Any) -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = verbs.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        allow_abbrev=False,
+        formatter_class=formatter,
+        **options,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--traceback", action="store_true", help="show where an error arose")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer ≥ 1, got {text!r}")
+    return int(text)
+
+
+def _devices(text: str) -> int | str | list[int]:
+    if text.isdigit():
+        return int(text)
+    if re.fullmatch(r"\d+(,\d+)+,?|\d+,", text):
+        return [int(part) for part in text.split(",") if part]
+    if text == "auto":
+        return text
+    raise argparse.ArgumentTypeError(f"expected a number of devices, a list like 0,2 or auto, got {text!r}")
+
+
+def _add_train(verbs: Any) -> None:
+    about = "train a detector on COCO data"
+    parser = _verb(verbs, "train", _train, about, epilog=_settings_help())
+    parser.set_defaults(takes_overrides=True)
+    parser.add_argument(
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help="a name that `gflv2 configs` lists, or a YAML file (--resume: by default the run's)",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--train", metavar="JSON", help="COCO annotations of the training set")
+    data.add_argument("--val", metavar="JSON", help="COCO annotations for the evaluation of each epoch")
+    data.add_argument(
+        "--train-images", metavar="FOLDER", help="images of --train (default: looked for beside the file)"
+    )
+    data.add_argument("--val-images", metavar="FOLDER", help="images of --val (default: looked for beside the file)")
+    run = parser.add_argument_group("run")
+    run.add_argument("--weights", metavar="FILE", help="start from this checkpoint")
+    run.add_argument(
+        "--no-pretrained",
+        dest="pretrained",
+        action="store_false",
+        help="start from random weights, not from ImageNet's",
+    )
+    run.add_argument("--resume", metavar="RUN", help="continue the run in this folder (or from a .ckpt file in it)")
+    run.add_argument(
+        "--output", metavar="FOLDER", help="folder of the run (default: runs/NAME, numbered where it exists)"
+    )
+    run.add_argument("--overwrite", action="store_true", help="allow an --output that already holds a run")
+    run.add_argument("--max-steps", type=_positive, metavar="N", help="stop after N iterations")
+    run.add_argument("--limit-train-batches", type=_positive, metavar="N", help="N training batches per epoch")
+    run.add_argument("--limit-val-batches", type=_positive, metavar="N", help="N validation batches per epoch")
+    run.add_argument("--no-progress", dest="progress", action="store_false", help="neither bar nor lines per epoch")
+    machine = parser.add_argument_group("machine (several devices: DDP; several machines: torchrun and --num-nodes)")
+    machine.add_argument("--accelerator", default="auto", choices=("auto", "cpu", "gpu", "cuda", "mps"))
+    machine.add_argument(
+        "--devices", type=_devices, default="auto", metavar="N|LIST", help="a number, or a list like 0,2"
+    )
+    machine.add_argument("--num-nodes", type=_positive, default=1, metavar="N")
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_overrides=True)
+    parser.add_argument("--device", help="for example cpu or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--batch-size", type=_positive, default=1, metavar="N")
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
+
+
+def _add_val(verbs: Any) -> None:
+    note = "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.01."
+    parser = _verb(verbs, "val", _val, "evaluate a detector on COCO data: overall, per size, per class", epilog=note)
+    parser.add_argument(
+        "model", metavar="CONFIG|WEIGHTS", help="a checkpoint of gflv2, or a configuration with --weights"
+    )
+    parser.add_argument("--data", required=True, metavar="JSON", help="COCO annotations")
+    parser.add_argument("--images", metavar="FOLDER", help="their images (default: looked for beside the file)")
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint for a configuration")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
+    parser.add_argument(
+        "--detections", type=Path, metavar="FILE", help="write the detections to this file (COCO results)"
+    )
+    parser.add_argument("--engine", default="pycocotools", choices=("pycocotools", "faster-coco-eval"))
+    _add_model_options(parser)
+
+
+def _add_predict(verbs: Any) -> None:
+    note = "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.2."
+    parser = _verb(verbs, "predict", _predict, "detect objects in images: pictures and one JSON file", epilog=note)
+    parser.add_argument("files", nargs="+", metavar="FILE|FOLDER|PATTERN", help="images")
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="checkpoint; those of gflv2 carry their configuration"
+    )
+    parser.add_argument("--config", metavar="CONFIG", help="configuration for a checkpoint that carries none")
+    parser.add_argument("--output", default="predictions", metavar="FOLDER", help="default: predictions")
+    parser.add_argument("--threshold", type=float, default=0.3, metavar="SCORE", help="least score that is drawn (0.3)")
+    parser.add_argument("--distributions", action="store_true", help="draw the distributions of each image's best box")
+    parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="write the JSON file only")
+    _add_model_options(parser)
+
+
+def _add_convert(verbs: Any) -> None:
+    parser = _verb(verbs, "convert", _convert, "write a checkpoint in another layout, by default the authors'")
+    parser.add_argument("source", metavar="SOURCE", help="a checkpoint of gflv2, the authors, mmengine, Lightning, …")
+    parser.add_argument("target", metavar="TARGET", help="the file to write")
+    parser.add_argument("--layout", default="official", choices=("official", "mmengine", "gflv2", "state_dict"))
+    parser.add_argument(
+        "--background",
+        action=argparse.BooleanOptionalAction,
+        help="write the extra class channel of the authors (default: as the programs of the layout expect)",
+    )
+    parser.add_argument("--config", metavar="CONFIG", help="where the keys of SOURCE do not tell it")
+    parser.add_argument(
+        "--no-ema",
+        dest="ema",
+        action="store_false",
+        help="the weights being trained where SOURCE also has their average",
+    )
+
+
+def _add_configs(verbs: Any) -> None:
+    parser = _verb(verbs, "configs", _configs, "list the configurations, or print all settings of one")
+    parser.add_argument("name", nargs="?", metavar="CONFIG", help="a name or a YAML file")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The detector as Lightning trains it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gflv2.engine.schedule import lr_factor, make_optimizer
+from gflv2.extras import missing_package
+from gflv2.models.checkpoint import describe_model
+
+try:
+    import lightning
+except ModuleNotFoundError as error:
+    raise missing_package(error, "Training") from error
+
+
+class DetectorModule(lightning.LightningModule):
+    """Losses, optimiser, schedule and evaluation of one detector.
+
+    Args:
+        model: a ``GFLV2``; its ``config.train`` says how it is trained.
+        evaluator: a ``CocoEvaluator`` that collects the detections of each validation epoch; None: no validation.
+
+    Attributes:
+        metrics: the latest validation's numbers as plain values, ``EvalResult.to_dict()``.
+    """
+
+    def __init__(self, model: torch.nn.Module, evaluator: Any = None) -> None:
+        super().__init__()
+        self.model = model
+        self.evaluator = evaluator
+        self.metrics: dict[str, Any] = {}
+
+    def forward(self, images: Tensor) -> Any:
+        return self.model(images)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        losses = self.model.loss(
+            self._images(batch), batch.boxes, batch.labels, batch.padded_sizes, ignore_boxes=batch.ignore_boxes
+        )
+        total = sum(value for name, value in losses.items() if name.startswith("loss"))
+        shown = {name.removeprefix("loss_"): value.detach() for name, value in losses.items()}
+        self.log_dict({"loss": total.detach(), **shown}, prog_bar=True, batch_size=len(batch))
+        return total
+
+    def _images(self, batch: Any) -> Tensor:
+        last = self.model.config.train.channels_last
+        return batch.images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluator.reset()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        detections = self.model.detect(self._images(batch), batch.image_sizes, batch.scale_factors)
+        self.evaluator.update(batch, detections)
+
+    def on_validation_epoch_end(self) -> None:
+        # Every process takes part in the gathering and gets the same numbers, so that all agree on the best epoch.
+        result = self.evaluator.compute()
+        self.metrics = result.to_dict()
+        self.log_dict(dict(result), batch_size=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["metrics"] = self.metrics
+        checkpoint["gflv2"] = describe_model(self.model)  # makes the file one that `GFLV2(weights=…)` reads
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        config = self.model.config.train
+        optimizer = make_optimizer(self.model.parameters(), config)
+        iterations = int(self.trainer.estimated_stepping_batches)
+        per_epoch = int(self.trainer.num_training_batches)
+
+        def factor(iteration: int) -> float:
+            return lr_factor(iteration, config, iterations_per_epoch=per_epoch, iterations=iterations)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
