@@ -28,3 +28,15 @@ def no_double_backward(op: str) -> Callable[[Callable], Callable]:
         return checked
 
     return decorate
+
+
+def no_vmap(op: str, library: torch.library.Library) -> None:
+    """Make ``torch.vmap`` over a fused operation say what to do instead."""
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError(
+            f"{op}: vmap is not supported by the fused kernels: they take the whole batch in one call; "
+            'use gflv2.use_backend("reference") for it'
+        )
+
+    torch.library.register_vmap(f"gflv2::{op}", refuse, lib=library)

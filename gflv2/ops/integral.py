@@ -1,4 +1,4 @@
-"""``integral``: a softmax over the bins of each side and its expectation, optionally decoded to boxes (2006.04388, eq. 5)."""
+"""``integral``: softmax over the bins of each side, its expectation, optionally the box (arXiv 2006.04388, eq. 5)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.autograd import no_double_backward
+from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.checks import bad_value, check_tensor, compute_dtype
 from gflv2.ops.levels import BoxLogits, check_scales, check_strides, read_box_logits
 from gflv2.ops.reference import integral as reference
 
 _ARGUMENTS = (
-    "Tensor[] logits, Tensor projection, Tensor? scales, Tensor? points, Tensor? point_strides, float[] strides, float offset, str backend"
+    "Tensor[] logits, Tensor projection, Tensor? scales, Tensor? points, Tensor? point_strides, float[] strides, "
+    "float offset, str backend"
 )
 _library = torch.library.Library("gflv2", "FRAGMENT")
 _library.define(f"integral({_ARGUMENTS}) -> Tensor")
@@ -31,11 +32,11 @@ def integral(
     points: Tensor | None = None,
     offset: float = 0.0,
 ) -> Tensor:
-    """Expected distance of each box side, d = Σ_b softmax(scale·z)_b · projection_b, or the box that the distances give.
+    """Expected distance of each box side, d = Σ_b softmax(scale·z)_b · projection_b, or the box that they give.
 
     Args:
-        box_logits: L levels (B, 4·R, H_l, W_l), channel = side·R + bin, sides left, top, right, bottom; or rows (M, 4, R).
-            float32, float16, bfloat16 or float64, any strides.
+        box_logits: L levels (B, 4·R, H_l, W_l), channel = side·R + bin, sides left, top, right, bottom; or rows
+            (M, 4, R). float32, float16, bfloat16 or float64, any strides.
         projection: the value of each bin, (R,); None: 0, 1, …, R−1. Need not be uniform; may need a gradient.
         scales: one factor a level, (L,) (rows: one factor); None: 1. The product is formed in float32.
         strides: with levels, L numbers in pixels: return boxes instead of distances. With rows, a tensor (M,), together
@@ -44,9 +45,9 @@ def integral(
         offset: the point of cell (i, j) is ((j + offset)·stride, (i + offset)·stride).
 
     Returns:
-        Distances in the unit of ``projection`` (strides), or boxes (x1, y1, x2, y2) in pixels: (B, A, 4) for levels with
-        A = Σ H_l·W_l, level-major then row-major; (M, 4) for rows. float32 (float64 for float64 input). Differentiable
-        in ``box_logits``, ``projection`` and ``scales``.
+        Distances in the unit of ``projection`` (strides), or boxes (x1, y1, x2, y2) in pixels: (B, A, 4) for levels
+        with A = Σ H_l·W_l, level-major then row-major; (M, 4) for rows. float32 (float64 for float64 input).
+        Differentiable in ``box_logits``, ``projection`` and ``scales``.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
@@ -100,7 +101,11 @@ def _check_decoding(
             bad_value("points", "None with levels (their points lie on the grid)", points)
         return ([] if strides is None else check_strides(strides, len(box.tensors))), None, None
     if (points is None) != (strides is None):
-        bad_value("strides" if strides is None else "points", "both strides (M,) and points (M, 2) with rows, or neither", None)
+        bad_value(
+            "strides" if strides is None else "points",
+            "both strides (M,) and points (M, 2) with rows, or neither",
+            None,
+        )
     if points is None:
         return [], None, None
     count = box.tensors[0].shape[0]
@@ -117,7 +122,9 @@ class _Integral(torch.autograd.Function):
     def forward(ctx: Any, projection, scales, points, point_strides, strides, offset, backend, *logits) -> Tensor:
         ctx.save_for_backward(projection, scales, points, point_strides, *logits)
         ctx.settings = (strides, offset, backend)
-        return torch.ops.gflv2.integral(list(logits), projection, scales, points, point_strides, strides, offset, backend)
+        return torch.ops.gflv2.integral(
+            list(logits), projection, scales, points, point_strides, strides, offset, backend
+        )
 
     @staticmethod
     @no_double_backward("integral")
@@ -157,7 +164,9 @@ def _new_gradients(logits: list[Tensor], projection: Tensor, scales: Tensor | No
 def _forward(logits, projection, scales, points, point_strides, strides, offset, backend) -> Tensor:
     out = _new_output(logits)
     if out.numel():
-        _implementation(backend).integral_forward(logits, projection, scales, points, point_strides, strides, offset, out)
+        _implementation(backend).integral_forward(
+            logits, projection, scales, points, point_strides, strides, offset, out
+        )
     return out
 
 
@@ -179,6 +188,7 @@ def _backward(grad, logits, projection, scales, points, point_strides, strides, 
 for _key in ("CPU", "CUDA"):
     _library.impl("integral", _forward, _key)
     _library.impl("integral_backward", _backward, _key)
+no_vmap("integral", _library)
 
 
 @torch.library.register_fake("gflv2::integral", lib=_library)
