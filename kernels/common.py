@@ -31,18 +31,12 @@ COLUMN_STRIDE = tl.constexpr(6)
 # Triton ignores `do_not_specialize` inside a tuple: a 1 there becomes a constant and a multiple of 16 an attribute, so
 # that almost every image size would compile the kernel anew. Sealed integers are odd and never 1, and wider than 32
 # bits, so that their type does not change with their size either.
-_SEAL = tl.constexpr((1 << 40) + 1)
+SEAL = tl.constexpr((1 << 40) + 1)
 
 
 def seal(value: int) -> int:
-    """An integer as it travels in a tuple of kernel arguments."""
-    return 2 * value + _SEAL.value
-
-
-@triton.jit
-def unseal(value):
-    """The integer that `seal` hid, as int64."""
-    return (value - _SEAL) >> 1
+    """An integer as it travels in a tuple of kernel arguments; a kernel reads it as ``(value - SEAL) >> 1``."""
+    return 2 * value + SEAL.value
 
 
 def level_table(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
@@ -100,7 +94,7 @@ def pick_column(table, level, COLUMN: tl.constexpr):
     chosen = table[0][COLUMN]
     for candidate in tl.static_range(1, len(table)):
         chosen = tl.where(level == candidate, table[candidate][COLUMN], chosen)
-    return unseal(chosen)
+    return (chosen - SEAL) >> 1
 
 
 @triton.jit
@@ -117,7 +111,7 @@ def find_level(table, block, BLOCK: tl.constexpr):
         level = tl.where(reached, candidate, level)
         first_block = tl.where(reached, end_block, first_block)
         first_point = tl.where(reached, end_point, first_point)
-        count = unseal(table[candidate][COUNT])
+        count = (table[candidate][COUNT] - SEAL) >> 1
         end_block += ((count + BLOCK - 1) // BLOCK).to(tl.int32)
         end_point += count
     return level, first_block, first_point

@@ -22,12 +22,12 @@ from gflv2.kernels.common import (
     BIN_STRIDE,
     COUNT,
     INTERPRETED,
+    SEAL,
     SIDE_STRIDE,
     cell_offsets,
     find_level,
     pick,
     pick_column,
-    unseal,
 )
 
 # Cells a program. NCHW: one cell a thread, whose bins stay in that thread's registers (a softmax without exchange
@@ -307,7 +307,7 @@ def integral_reduce_kernel(
             level = item - BINS
             first = batch * 0
             for candidate in tl.static_range(len(levels)):
-                blocks = (unseal(levels[candidate][COUNT]) + BLOCK - 1) // BLOCK
+                blocks = (((levels[candidate][COUNT] - SEAL) >> 1) + BLOCK - 1) // BLOCK
                 first += tl.where(candidate < level, blocks * batch, 0)
             count = (pick_column(levels, level, COUNT) + BLOCK - 1) // BLOCK * batch
             tl.store(grad_scales + level * scale_step, _sum_run(partial_scales + first, count, WIDE))
