@@ -1,7 +1,15 @@
-"""Which backends a test of an operation runs on."""
+"""Which backends a test of an operation runs on.
+
+A test of an operation is parametrised by ``backend`` over ``backends_of(op)`` and computes within ``running(backend)``:
+registering a kernel is all that it takes to test it.
+
+On a machine without a GPU, Triton's kernels run under its interpreter, which is chosen for a whole process when the
+kernels are decorated (TRITON_INTERPRET=1). Such a process tests only ``triton``; ``test_interpreter.py`` starts it.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,19 +19,31 @@ import torch
 import gflv2
 from gflv2.ops import backends
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+# Examples that a hypothesis test draws. The interpreter takes about a second for one.
+EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "10" if INTERPRETED else "100"))
 
-def backends_of(op: str) -> list[str]:
-    """The backends that implement an operation, for ``pytest.mark.parametrize``: registering a kernel tests it."""
-    return [name for name in backends.BACKENDS if name in backends._refusals[op]]
+
+def backends_of(op: str, *, kernels_only: bool = False) -> list[str]:
+    """The backends that implement an operation and are tested in this process, for ``pytest.mark.parametrize``.
+
+    Args:
+        kernels_only: leave out the reference.
+    """
+    implemented = [name for name in backends.BACKENDS if name in backends._refusals[op]]
+    if INTERPRETED:
+        return [name for name in implemented if name == "triton"]
+    absent = set() if torch.cuda.is_available() else {"cuda", "triton"}
+    if kernels_only:
+        absent.add("reference")
+    return [name for name in implemented if name not in absent]
 
 
 @contextmanager
 def running(backend: str) -> Iterator[torch.device]:
     """Ask for a backend and give the device to test it on; skip, saying why, where it cannot run."""
-    kernels_need_gpu = backend == "cuda" or (backend == "triton" and torch.cuda.is_available())
-    device = torch.device("cuda" if kernels_need_gpu else "cpu")
-    if kernels_need_gpu and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+    on_gpu = backend == "cuda" or (backend == "triton" and not INTERPRETED)
+    device = torch.device("cuda" if on_gpu else "cpu")
     reason = backends.unavailable(backend, device.type)
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")

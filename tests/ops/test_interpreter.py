@@ -1,0 +1,46 @@
+"""The Triton kernels without a GPU: every operation's tests for the ``triton`` backend, under Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ops.under_test import backends_of
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.gpu
+def test_kernels_on_a_gpu() -> None:
+    """A reminder in the report: `under_test` leaves out what cannot run here at all."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: the cuda backend and the compiled Triton kernels were not run")
+    assert {"cuda", "triton"} <= set(backends_of("integral"))
+
+
+def test_triton_kernels_under_the_interpreter() -> None:
+    """In a process of its own: Triton chooses interpreter or compiler when a kernel is decorated."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed on this platform")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "GFLV2_BACKEND": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", str(HERE), "-q", "-rfEs", "--no-header", "-p", "no:cacheprovider"]
+    # Warnings in the child are the parent's too: its other backends give the same ones.
+    run = subprocess.run(
+        [*command, "-W", "ignore"],
+        cwd=HERE.parents[1],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1200,
+    )
+    # Exit status 5, nothing collected, is a failure here.
+    if run.returncode != 0:
+        pytest.fail(f"exit status {run.returncode} of {' '.join(command)}\n{run.stdout}", pytrace=False)
+    print(run.stdout)
