@@ -75,14 +75,18 @@ def run(command: list[str]) -> None:
 
 
 def explain(output: str) -> str:
-    """The first line of a build's output that looks like its cause."""
+    """The cause of a failed build in one line: a known one in words, else the first error and the line that follows."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    if any("CMAKE_CXX_COMPILER" in line or "No CMAKE_CXX" in line for line in lines):
-        return "no working C++ compiler was found (Debian: apt install g++)"
-    if any("Development.Module" in line or "Python.h" in line for line in lines):
+    errors = [
+        i for i, line in enumerate(lines) if re.search(r"CMake Error|\berror\b|fatal|FAILED", line, re.IGNORECASE)
+    ]
+    first = errors[0] if errors else len(lines) - 2
+    rest = "\n".join(lines[max(first, 0) :])
+    if "No CMAKE_CXX_COMPILER could be found" in rest or "CMAKE_CXX_COMPILER-NOTFOUND" in rest:
+        return "no C++ compiler was found (Debian: apt install g++)"
+    if re.search(r"missing:.*Development\.Module|Python\.h: No such file", rest):
         return "Python's C headers were not found (Debian: apt install python3-dev)"
-    causes = [line for line in lines if re.search(r"\berror\b|fatal|Error at|FAILED", line, re.IGNORECASE)]
-    return (causes or lines or ["the build failed without a message"])[0][:400]
+    return " ".join(lines[max(first, 0) :][:2])[:400] or "the build failed without a message"
 
 
 class CMakeBuild(build_ext):

@@ -1,0 +1,18 @@
+// The list of CPU kernels. Each is compiled once per instruction set, into a namespace of that name; dispatch.cpp picks.
+// A new operation is one more line of the list.
+#pragma once
+
+#include "gflv2/api.hpp"
+#include "gflv2/macros.hpp"
+
+#define GFLV2_CPU_KERNELS(KERNEL)                \
+    KERNEL(integral_forward, IntegralArguments)  \
+    KERNEL(integral_backward, IntegralArguments)
+
+#if defined(GFLV2_ISA)
+GFLV2_BEGIN
+#define GFLV2_DECLARE(name, Arguments) void name(const Arguments&, int threads);
+GFLV2_CPU_KERNELS(GFLV2_DECLARE)
+#undef GFLV2_DECLARE
+GFLV2_END
+#endif

@@ -1,0 +1,449 @@
+// `integral` on CUDA: forward and backward, one pass over the logits each, all levels and images in one launch. The arithmetic
+// is gflv2/integral.hpp's, one row (one side of one point) at a time.
+//
+// Two ways to read the logits:
+//   strided  lane = point, warp = side: coalesced for NCHW, correct for any strides. 16-bit logits are read two points at a
+//            time where the layout allows it (a warp then moves 128 bytes per load, as with float32).
+//   rows     where the bins are adjacent (channels_last, rows (M, 4, R)): the block's rows travel through shared memory, so
+//            that global memory sees whole lines and each thread still owns one row.
+
+#include "cuda/reduce.cuh"
+#include "gflv2/api.hpp"
+#include "gflv2/blocks.hpp"
+#include "gflv2/integral.hpp"
+#include "gflv2/launch.hpp"
+#include "gflv2/points.hpp"
+#include "gflv2/storage.hpp"
+
+namespace gflv2::cuda {
+namespace {
+
+constexpr unsigned warp = 32;
+constexpr unsigned threads = 4 * warp;  // four sides
+
+// Points per thread of the strided kernels.
+template <class T, int BINS> constexpr int pack = sizeof(T) == 2 && BINS == 17 ? 2 : 1;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What both kinds share
+
+template <class T> struct alignas(2 * sizeof(T)) Pair { T first, second; };
+template <class T> struct alignas(4 * sizeof(T)) Four { T value[4]; };
+
+// A row in memory: logits bin_step apart.
+template <class T> struct MemoryRow {
+    const T* at;
+    std::int64_t bin_step;
+    __device__ float operator[](int bin) const { return widen(at[bin * bin_step]); }
+};
+
+template <int BINS> struct ExponentialsFor { using type = KeptExponentials<float, BINS>; };
+template <> struct ExponentialsFor<0> { using type = RecomputedExponentials<float>; };
+
+__device__ inline float scale_of(const IntegralArguments& a, int level) {
+    return a.scales ? static_cast<const float*>(a.scales)[level] : 1.0f;
+}
+
+__device__ inline float stride_of(const IntegralArguments& a, const Level& level, std::uint32_t point) {
+    return a.row_strides ? static_cast<const float*>(a.row_strides)[point] : float(level.stride);
+}
+
+// Distance → coordinate of the box's side in pixels, where boxes are wanted.
+__device__ inline float decoded(const IntegralArguments& a, const Level& level, std::uint32_t point, int side, float distance) {
+    if (!a.decode) return distance;
+    const float stride = stride_of(a, level, point);
+    float where;
+    if (a.row_points) {
+        where = static_cast<const float*>(a.row_points)[2 * std::int64_t(point) + side % 2];
+    } else {
+        const std::uint32_t width = std::uint32_t(level.width), y = point / width;
+        where = cell_point(side % 2 ? y : point - y * width, float(a.offset), stride);
+    }
+    return box_side(where, distance, stride, side);
+}
+
+// ∂L/∂(distance) of one row; `row` is its index in (B, A, 4).
+__device__ inline float upstream_of(const IntegralArguments& a, const Level& level, std::uint32_t point, int side, std::int64_t row) {
+    const float gradient = static_cast<const float*>(a.grad_out)[row];
+    return a.decode ? gradient * box_side_slope(stride_of(a, level, point), side) : gradient;
+}
+
+// Workspace: a partial sum per block for the scale, then, bin by bin, one per block for the projection.
+__device__ inline float* scale_partial(const IntegralArguments& a) { return static_cast<float*>(a.workspace); }
+__device__ inline float* projection_partial(const IntegralArguments& a, const BlockTable& blocks, int bin) {
+    return static_cast<float*>(a.workspace) + (1 + std::int64_t(bin)) * blocks.count;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// strided
+
+// The rows of one thread: `pack` neighbouring points of one side.
+template <int PACK> struct ThreadPoints {
+    std::uint32_t point[PACK];  // clamped to the level, so that every read is in bounds
+    bool valid[PACK];
+};
+
+template <int PACK> __device__ inline ThreadPoints<PACK> place_of(std::uint32_t first, std::uint32_t points) {
+    ThreadPoints<PACK> place;
+    each<PACK>(PACK, [&](int k) {
+        const std::uint32_t point = first + k;
+        place.valid[k] = point < points;
+        // Past the end: the last points, a pair kept together; a level of one point has no pair.
+        place.point[k] = place.valid[k] ? point : points < PACK ? 0 : points - PACK + k;
+    });
+    return place;
+}
+
+// Can the points of a level be read in pairs: adjacent, an even number of them, and every pair aligned?
+template <class T> __device__ inline bool paired(const Level& level, const Strides& s, const void* data) {
+    const bool adjacent = s.x == 1 && (level.height == 1 || s.y == level.width);
+    const bool even = ((level.height * level.width | s.image | s.side | s.bin) & 1) == 0;
+    return adjacent && even && reinterpret_cast<std::uintptr_t>(data) % sizeof(Pair<T>) == 0;
+}
+
+template <class T, int BINS, int PACK>
+__device__ inline void load_rows(float (&z)[PACK][BINS > 0 ? BINS : 1], const Level& level, const T* at, const ThreadPoints<PACK>& place) {
+    if constexpr (PACK == 2) {
+        if (paired<T>(level, level.strides, level.logits)) {
+            at += place.point[0];
+            each<BINS>(BINS, [&](int b) {
+                const Pair<T> both = *reinterpret_cast<const Pair<T>*>(at + b * level.strides.bin);
+                z[0][b] = widen(both.first);
+                z[1][b] = widen(both.second);
+            });
+            return;
+        }
+    }
+    each<PACK>(PACK, [&](int k) {
+        const T* row = at + point_offset(level, level.strides, place.point[k]);
+        each<BINS>(BINS, [&](int b) { z[k][b] = widen(row[b * level.strides.bin]); });
+    });
+}
+
+template <class T, int BINS, int PACK>
+__device__ inline void store_rows(const float (&slope)[PACK][BINS], const Level& level, T* at, const ThreadPoints<PACK>& place) {
+    if constexpr (PACK == 2) {
+        if (paired<T>(level, level.grad_strides, level.grad_logits)) {
+            at += place.point[0];
+            if (place.valid[0])
+                each<BINS>(BINS, [&](int b) {
+                    *reinterpret_cast<Pair<T>*>(at + b * level.grad_strides.bin) = {narrow<T>(slope[0][b]), narrow<T>(slope[1][b])};
+                });
+            return;
+        }
+    }
+    each<PACK>(PACK, [&](int k) {
+        T* row = at + point_offset(level, level.grad_strides, place.point[k]);
+        if (place.valid[k]) each<BINS>(BINS, [&](int b) { row[b * level.grad_strides.bin] = narrow<T>(slope[k][b]); });
+    });
+}
+
+template <class T, int BINS>
+GFLV2_KERNEL(threads) integral_forward_strided(GFLV2_CONSTANT IntegralArguments a, GFLV2_CONSTANT BlockTable blocks) {
+    constexpr int PACK = pack<T, BINS>;
+    GFLV2_SHARED_MEMORY(float, result);  // (warp·PACK, 4)
+
+    // 1. The block's chunk of points, the thread's side and points.
+    const Chunk chunk = chunk_of(blocks, a.levels.count, blockIdx.x, warp * PACK);
+    const Level& level = a.levels.level[chunk.level];
+    const std::uint32_t points = std::uint32_t(level.height * level.width);
+    const int side = threadIdx.x / warp;
+    const std::uint32_t local = threadIdx.x % warp * PACK;
+    const ThreadPoints<PACK> place = place_of<PACK>(chunk.first + local, points);
+    const T* at = static_cast<const T*>(level.logits) + chunk.image * level.strides.image + side * level.strides.side;
+    const float scale = scale_of(a, chunk.level);
+    const float* projection = static_cast<const float*>(a.projection);
+
+    // 2. Its rows.
+    NoExponentials none;
+    float distance[PACK];
+    if constexpr (BINS > 0) {
+        float z[PACK][BINS];
+        load_rows<T, BINS, PACK>(z, level, at, place);
+        each<PACK>(PACK, [&](int k) {
+            const Softmax<float> softmax = softmax_moment<BINS, float>(z[k], BINS, scale, projection, none);
+            distance[k] = softmax.moment / softmax.total;
+        });
+    } else {
+        const MemoryRow<T> row{at + point_offset(level, level.strides, place.point[0]), level.strides.bin};
+        const Softmax<float> softmax = softmax_moment<0, float>(row, a.bins, scale, projection, none);
+        distance[0] = softmax.moment / softmax.total;
+    }
+
+    // 3. The four sides of a point meet in shared memory, so that the result is written in whole lines.
+    each<PACK>(PACK, [&](int k) { result[(local + k) * 4 + side] = decoded(a, level, place.point[k], side, distance[k]); });
+    __syncthreads();
+    const std::uint32_t left = points - chunk.first, used = 4 * (left < warp * PACK ? left : warp * PACK);
+    float* out = static_cast<float*>(a.out) + 4 * (chunk.image * a.points + level.first_point + chunk.first);
+    for (std::uint32_t i = threadIdx.x; i < used; i += threads) out[i] = result[i];
+}
+
+template <class T, int BINS, bool PROJECTION>
+GFLV2_KERNEL(threads) integral_backward_strided(GFLV2_CONSTANT IntegralArguments a, GFLV2_CONSTANT BlockTable blocks) {
+    constexpr int PACK = pack<T, BINS>;
+    GFLV2_SHARED_MEMORY(float, scratch);  // (threads,); with PROJECTION (R, threads + 1), the odd pitch against bank conflicts
+
+    // 1. The block's chunk of points, the thread's side and points.
+    const Chunk chunk = chunk_of(blocks, a.levels.count, blockIdx.x, warp * PACK);
+    const Level& level = a.levels.level[chunk.level];
+    const std::uint32_t points = std::uint32_t(level.height * level.width);
+    const int side = threadIdx.x / warp;
+    const ThreadPoints<PACK> place = place_of<PACK>(chunk.first + threadIdx.x % warp * PACK, points);
+    const T* at = static_cast<const T*>(level.logits) + chunk.image * level.strides.image + side * level.strides.side;
+    T* grad = static_cast<T*>(level.grad_logits) + chunk.image * level.grad_strides.image + side * level.grad_strides.side;
+    const float scale = scale_of(a, chunk.level);
+    const float* projection = static_cast<const float*>(a.projection);
+    const std::int64_t first_row = chunk.image * a.points + level.first_point;
+
+    // 2. Its rows: forward again, then the slopes. Points past the end have upstream 0 and so add nothing to a sum.
+    float upstream[PACK];
+    each<PACK>(PACK, [&](int k) {
+        const std::int64_t row = 4 * (first_row + place.point[k]) + side;
+        upstream[k] = place.valid[k] ? upstream_of(a, level, place.point[k], side, row) : 0.0f;
+    });
+    typename ExponentialsFor<BINS>::type exponentials;
+    float scale_sum = 0;
+    const auto project = [&](int bin, float weight) { scratch[bin * (threads + 1) + threadIdx.x] = weight; };
+    if constexpr (BINS > 0) {
+        float z[PACK][BINS], slope[PACK][BINS];
+        load_rows<T, BINS, PACK>(z, level, at, place);
+        each<PACK>(PACK, [&](int k) {
+            const Softmax<float> softmax = softmax_moment<BINS, float>(z[k], BINS, scale, projection, exponentials);
+            scale_sum += softmax_moment_backward<BINS, PROJECTION, float>(
+                z[k], BINS, scale, projection, exponentials, softmax, upstream[k],
+                [&](int bin, float value) { slope[k][bin] = value; }, project);
+        });
+        if (a.grad_logits) store_rows<T, BINS, PACK>(slope, level, grad, place);
+    } else {
+        const MemoryRow<T> row{at + point_offset(level, level.strides, place.point[0]), level.strides.bin};
+        T* const to = grad + point_offset(level, level.grad_strides, place.point[0]);
+        const bool wanted = a.grad_logits && place.valid[0];
+        const Softmax<float> softmax = softmax_moment<0, float>(row, a.bins, scale, projection, exponentials);
+        scale_sum = softmax_moment_backward<0, PROJECTION, float>(
+            row, a.bins, scale, projection, exponentials, softmax, upstream[0],
+            [&](int bin, float value) { if (wanted) to[bin * level.grad_strides.bin] = narrow<T>(value); }, project);
+    }
+
+    // 3. The block's partial sums.
+    if constexpr (PROJECTION) {
+        __syncthreads();
+        for (int bin = threadIdx.x; bin < a.bins; bin += threads) {
+            float sum = 0;
+            for (unsigned i = 0; i < threads; ++i) sum += scratch[bin * (threads + 1) + i];
+            projection_partial(a, blocks, bin)[blockIdx.x] = sum;
+        }
+    }
+    if (a.grad_scales) {
+        const float sum = block_sum<threads>(scale_sum, scratch);
+        if (threadIdx.x == 0) scale_partial(a)[blockIdx.x] = sum;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// rows
+
+// Words between rows in shared memory: odd, so that the lanes of a warp fall on different banks.
+GFLV2_HD int pitch_of(int bins) { return bins | 1; }
+
+// Visits every element of the block's rows in the order of memory: f(element offset, place in shared memory). Where the rows
+// lie end to end, four at a time: quad(element offset, place) with four adjacent places.
+template <int BINS, class T, class F, class Quad>
+__device__ inline void visit_rows(
+    const Level& level, const Strides& s, const T* data, std::uint32_t image, std::uint32_t first, std::uint32_t rows, int bins,
+    const F& f, const Quad& quad) {
+    bins = BINS > 0 ? BINS : bins;
+    const std::uint32_t count = rows * bins;
+    const bool flat = level.height == 1 || s.y == level.width * s.x;
+    const std::int64_t start = image * s.image + (flat ? first * s.x : 0);
+    const bool end_to_end = flat && s.side == bins && s.x == 4 * bins && bins % 2 == 1 &&
+                            reinterpret_cast<std::uintptr_t>(data + start) % sizeof(Four<T>) == 0;
+    std::uint32_t from = 0;
+    if (end_to_end) {
+        from = count / 4 * 4;
+        for (std::uint32_t e = 4 * threadIdx.x; e < from; e += 4 * threads) quad(start + e, e);
+    }
+    for (std::uint32_t e = from + threadIdx.x; e < count; e += threads) {
+        const std::uint32_t row = e / bins, bin = e - row * bins, point = row / 4;
+        const std::int64_t where = flat ? start + point * s.x : start + point_offset(level, s, first + point);
+        f(where + row % 4 * s.side + bin, row * pitch_of(bins) + bin);
+    }
+}
+
+template <int BINS, class T>
+__device__ inline void rows_to_shared(const IntegralArguments& a, const Level& level, const Chunk& chunk, std::uint32_t rows, float* tile) {
+    const T* data = static_cast<const T*>(level.logits);
+    visit_rows<BINS>(
+        level, level.strides, data, chunk.image, chunk.first, rows, a.bins,
+        [&](std::int64_t element, std::uint32_t place) { tile[place] = widen(data[element]); },
+        [&](std::int64_t element, std::uint32_t place) {
+            const Four<T> four = *reinterpret_cast<const Four<T>*>(data + element);
+            for (int i = 0; i < 4; ++i) tile[place + i] = widen(four.value[i]);
+        });
+}
+
+template <class T, int BINS>
+GFLV2_KERNEL(threads) integral_forward_rows(GFLV2_CONSTANT IntegralArguments a, GFLV2_CONSTANT BlockTable blocks) {
+    GFLV2_SHARED_MEMORY(float, tile);  // (threads, pitch)
+    const int bins = BINS > 0 ? BINS : a.bins;
+
+    // 1. The block's rows to shared memory.
+    const Chunk chunk = chunk_of(blocks, a.levels.count, blockIdx.x, warp);
+    const Level& level = a.levels.level[chunk.level];
+    const std::uint32_t left = std::uint32_t(level.height * level.width) - chunk.first, rows = 4 * (left < warp ? left : warp);
+    rows_to_shared<BINS, T>(a, level, chunk, rows, tile);
+    __syncthreads();
+
+    // 2. One row a thread.
+    if (threadIdx.x < rows) {
+        NoExponentials none;
+        const Softmax<float> softmax = softmax_moment<BINS, float>(
+            tile + threadIdx.x * pitch_of(bins), bins, scale_of(a, chunk.level), static_cast<const float*>(a.projection), none);
+        const std::int64_t first_row = 4 * (chunk.image * a.points + level.first_point + chunk.first);
+        static_cast<float*>(a.out)[first_row + threadIdx.x] =
+            decoded(a, level, chunk.first + threadIdx.x / 4, threadIdx.x % 4, softmax.moment / softmax.total);
+    }
+}
+
+template <class T, int BINS>
+GFLV2_KERNEL(threads) integral_backward_rows(GFLV2_CONSTANT IntegralArguments a, GFLV2_CONSTANT BlockTable blocks) {
+    GFLV2_SHARED_MEMORY(float, tile);  // (threads, pitch), then the scratch of the sum
+    const int bins = BINS > 0 ? BINS : a.bins;
+
+    // 1. The block's rows to shared memory.
+    const Chunk chunk = chunk_of(blocks, a.levels.count, blockIdx.x, warp);
+    const Level& level = a.levels.level[chunk.level];
+    const std::uint32_t left = std::uint32_t(level.height * level.width) - chunk.first, rows = 4 * (left < warp ? left : warp);
+    rows_to_shared<BINS, T>(a, level, chunk, rows, tile);
+    __syncthreads();
+
+    // 2. One row a thread; its slopes take the place of its logits.
+    float scale_sum = 0;
+    if (threadIdx.x < rows) {
+        float* const row = tile + threadIdx.x * pitch_of(bins);
+        const float scale = scale_of(a, chunk.level);
+        const float* projection = static_cast<const float*>(a.projection);
+        const std::int64_t first_row = 4 * (chunk.image * a.points + level.first_point + chunk.first);
+        const float upstream = upstream_of(a, level, chunk.first + threadIdx.x / 4, threadIdx.x % 4, first_row + threadIdx.x);
+        typename ExponentialsFor<BINS>::type exponentials;
+        const Softmax<float> softmax = softmax_moment<BINS, float>(row, bins, scale, projection, exponentials);
+        scale_sum = softmax_moment_backward<BINS, false, float>(
+            row, bins, scale, projection, exponentials, softmax, upstream, [&](int bin, float slope) { row[bin] = slope; },
+            [](int, float) {});
+    }
+    __syncthreads();
+
+    // 3. Back to global memory.
+    if (a.grad_logits) {
+        T* const to = static_cast<T*>(level.grad_logits);
+        visit_rows<BINS>(
+            level, level.grad_strides, to, chunk.image, chunk.first, rows, a.bins,
+            [&](std::int64_t element, std::uint32_t place) { to[element] = narrow<T>(tile[place]); },
+            [&](std::int64_t element, std::uint32_t place) {
+                Four<T> four;
+                for (int i = 0; i < 4; ++i) four.value[i] = narrow<T>(tile[place + i]);
+                *reinterpret_cast<Four<T>*>(to + element) = four;
+            });
+    }
+
+    // 4. The block's partial sum.
+    if (a.grad_scales) {
+        const float sum = block_sum<threads>(scale_sum, tile);
+        if (threadIdx.x == 0) scale_partial(a)[blockIdx.x] = sum;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Second stage of the sums: one block per level, then one per bin.
+
+GFLV2_KERNEL(reduce_threads) integral_sums(GFLV2_CONSTANT IntegralArguments a, GFLV2_CONSTANT BlockTable blocks) {
+    GFLV2_SHARED_MEMORY(double, scratch);
+    const int levels = a.grad_scales ? a.levels.count : 0;
+    const int s = blockIdx.x;
+    if (s < levels) {
+        const float* partial = scale_partial(a);
+        sum_segment({partial + blocks.first[s], partial + blocks.first[s + 1], static_cast<float*>(a.grad_scales) + s}, scratch);
+    } else {
+        const float* partial = projection_partial(a, blocks, s - levels);
+        sum_segment({partial, partial + blocks.count, static_cast<float*>(a.grad_projection) + (s - levels)}, scratch);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Host side
+
+bool bins_adjacent(const IntegralArguments& a, bool gradient) {
+    for (int l = 0; l < a.levels.count; ++l) {
+        const Level& level = a.levels.level[l];
+        if (level.strides.bin != 1 || (gradient && level.grad_strides.bin != 1)) return false;
+    }
+    return true;
+}
+
+template <class T, int BINS> void forward(const IntegralArguments& a, void* stream) {
+    const bool rows = bins_adjacent(a, false);
+    const unsigned points = rows ? warp : warp * pack<T, BINS>;
+    const BlockTable blocks = block_table(a.levels, a.batch, points);
+    if (blocks.count == 0) return;
+    if (rows) {
+        launch(integral_forward_rows<T, BINS>, blocks.count, threads, threads * pitch_of(a.bins) * sizeof(float), stream, a, blocks);
+    } else {
+        launch(integral_forward_strided<T, BINS>, blocks.count, threads, points * 4 * sizeof(float), stream, a, blocks);
+    }
+}
+
+template <class T, int BINS> void backward(const IntegralArguments& a, void* stream) {
+    const bool rows = bins_adjacent(a, a.grad_logits) && !a.grad_projection;
+    // A projection that needs a gradient is rare: the generic kernel serves every number of bins.
+    const bool generic = BINS == 0 || a.grad_projection;
+    const BlockTable blocks = block_table(a.levels, a.batch, rows || generic ? warp : warp * pack<T, BINS>);
+    if (blocks.count > 0) {
+        if (a.grad_projection) {
+            launch(integral_backward_strided<T, 0, true>, blocks.count, threads, a.bins * (threads + 1) * sizeof(float), stream, a, blocks);
+        } else if (rows) {
+            launch(integral_backward_rows<T, BINS>, blocks.count, threads, threads * pitch_of(a.bins) * sizeof(float), stream, a, blocks);
+        } else {
+            launch(integral_backward_strided<T, BINS, false>, blocks.count, threads, threads * sizeof(float), stream, a, blocks);
+        }
+    }
+    const unsigned sums = (a.grad_scales ? a.levels.count : 0) + (a.grad_projection ? a.bins : 0);
+    if (sums > 0) launch(integral_sums, sums, reduce_threads, reduce_threads * sizeof(double), stream, a, blocks);
+}
+
+using Kernel = void (*)(const IntegralArguments&, void*);
+
+template <class T> Kernel forward_kernel(int bins) {
+    return bins == 17 ? forward<T, 17> : bins == 33 ? forward<T, 33> : forward<T, 0>;
+}
+template <class T> Kernel backward_kernel(int bins) {
+    return bins == 17 ? backward<T, 17> : bins == 33 ? backward<T, 33> : backward<T, 0>;
+}
+
+}  // namespace
+
+void integral_forward(const IntegralArguments& a, Place place) {
+    const DeviceGuard guard(place.device);
+    switch (a.dtype) {
+        case Dtype::float32: return forward_kernel<float>(a.bins)(a, place.stream);
+        case Dtype::float16: return forward_kernel<half>(a.bins)(a, place.stream);
+        case Dtype::bfloat16: return forward_kernel<bfloat16>(a.bins)(a, place.stream);
+        case Dtype::float64: break;
+    }
+    throw std::invalid_argument("integral: the CUDA kernels take float32, float16 and bfloat16");
+}
+
+void integral_backward(const IntegralArguments& a, Place place) {
+    const DeviceGuard guard(place.device);
+    switch (a.dtype) {
+        case Dtype::float32: return backward_kernel<float>(a.bins)(a, place.stream);
+        case Dtype::float16: return backward_kernel<half>(a.bins)(a, place.stream);
+        case Dtype::bfloat16: return backward_kernel<bfloat16>(a.bins)(a, place.stream);
+        case Dtype::float64: break;
+    }
+    throw std::invalid_argument("integral: the CUDA kernels take float32, float16 and bfloat16");
+}
+
+std::size_t integral_workspace(const LevelTable& levels, std::int64_t batch, int projection_bins) {
+    return block_table(levels, batch, warp).count * std::size_t(1 + projection_bins) * sizeof(float);
+}
+
+}  // namespace gflv2::cuda

@@ -1,0 +1,55 @@
+// The few elementary functions that the arithmetic of a row needs, for one number. The CPU code adds overloads for
+// vectors of numbers (csrc/cpu/simd.hpp), so that one template serves a CUDA thread and a SIMD register.
+#pragma once
+
+#include <cmath>
+
+#include "gflv2/macros.hpp"
+
+GFLV2_BEGIN
+
+// The number itself, or a vector with it in every lane. (x − 0 is x for every x, and costs nothing; 0 + x is not −0.)
+template <class V, class S> GFLV2_HD V broadcast(S value) { return value - V{}; }
+
+template <class S> GFLV2_HD S maximum(S a, S b) { return a > b ? a : b; }
+template <class S> GFLV2_HD S minimum(S a, S b) { return a < b ? a : b; }
+
+GFLV2_HD float exponential(float x) {
+#if defined(__CUDA_ARCH__)
+    return expf(x);
+#else
+    return std::exp(x);
+#endif
+}
+
+GFLV2_HD double exponential(double x) {
+#if defined(__CUDA_ARCH__)
+    return exp(x);
+#else
+    return std::exp(x);
+#endif
+}
+
+// a·b + c, fused where the hardware has it. Not for values on which a comparison hangs: contraction is off elsewhere so
+// that those have the same bits on every backend.
+GFLV2_HD float multiply_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+    return fmaf(a, b, c);
+#elif defined(__FMA__)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+GFLV2_HD double multiply_add(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+    return fma(a, b, c);
+#elif defined(__FMA__)
+    return __builtin_fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+GFLV2_END
