@@ -6,15 +6,17 @@ Errors of the user end with one line and exit code 2; ``--traceback`` (or GFLV2_
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import importlib
 import json
 import logging
 import os
 import re
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     traceback = "--traceback" in arguments or os.environ.get("GFLV2_TRACEBACK", "0") == "1"
     arguments = [argument for argument in arguments if argument != "--traceback"]
-    if arguments[:1] in (["demo"], ["env"]):  # they have command lines of their own
-        return _delegate(*arguments)
-    parser = _parser()
     try:
-        arguments, raw = _split_overrides(arguments)
-        options = parser.parse_args(arguments)
-        if raw and not getattr(options, "takes_overrides", False):
-            raise UsageError(f"unrecognized argument --{next(iter(raw))}")
-        options.overrides = parse_overrides(raw) if raw else {}
-        _show_log()
-        return options.run(options) or 0
+        with _log_on_stderr():
+            return _run(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -54,6 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(error, arguments, traceback, 2)
     except RuntimeError as error:
         return _report(error, arguments, traceback, 1)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if arguments[:1] in (["demo"], ["env"]):  # they have command lines of their own
+        return importlib.import_module(f"gflv2.{arguments[0]}").main(list(arguments[1:])) or 0
+    rest, raw = _split_overrides(arguments)
+    options = _parser().parse_args(rest)
+    if raw and not getattr(options, "takes_overrides", False):
+        raise UsageError(f"unrecognized argument --{next(iter(raw))}")
+    options.overrides = parse_overrides(raw) if raw else {}
+    options.run(options)
+    return 0
 
 
 def _report(error: Exception, arguments: Sequence[str], traceback: bool, code: int) -> int:
@@ -67,16 +73,21 @@ def _report(error: Exception, arguments: Sequence[str], traceback: bool, code: i
     return code
 
 
-def _show_log() -> None:
-    log = logging.getLogger("gflv2")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+@contextlib.contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    log, handler = logging.getLogger("gflv2"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = log.level
+    log.addHandler(handler)
     log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
-# ---- settings on the command line ----------------------------------------------------------------------------
+# ---- settings on the command line ----------------------------------------------------------------
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -170,7 +181,7 @@ def _settings_help() -> str:
     return "\n".join(lines)
 
 
-# ---- the verbs ----------------------------------------------------------------------------
+# ---- the verbs ----------------------------------------------------------------
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -294,14 +305,7 @@ def _configs(options: argparse.Namespace) -> None:
     print("\nThe AP and FPS are what the authors of the paper published, on COCO; they were not measured here.")
 
 
-def _delegate(verb: str, *arguments: str) -> int:
-    """``gflv2 demo`` and ``gflv2 env`` are ``python -m gflv2.demo`` and ``python -m gflv2.env``."""
-    import importlib
-
-    return importlib.import_module(f"gflv2.{verb}").main(list(arguments)) or 0
-
-
-# ---- the command line ----------------------------------------------------------------------------
+# ---- the command line ----------------------------------------------------------------
 
 
 class _Parser(argparse.ArgumentParser):

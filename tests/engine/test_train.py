@@ -84,7 +84,7 @@ class Record(Callback):
         self.losses.append(float(outputs["loss"]))
 
 
-# ---- schedule ----------------------------------------------------------------------------
+# ---- schedule ----------------------------------------------------------------
 
 
 def test_the_warm_up_is_linear_from_the_factor_to_one() -> None:
@@ -133,7 +133,7 @@ def test_the_learning_rate_follows_the_batch_unless_told_otherwise() -> None:
     assert scaled_lr(TrainConfig(batch_size=4, scale_lr=False)) == 0.01
 
 
-# ---- whole runs ----------------------------------------------------------------------------
+# ---- whole runs ----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,7 @@ def test_max_steps_ends_the_run(sample_set, tmp_path) -> None:
     assert len(record.losses) == 1
 
 
-# ---- averaged weights ----------------------------------------------------------------------------
+# ---- averaged weights ----------------------------------------------------------------
 
 
 def test_the_average_follows_its_formula_and_leaves_equal_values_alone() -> None:
@@ -313,7 +313,7 @@ def test_a_decay_outside_of_zero_to_one_is_an_error() -> None:
         AverageWeights(1.5)
 
 
-# ---- arguments ----------------------------------------------------------------------------
+# ---- arguments ----------------------------------------------------------------
 
 
 def test_an_output_that_holds_a_run_is_not_overwritten_unasked(finished, sample_set) -> None:
@@ -351,7 +351,7 @@ def test_training_data_is_needed(tmp_path) -> None:
         train(TINY, output=tmp_path / "a")
 
 
-# ---- several processes ----------------------------------------------------------------------------
+# ---- several processes ----------------------------------------------------------------
 
 TWO_PROCESSES = """
 import sys, torch
@@ -413,7 +413,7 @@ def test_two_processes_train_although_one_has_no_box(sample_set, tmp_path) -> No
     assert (tmp_path / "out" / "weights" / "best.pt").is_file()
 
 
-# ---- the official recipe, small ----------------------------------------------------------------------------
+# ---- the official recipe, small ----------------------------------------------------------------
 
 
 @pytest.mark.slow
