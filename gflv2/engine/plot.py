@@ -5,7 +5,7 @@ Drawn by matplotlib without pyplot, so that no global state, window or thread is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,9 @@ _CLASS_COLORS = (
 )
 # From a sharp side (one or two bins) to an ambiguous one (the probability lies on many bins).
 _SHARPNESS = LinearSegmentedColormap.from_list("sharpness", ["#0b7285", "#12b886", "#f59f00", "#e03131"])
+# Entropies in bits at the ends of that scale. One bit, two neighbouring bins alike, is as sharp as a side between two
+# bins can be; 2.5 bits are as much as 5.7 equal bins.
+_SHARP, _AMBIGUOUS = 1.0, 2.5
 _INK = "#212529"
 _FAINT = "#868e96"
 # Bins below this share of the probability neither widen the window nor the charts.
@@ -71,21 +74,20 @@ def plot_distributions(result: Result, index: int = 0, threshold: float = 0.3) -
     sides = _sides_of(result, index)
     window = _window(result, index, sides)
 
-    figure = Figure(figsize=(13.0, 8.0), dpi=_DPI, facecolor="white")
-    left, zoom, above, beside, charts = _layout(figure, result.size, window)
-    _show_image(left, result.image)
+    layout = _layout(result.size, window)
+    _show_image(layout.image, result.image)
     for other in _shown(result, threshold)[::-1]:
         if other != index:
-            _draw_box(left, result, other, 1.2, 8.0)
-    _draw_box(left, result, index, 3.0, 11.0)
+            _draw_box(layout.image, result, other, 1.5, 10.0)
+    _draw_box(layout.image, result, index, 3.0, 12.0)
 
-    _show_image(zoom, result.image)
-    _draw_zoom(zoom, result, index, sides, window)
-    _draw_margins(above, beside, result, index, sides, window)
-    for axes, side in zip(charts, sides, strict=True):
+    _show_image(layout.zoom, result.image)
+    _draw_zoom(layout.zoom, result, index, sides, window)
+    _draw_margins(layout, result, index, sides, window)
+    for axes, side in zip(layout.charts, sides, strict=True):
         _draw_chart(axes, side, sides)
-    _draw_legend(figure)
-    return _render(figure)
+    _draw_legend(layout.figure)
+    return _render(layout.figure)
 
 
 class _Side:
@@ -105,9 +107,7 @@ class _Side:
         self.spread = float(np.sqrt((probabilities * (positions - self.mean) ** 2).sum()))
         safe = np.clip(probabilities, 1e-12, 1)
         self.entropy = float(-(probabilities * np.log2(safe)).sum())
-        # One bit, two neighbouring bins alike, is as sharp as a side between two bins can be.
-        ambiguous = max(0.8 * np.log2(len(positions)), 2.0)
-        self.color = _SHARPNESS(float(np.clip((self.entropy - 1.0) / (ambiguous - 1.0), 0, 1)))
+        self.color = _SHARPNESS(float(np.clip((self.entropy - _SHARP) / (_AMBIGUOUS - _SHARP), 0, 1)))
 
 
 def _sides_of(result: Result, index: int) -> list[_Side]:
@@ -135,29 +135,44 @@ def _window(result: Result, index: int, sides: list[_Side]) -> tuple[float, floa
     return x1 - grow_x, y1 - grow_y, x2 + grow_x, y2 + grow_y
 
 
-def _layout(figure: Figure, size: tuple[int, int], window: tuple[float, float, float, float]):
-    """Axes of the whole image, the zoom, its upper and right margins, and the four charts."""
-    inches_x, inches_y = figure.get_size_inches()
-    height, width = size
-    x1, y1, x2, y2 = window
+class _Layout(NamedTuple):
+    figure: Figure
+    image: Axes
+    zoom: Axes
+    above: Axes  # shares the zoom's x
+    beside: Axes  # shares the zoom's y
+    charts: list[Axes]
+
+
+def _layout(size: tuple[int, int], window: tuple[float, float, float, float]) -> _Layout:
+    """A figure as wide as the picture and the zoom need. All lengths are inches, from the lower left corner."""
+    border, gap, margin, bottom = 0.35, 0.08, 0.95, 2.65
+    total_height = 8.0
+    tall = total_height - 0.45 - bottom
+    image_w, image_h = _fit(size[1] / size[0], 6.6, tall)
+    zoom_w, zoom_h = _fit((window[2] - window[0]) / (window[3] - window[1]), 5.6, tall - margin - gap)
+    zoom_x = max(border + image_w + 0.5, 11.0 - border - margin - gap - zoom_w)
+    total_width = zoom_x + zoom_w + gap + margin + border
+    figure = Figure(figsize=(total_width, total_height), dpi=_DPI, facecolor="white")
 
     def place(x: float, y: float, w: float, h: float) -> Axes:
-        return figure.add_axes((x / inches_x, y / inches_y, w / inches_x, h / inches_y))
+        return figure.add_axes((x / total_width, y / total_height, w / total_width, h / total_height))
 
-    top, bottom, margin, gap = inches_y - 0.45, 2.65, 0.95, 0.08
-    tall = top - bottom - margin - gap
-    zoom_w, zoom_h = _fit((x2 - x1) / (y2 - y1), 5.6, tall)
-    zoom_x = inches_x - 0.35 - margin - gap - zoom_w
-    zoom = place(zoom_x, bottom, zoom_w, zoom_h)
-    above = place(zoom_x, bottom + zoom_h + gap, zoom_w, margin)
-    beside = place(zoom_x + zoom_w + gap, bottom, margin, zoom_h)
-    left_w, left_h = _fit(width / height, zoom_x - 0.35 - 0.55, top - bottom)
-    left = place(
-        0.35, bottom + (zoom_h + gap + margin - left_h if left_h < zoom_h + gap + margin else 0), left_w, left_h
+    chart_w = (total_width - 0.6 - border - 3 * 0.35) / 4
+    return _Layout(
+        figure,
+        # In the middle of what is left of the zoom, at the height of zoom and margin together.
+        place(
+            (zoom_x - 0.5 + border - image_w) / 2,
+            max(bottom + (zoom_h + gap + margin - image_h) / 2, bottom),
+            image_w,
+            image_h,
+        ),
+        place(zoom_x, bottom, zoom_w, zoom_h),
+        place(zoom_x, bottom + zoom_h + gap, zoom_w, margin),
+        place(zoom_x + zoom_w + gap, bottom, margin, zoom_h),
+        [place(0.6 + k * (chart_w + 0.35), 0.55, chart_w, 1.35) for k in range(4)],
     )
-    chart_w = (inches_x - 0.6 - 0.35 - 3 * 0.35) / 4
-    charts = [place(0.6 + k * (chart_w + 0.35), 0.55, chart_w, 1.35) for k in range(4)]
-    return left, zoom, above, beside, charts
 
 
 def _fit(aspect: float, width: float, height: float) -> tuple[float, float]:
@@ -184,7 +199,8 @@ def _draw_zoom(
     axes.plot([x], [y], marker="+", markersize=12, markeredgewidth=1.6, color=_INK, clip_on=True)
 
 
-def _draw_margins(above: Axes, beside: Axes, result: Result, index: int, sides: list[_Side], window) -> None:
+def _draw_margins(layout: _Layout, result: Result, index: int, sides: list[_Side], window: tuple) -> None:
+    above, beside = layout.above, layout.beside
     left, top, right, bottom = sides
     above.set(xlim=(window[0], window[2]), ylim=(0, 1.18 * max(left.probabilities.max(), right.probabilities.max())))
     beside.set(ylim=(window[3], window[1]), xlim=(0, 1.18 * max(top.probabilities.max(), bottom.probabilities.max())))
@@ -213,9 +229,9 @@ def _draw_chart(axes: Axes, side: _Side, sides: list[_Side]) -> None:
     axes.bar(distance, share, side.width[order] * 0.9, color=side.color)
     mean = float((side.probabilities * side.distances).sum())
     axes.axvline(mean, color=_INK, linewidth=1.2, linestyle=(0, (4, 2)))
-    half = side.width[order][-1] / 2
+    seen = [float((s.distances + s.width)[s.probabilities > _NEGLIGIBLE].max()) for s in sides]
     axes.set(
-        xlim=(distance[0] - half, distance[-1] + half),
+        xlim=(distance[0] - side.width[order][0] / 2, max(seen)),
         ylim=(0, max(0.5, 1.15 * max(s.probabilities.max() for s in sides))),
     )
     axes.set_title(f"{side.name}  {mean:.0f} ± {side.spread:.0f} px", fontsize=11, color=_INK, loc="left")
