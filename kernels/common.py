@@ -71,7 +71,8 @@ def blocks_of(tensors: Sequence[Tensor], block: int) -> int:
 def bins_are_last(tensors: Sequence[Tensor]) -> bool:
     """Whether neighbouring bins lie closer in memory than neighbouring cells do, judged by the largest level."""
     width, _, _, _, bin_, row, column = max((_describe(tensor) for tensor in tensors), key=lambda level: level[1])
-    return bin_ < (column if width > 1 else row)
+    # In a level one cell wide the next cell is in the next row; rows have no second dimension (row stride 0).
+    return bin_ < (row if width == 1 and row else column)
 
 
 def device_of(tensor: Tensor) -> contextlib.AbstractContextManager:

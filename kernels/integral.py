@@ -30,15 +30,14 @@ from gflv2.kernels.common import (
     pick_column,
 )
 
-# Cells a program. NCHW: one cell a thread, whose bins stay in that thread's registers (a softmax without exchange
-# between threads). Bins last: 16 threads share the bins of a cell. The interpreter pays for each operation of a
-# program, not for each element: larger blocks.
-_CELLS = 512 if INTERPRETED else 128
-_CELLS_BINS_LAST = 512 if INTERPRETED else 64
-# More bins, more warps, and from 64 bins on half the cells: at most 16 elements of the tile a thread. With four warps
-# throughout, ptxas spilled R = 33 (backward) and R = 65 (both) on sm_90.
-_WARPS, _WARPS_ABOVE_16_BINS = 4, 8
-# Partial sums that one step of the second stage adds: two a thread, which keeps its few programs short.
+# Most bins of the tile, cells and warps of a program, by AXIS. Chosen so that ptxas never spills, from sm_80 to sm_120:
+# with 128 cells and 4 warps throughout it did from R = 33 on.
+# NCHW: a thread holds one cell with its bins in registers, a softmax without exchange between threads; from 32 bins on
+# two warps share a cell, from 64 on four. Bins last: 16 or 32 threads share a cell's bins and go through four cells.
+# The interpreter pays for each operation of a program, not for each element: large blocks.
+_SHAPES = {False: ((16, 128, 4), (32, 128, 8), (64, 64, 8)), True: ((16, 64, 8), (32, 32, 8), (64, 32, 8))}
+_CELLS_INTERPRETED = 512
+# Partial sums that one step of the second stage adds: two a thread of four warps, which keeps its few programs short.
 _PARTIALS = 256
 
 # Nothing of these is compiled in: neither a size, nor a stride, nor the alignment of an input.
@@ -414,7 +413,7 @@ def integral_backward(
             BINS=bins,
             BLOCK=shape["BLOCK"],
             WIDE=_PARTIALS,
-            num_warps=_WARPS,
+            num_warps=4,
             enable_fp_fusion=True,
         )
 
@@ -428,12 +427,13 @@ def _shape(logits: Sequence[Tensor]) -> dict[str, Any]:
     bins = logits[0].shape[2] if logits[0].dim() == 3 else logits[0].shape[1] // 4
     body = bins - 1 if bins > 2 and (bins - 1) & (bins - 2) == 0 else triton.next_power_of_2(bins)
     bins_last = common.bins_are_last(logits)
-    cells = _CELLS_BINS_LAST if bins_last else _CELLS
+    # 66 bins and more, which would not fit the last entry, are refused by the operation.
+    cells, warps = next((cells, warps) for most, cells, warps in _SHAPES[bins_last] if body <= most)
     return {
         "BINS": bins,
         "BODY": body,
         "AXIS": int(bins_last),
-        "BLOCK": cells if body < 64 else cells // 2,
-        "num_warps": _WARPS if body <= 16 else _WARPS_ABOVE_16_BINS,
+        "BLOCK": _CELLS_INTERPRETED if INTERPRETED else cells,
+        "num_warps": warps,
         "enable_fp_fusion": True,  # said aloud: Triton's default for it differs between versions
     }
