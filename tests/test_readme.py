@@ -1,0 +1,128 @@
+"""The README says what is true: its tables, its command lines, its Python, its picture.
+
+``python tests/test_readme.py`` writes the two tables anew.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+_MEANING = {
+    "integral": "softmax over the bins and its expectation; optionally the box",
+    "dgqp": "quality logit from the statistics of the four distributions",
+    "dgqp_statistics": "these statistics alone",
+    "atss": "assignment of boxes to points, whole batch",
+    "qfl": "quality focal loss",
+    "dfl": "distribution focal loss",
+    "giou": "GIoU loss of aligned boxes",
+    "iou": "IoU of aligned boxes, the target of the scores",
+    "gfl_targets": "assignment → targets and weights of the losses",
+    "gfl_loss": "all losses of the head",
+    "decode": "scores, best points, boxes (then torchvision's NMS)",
+}
+
+
+def configurations() -> list[str]:
+    """Rows of the configurations' table, the authors' models first, weakest first."""
+    from gflv2.config import config_names, load_config
+
+    configs = [load_config(name) for name in config_names()]
+    configs.sort(key=lambda c: (c.authors.ap_minival is None, c.authors.ap_minival or 0, c.name))
+    rows = []
+    for config in configs:
+        authors, backbone = config.authors, config.model.backbone
+        stages = ", ".join(f"c{stage}" for stage in backbone.deform.stages) or "–"
+        numbers = (authors.ap_minival, authors.ap_test_dev, authors.fps_2080ti)
+        shown = " | ".join("–" if number is None else f"{number:.1f}" for number in numbers)
+        rows.append(f"| `{config.name}` | {authors.name or '–'} | {backbone.name} | {stages} | {shown} |")
+    return rows
+
+
+def operations() -> list[str]:
+    """Rows of the operations' table."""
+    import gflv2.ops  # noqa: F401
+    from gflv2.ops import backends
+
+    rows = []
+    for name in sorted(backends.operations(), key=lambda name: list(_MEANING).index(name)):
+        marks = [
+            "yes" if backend in backends._refusals[name] else "–" for backend in ("reference", "cpu", "triton", "cuda")
+        ]
+        rows.append(f"| `{name}` | {_MEANING[name]} | {' | '.join(marks)} |")
+    return rows
+
+
+def table(name: str, text: str) -> list[str]:
+    """The rows below the head of a table of the README."""
+    block = re.search(rf"<!-- table: {name}.*?-->\n(.*?)<!-- end -->", text, re.DOTALL)
+    assert block is not None, f"README.md has no table {name!r}"
+    return block[1].splitlines()[2:]
+
+
+@pytest.mark.parametrize("make", [configurations, operations], ids=lambda make: make.__name__)
+def test_tables(make):
+    pytest.importorskip("yaml")
+    assert table(make.__name__, README.read_text()) == make(), "run: python tests/test_readme.py"
+
+
+def test_the_authors_numbers_are_theirs():
+    # Typed a second time, from the authors' publication.
+    text = "\n".join(table("configurations", README.read_text()))
+    for name, numbers in {
+        "gflv2_r50_fpn_1x": "41.0 | 41.1 | 19.4",
+        "gflv2_r50_fpn_ms2x": "43.9 | 44.4 | 19.4",
+        "gflv2_r101_fpn_ms2x": "45.8 | 46.0 | 14.6",
+        "gflv2_r101_dcn_fpn_ms2x": "48.0 | 48.2 | 12.7",
+        "gflv2_x101_dcn_fpn_ms2x": "48.8 | 49.0 | 10.7",
+        "gflv2_r2n101_dcn_fpn_ms2x": "49.9 | 50.5 | 10.9",
+    }.items():
+        assert re.search(rf"`{name}`.*\| {re.escape(numbers)} \|", text), name
+
+
+def test_command_lines():
+    from gflv2 import cli
+
+    lines = re.findall(r"^gflv2 (.*?)\s*(?:#.*)?$", README.read_text(), re.MULTILINE)
+    assert len(lines) >= 6
+    for line in lines:
+        words, _ = cli._split_overrides(line.split())
+        cli._parser().parse_args(words)  # an unknown verb or option raises UsageError
+
+
+def test_python():
+    text = README.read_text()
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(block, "README.md", "exec")
+    from gflv2.engine.results import Result
+
+    for name in re.findall(r"result\.(\w+)", text):
+        assert hasattr(Result, name), name
+
+
+def test_links_and_picture():
+    text = README.read_text()
+    for target in re.findall(r"\]\((?!https?://|#)([^)]+)\)", text):
+        assert (ROOT / target).is_file(), target
+    picture = ROOT / "docs" / "images" / "distributions.jpg"
+    assert picture.stat().st_size <= 300_000
+    for heading in re.findall(r"\]\(#([^)]+)\)", text):
+        slugs = [line.strip("# ").lower().replace(" ", "-") for line in text.splitlines() if line.startswith("#")]
+        assert heading in slugs
+
+
+def _write() -> None:
+    text = README.read_text()
+    for make in (configurations, operations):
+        rows = "\n".join(make())
+        pattern = rf"(<!-- table: {make.__name__}[^\n]*\n[^\n]*\n[^\n]*\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda match, rows=rows: f"{match[1]}{rows}\n{match[2]}", text, flags=re.DOTALL)
+    README.write_text(text)
+
+
+if __name__ == "__main__":
+    _write()
