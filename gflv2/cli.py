@@ -58,8 +58,7 @@ def _run(arguments: Sequence[str]) -> int:
     if raw and not getattr(options, "takes_overrides", False):
         raise UsageError(f"unrecognized argument --{next(iter(raw))}")
     options.overrides = parse_overrides(raw) if raw else {}
-    options.run(options)
-    return 0
+    return options.run(options) or 0
 
 
 def _report(error: Exception, arguments: Sequence[str], traceback: bool, code: int) -> int:

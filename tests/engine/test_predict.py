@@ -411,3 +411,16 @@ def test_nothing_to_predict(model, tmp_path):
 def test_only_json(model, folder, tmp_path):
     report = predict_files(model, folder, tmp_path / "out", pictures=False, progress=False)
     assert report.pictures == [] and [path.name for path in (tmp_path / "out").iterdir()] == ["detections.json"]
+
+
+def test_command_line_tells_by_its_exit_code(model, folder, tmp_path, capsys):
+    from gflv2 import cli
+
+    weights = tmp_path / "model.pt"
+    model.save(weights)
+    arguments = ["predict", str(folder), "--weights", str(weights), "--no-progress", "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    (folder / "broken.jpg").write_bytes(b"nothing")
+    assert cli.main(arguments) == 1
+    assert "broken.jpg" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "out" / "detections.json").read_text())["images"]) == 2
