@@ -45,6 +45,18 @@ template <class S> struct alignas(64) TaskValues {
     S side[4][points_per_task + lanes<S>];
 };
 
+// A tile of any layout. Out of line: the instances with a constant number of bins share it.
+template <class T>
+__attribute__((noinline)) vector_t<compute_t<T>> forward_tile(
+    const T* at, std::int64_t point_step, std::int64_t bin_step, int bins, int count, compute_t<T> scale, const compute_t<T>* projection) {
+    using V = vector_t<compute_t<T>>;
+    V tile[max_bins];
+    load_tile(tile, at, point_step, bin_step, bins, count);
+    NoExponentials none;
+    const Softmax<V> softmax = softmax_moment<0, V>(tile, bins, scale, projection, none);
+    return softmax.moment / softmax.total;
+}
+
 template <class T, int BINS> void forward_task(const IntegralArguments& arguments, const Task& task) {
     using S = compute_t<T>;
     using V = vector_t<S>;
@@ -60,11 +72,18 @@ template <class T, int BINS> void forward_task(const IntegralArguments& argument
             const T* at = static_cast<const T*>(level.logits) + offset + side * level.strides.side;
             S* to = distances.side[side] + (first - task.first);
             for (std::int64_t i = 0; i < count; i += n) {
-                V tile[BINS > 0 ? BINS : max_bins];
-                load_tile<BINS>(tile, at + i * step, step, level.strides.bin, arguments.bins, int(count - i < n ? count - i : n));
-                NoExponentials none;
-                const Softmax<V> softmax = softmax_moment<BINS, V>(tile, arguments.bins, scale, projection, none);
-                store(to + i, V(softmax.moment / softmax.total));
+                const int used = int(count - i < n ? count - i : n);
+                V distance;
+                if (step == 1 && used == n) {
+                    const PlaneRow<T> row{at + i, level.strides.bin};
+                    prefetch_planes<BINS>(row.at, row.bin_step, arguments.bins);
+                    NoExponentials none;
+                    const Softmax<V> softmax = softmax_moment<BINS, V>(row, arguments.bins, scale, projection, none);
+                    distance = softmax.moment / softmax.total;
+                } else {
+                    distance = forward_tile(at + i * step, step, level.strides.bin, arguments.bins, used, scale, projection);
+                }
+                store(to + i, distance);
             }
         }
     });
@@ -92,6 +111,25 @@ template <class T, int BINS> void forward_task(const IntegralArguments& argument
 
 // Sums over the points of a task: element 0 for the level's scale, then one per bin for the projection.
 constexpr int sums_per_task = 1 + max_bins;
+
+// A tile of any layout, out of line as above. `grad` may be null; lanes from `count` on must have upstream 0. Returns the
+// tile's part of the scale's gradient, and adds to the projection's.
+template <class T, bool PROJECTION>
+__attribute__((noinline)) vector_t<compute_t<T>> backward_tile(
+    const T* at, std::int64_t point_step, std::int64_t bin_step, T* grad, std::int64_t grad_point_step, std::int64_t grad_bin_step,
+    int bins, int count, compute_t<T> scale, const compute_t<T>* projection, vector_t<compute_t<T>> upstream,
+    vector_t<compute_t<T>>* projection_sums) {
+    using V = vector_t<compute_t<T>>;
+    V tile[max_bins], slopes[max_bins];
+    load_tile(tile, at, point_step, bin_step, bins, count);
+    KeptExponentials<V, max_bins> exponentials;
+    const Softmax<V> softmax = softmax_moment<0, V>(tile, bins, scale, projection, exponentials);
+    const V scale_sum = softmax_moment_backward<0, PROJECTION, V>(
+        tile, bins, scale, projection, exponentials, softmax, upstream, [&](int bin, V slope) { slopes[bin] = slope; },
+        [&](int bin, V weight) { projection_sums[bin] += weight; });
+    if (grad) store_tile(grad, slopes, grad_point_step, grad_bin_step, bins, count);
+    return scale_sum;
+}
 
 template <class T, int BINS, bool PROJECTION>
 void backward_task(const IntegralArguments& arguments, const Task& task, double* sums) {
@@ -132,19 +170,25 @@ void backward_task(const IntegralArguments& arguments, const Task& task, double*
             V lane_scale_sums = V{}, lane_projection_sums[PROJECTION ? max_bins : 1] = {};
             for (std::int64_t i = 0; i < count; i += n) {
                 const int used = int(count - i < n ? count - i : n);
-                V tile[BINS > 0 ? BINS : max_bins], slopes[BINS > 0 ? BINS : max_bins];
-                load_tile<BINS>(tile, at + i * step, step, level.strides.bin, arguments.bins, used);
                 V gradient = load(from + i);
-                if (used < n)
+                if (step == 1 && grad_step == 1 && used == n && arguments.grad_logits) {
+                    const PlaneRow<T> row{at + i, level.strides.bin};
+                    prefetch_planes<BINS>(row.at, row.bin_step, arguments.bins);
+                    KeptExponentials<V, (BINS > 0 ? BINS : max_bins)> exponentials;
+                    const Softmax<V> softmax = softmax_moment<BINS, V>(row, arguments.bins, scale, projection, exponentials);
+                    lane_scale_sums += softmax_moment_backward<BINS, PROJECTION, V>(
+                        row, arguments.bins, scale, projection, exponentials, softmax, gradient,
+                        [&](int bin, V slope) {
+                            store(grad + i + bin * level.grad_strides.bin, slope);
+                            prefetch_write(grad + i + bin * level.grad_strides.bin);
+                        },
+                        [&](int bin, V weight) { lane_projection_sums[bin] += weight; });
+                } else {
                     for (int lane = used; lane < n; ++lane) gradient[lane] = 0;
-                KeptExponentials<V, (BINS > 0 ? BINS : max_bins)> exponentials;
-                const Softmax<V> softmax = softmax_moment<BINS, V>(tile, arguments.bins, scale, projection, exponentials);
-                lane_scale_sums += softmax_moment_backward<BINS, PROJECTION, V>(
-                    tile, arguments.bins, scale, projection, exponentials, softmax, gradient,
-                    [&](int bin, V slope) { slopes[bin] = slope; },
-                    [&](int bin, V weight) { lane_projection_sums[bin] += weight; });
-                if (arguments.grad_logits)
-                    store_tile<BINS>(grad + i * grad_step, slopes, grad_step, level.grad_strides.bin, arguments.bins, used);
+                    lane_scale_sums += backward_tile<T, PROJECTION>(
+                        at + i * step, step, level.strides.bin, arguments.grad_logits ? grad + i * grad_step : nullptr, grad_step,
+                        level.grad_strides.bin, arguments.bins, used, scale, projection, gradient, lane_projection_sums);
+                }
             }
             // Few numbers are added in float before the sum goes on in double.
             scale_sum += sum_lanes(lane_scale_sums, n);
@@ -189,12 +233,26 @@ template <class T, int BINS> void backward(const IntegralArguments& arguments, i
 
 using Kernel = void (*)(const IntegralArguments&, int);
 
-// 17 and 33 bins as constants in the types that matter; float64 serves gradient checks.
+// The number of bins as a constant, where it pays (measured on a Zen 5 core, NCHW): 17 bins gain 10 % forward and 20 %
+// backward with AVX-512, 35 % with AVX2; 33 bins 15 % with AVX2; the 16 registers of the baseline gain nothing.
+constexpr bool wide = GFLV2_VECTOR_BYTES > 16;
+
 template <class T> Kernel forward_kernel(int bins) {
-    return bins == 17 ? forward<T, 17> : bins == 33 ? forward<T, 33> : forward<T, 0>;
+    if constexpr (wide) {
+        if (bins == 17) return forward<T, 17>;
+        if constexpr (sizeof(T) == 4)
+            if (bins == 33) return forward<T, 33>;
+    }
+    return forward<T, 0>;
 }
+
 template <class T> Kernel backward_kernel(int bins) {
-    return bins == 17 ? backward<T, 17> : bins == 33 ? backward<T, 33> : backward<T, 0>;
+    if constexpr (wide) {
+        if (bins == 17) return backward<T, 17>;
+        if constexpr (sizeof(T) == 4)
+            if (bins == 33) return backward<T, 33>;
+    }
+    return backward<T, 0>;
 }
 
 }  // namespace

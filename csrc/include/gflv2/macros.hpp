@@ -34,4 +34,20 @@ template <int N, class F> GFLV2_HD void each(int count, const F& f) {
     }
 }
 
+// The same with a second argument, i modulo 4, which the compiler knows although it may not know the count: the index of one
+// of four chains of sums.
+constexpr int chains = 4;
+
+template <int N, class F> GFLV2_HD void each_chained(int count, const F& f) {
+    if constexpr (N > 0) {
+        each<N>(N, [&](int i) { f(i, i % chains); });
+    } else {
+        int i = 0;
+        for (; i + chains <= count; i += chains) each<chains>(chains, [&](int chain) { f(i + chain, chain); });
+        each<chains - 1>(chains - 1, [&](int chain) {
+            if (i + chain < count) f(i + chain, chain);
+        });
+    }
+}
+
 GFLV2_END
