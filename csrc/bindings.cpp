@@ -1,21 +1,16 @@
 // Python's view of the library: pointers, shapes, strides, a device index and a stream. It holds no tensor and allocates no
 // device memory; gflv2/ops/native.py is its only caller.
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "bindings/bindings.hpp"
 #include "gflv2/api.hpp"
 
-namespace py = pybind11;
 using namespace gflv2;
 
 namespace {
-
-template <class T> T* pointer(std::int64_t address) { return reinterpret_cast<T*>(address); }
 
 // Levels arrive as one flat list: `fields` integers a level. Order: logits, height, width, strides (image, side, bin, y, x), and
 // where gradients are wanted their pointer and five strides.
@@ -111,6 +106,7 @@ PYBIND11_MODULE(_native, m) {
     m.doc() = "The native kernels of gflv2. Called by gflv2.ops.native alone.";
     m.def("integral_forward", &integral_forward);
     m.def("integral_backward", &integral_backward);
+    bind_atss(m);
     m.def("instruction_set", [] { return std::string(instruction_set()); });
     m.def("instruction_sets", &instruction_sets);
     m.def("set_instruction_set", [](const std::string& name) {

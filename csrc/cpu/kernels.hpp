@@ -7,7 +7,8 @@
 
 #define GFLV2_CPU_KERNELS(KERNEL)                \
     KERNEL(integral_forward, IntegralArguments)  \
-    KERNEL(integral_backward, IntegralArguments)
+    KERNEL(integral_backward, IntegralArguments) \
+    KERNEL(atss, AtssArguments)
 
 #if defined(GFLV2_ISA)
 GFLV2_BEGIN

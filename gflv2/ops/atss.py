@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.checks import bad_type, bad_value, check_tensor
+from gflv2.ops.autograd import no_vmap
+from gflv2.ops.checks import bad_type, bad_value, check_tensor, values_are_checked
 from gflv2.ops.levels import MAX_LEVELS, check_strides
 from gflv2.ops.reduction import INTEGERS
 from gflv2.ops.reference import atss as reference
 from gflv2.ops.reference.atss import Assignment
 
 __all__ = ["Assignment", "atss"]
+
+MAX_SIDE = 1 << 15  # cells a side of a level: the kernels name a cell by two 16-bit numbers
+# The list of candidates lies in shared memory (cuda), or is a tile of that width (triton).
+MAX_TOPK = {"cuda": 32, "triton": 32}
+
+# `shapes`: height and width of each level; `valid`: rows and columns that count, image by image, level by level, or empty.
+_ARGUMENTS = (
+    "Tensor[] boxes, Tensor[] labels, Tensor? counts, Tensor[] ignore_boxes, Tensor[] points, SymInt[] shapes, SymInt[] valid, "
+    "float[] strides, int topk, float anchor_scale, float offset, float ignore_iof_thr, str backend"
+)
+_library = torch.library.Library("gflv2", "FRAGMENT")
+_library.define(f"atss({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 
 
 def atss(
@@ -73,33 +87,74 @@ def atss(
         labels,
         level_shapes,
         strides,
+        topk=topk,
         padded_sizes=padded_sizes,
         ignore_boxes=ignore_boxes,
+        anchor_scale=anchor_scale,
         counts=counts,
         points=points,
     )
-    if isinstance(topk, bool) or not isinstance(topk, int):
-        bad_type("topk", "an integer", topk)
-    if topk < 1:
-        bad_value("topk", "at least 1", topk)
-    if not anchor_scale > 0:
-        bad_value("anchor_scale", "a positive number", anchor_scale)
-    backends.select("atss", call)
-    with torch.no_grad():
-        return reference.atss(
-            boxes,
-            labels,
-            level_shapes,
-            [float(stride) for stride in strides],
-            topk=topk,
-            padded_sizes=padded_sizes,
-            ignore_boxes=ignore_boxes,
-            ignore_iof_thr=ignore_iof_thr,
-            anchor_scale=anchor_scale,
-            offset=offset,
-            counts=counts,
-            points=points,
+    backend = backends.select("atss", call)
+    strides = [float(stride) for stride in strides]
+    if backend == "reference":
+        with torch.no_grad():
+            return reference.atss(
+                boxes,
+                labels,
+                level_shapes,
+                strides,
+                topk=topk,
+                padded_sizes=padded_sizes,
+                ignore_boxes=ignore_boxes,
+                ignore_iof_thr=ignore_iof_thr,
+                anchor_scale=anchor_scale,
+                offset=offset,
+                counts=counts,
+                points=points,
+            )
+    if values_are_checked():
+        _check_counts(counts, boxes)
+    ignoring = ignore_boxes is not None and ignore_iof_thr > 0
+    shapes = [(1, len(level)) for level in points] if points is not None else level_shapes
+    return Assignment(
+        *torch.ops.gflv2.atss(
+            _as_list(boxes),
+            _as_list(labels),
+            counts,
+            _as_list(ignore_boxes) if ignoring else [],
+            _as_list(points) if points is not None else [],
+            [size for shape in shapes for size in shape],
+            _valid_cells(shapes, strides, padded_sizes),
+            strides,
+            topk,
+            float(anchor_scale),
+            float(offset),
+            float(ignore_iof_thr),
+            backend,
         )
+    )
+
+
+def _as_list(tensors: Sequence[Tensor] | Tensor) -> list[Tensor]:
+    """B tensors, or one padded tensor alone; without gradients: nothing of an assignment is differentiable."""
+    tensors = [tensors] if isinstance(tensors, Tensor) else tensors
+    return [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
+
+
+def _valid_cells(shapes: Sequence[tuple[int, int]], strides: list[float], padded_sizes: Any) -> list[int]:
+    """Rows and columns of each level whose cells count, image by image; empty: all do."""
+    if padded_sizes is None:
+        return []
+    cells = []
+    for height, width in padded_sizes:
+        for (rows, columns), stride in zip(shapes, strides, strict=True):
+            cells += (min(rows, int(-(-height // stride))), min(columns, int(-(-width // stride))))
+    return cells
+
+
+def _check_counts(counts: Tensor | None, boxes: Any) -> None:
+    if counts is not None and not bool(((counts >= 0) & (counts <= boxes.shape[1])).all()):
+        bad_value("counts", f"numbers from 0 to {boxes.shape[1]}", counts.tolist())
 
 
 def check_boxes(boxes: Any, counts: Any = None, *, name: str = "boxes") -> tuple[int, torch.device]:
@@ -168,8 +223,10 @@ def _describe(
     level_shapes: Any,
     strides: Any,
     *,
+    topk: Any = 9,
     padded_sizes: Any = None,
     ignore_boxes: Any = None,
+    anchor_scale: Any = 8.0,
     counts: Any = None,
     points: Any = None,
     **_: Any,
@@ -183,7 +240,69 @@ def _describe(
         images, _ = check_boxes(ignore_boxes, name="ignore_boxes")
         if images != batch:
             bad_value("ignore_boxes", f"boxes of {batch} images like boxes", ignore_boxes)
-    return backends.Call(device, torch.float32, {"grid": points is None, "levels": levels})
+    if isinstance(topk, bool) or not isinstance(topk, int):
+        bad_type("topk", "an integer", topk)
+    if topk < 1:
+        bad_value("topk", "at least 1", topk)
+    if not anchor_scale > 0:
+        bad_value("anchor_scale", "a positive number", anchor_scale)
+    side = max(max(shape) for shape in level_shapes) if points is None else 0
+    return backends.Call(device, torch.float32, {"grid": points is None, "levels": levels, "topk": topk, "side": side})
 
 
-backends.register("atss", {"reference": None}, _describe)
+def _refusal(backend: str) -> Callable[[backends.Call], str | None]:
+    def refuse(call: backends.Call) -> str | None:
+        if call.facts["side"] > MAX_SIDE:
+            return f"a level has more than {MAX_SIDE} cells a side"
+        if call.facts["topk"] > MAX_TOPK.get(backend, call.facts["topk"]):
+            return f"topk is more than {MAX_TOPK[backend]}"
+        return None
+
+    return refuse
+
+
+backends.register("atss", {"cuda": _refusal("cuda"), "cpu": _refusal("cpu"), "reference": None}, _describe)
+
+
+def _new_outputs(boxes: list[Tensor], shapes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    batch = boxes[0].shape[0] if boxes[0].dim() == 3 else len(boxes)
+    size = (batch, sum(height * width for height, width in zip(shapes[::2], shapes[1::2], strict=True)))
+    device = boxes[0].device
+    return (
+        torch.empty(size, dtype=torch.int64, device=device),
+        torch.empty(size, dtype=torch.float32, device=device),
+        torch.empty(size, dtype=torch.int64, device=device),
+    )
+
+
+def _forward(boxes, labels, counts, ignore_boxes, points, shapes, valid, strides, *settings) -> tuple[Tensor, Tensor, Tensor]:
+    *settings, backend = settings
+    outputs = _new_outputs(boxes, shapes)
+    if outputs[0].numel():
+        module = importlib.import_module("gflv2.kernels.atss" if backend == "triton" else "gflv2.ops.native")
+        boxes, labels, points = _dense(boxes), _dense(labels, torch.int64), _dense(points)
+        counts = None if counts is None else counts.to(torch.int64).contiguous()
+        ignore_boxes = _dense(ignore_boxes)
+        module.atss(boxes, labels, counts, ignore_boxes, points, shapes, valid, strides, *settings, *outputs)
+    return outputs
+
+
+def _dense(tensors: list[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    dense = []
+    for tensor in tensors:
+        if tensor.dtype != dtype or not tensor.is_contiguous():  # each conversion, even one to the same, costs a call
+            tensor = tensor.to(dtype).contiguous()
+        dense.append(tensor)
+    return dense
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("atss", _forward, _key)
+
+
+@torch.library.register_fake("gflv2::atss", lib=_library)
+def _(boxes, labels, counts, ignore_boxes, points, shapes, *_settings) -> tuple[Tensor, Tensor, Tensor]:
+    return _new_outputs(boxes, shapes)
+
+
+no_vmap("atss", _library)

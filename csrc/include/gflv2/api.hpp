@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "gflv2/api/atss.hpp"
 #include "gflv2/types.hpp"
 
 namespace gflv2 {
@@ -44,11 +45,13 @@ bool set_instruction_set(const char* name);
 namespace cpu {
 void integral_forward(const IntegralArguments&, int threads);
 void integral_backward(const IntegralArguments&, int threads);
+void atss(const AtssArguments&, int threads);
 }  // namespace cpu
 
 namespace cuda {
 void integral_forward(const IntegralArguments&, Place);
 void integral_backward(const IntegralArguments&, Place);
+void atss(const AtssArguments&, Place);
 // Bytes for the sums over blocks; projection_bins: R where the projection needs a gradient, else 0.
 std::size_t integral_workspace(const LevelTable& levels, std::int64_t batch, int projection_bins);
 

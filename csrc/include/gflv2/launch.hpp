@@ -5,6 +5,7 @@
 //   GFLV2_CONSTANT                      before a parameter passed by value and read in place (no copy on the stack)
 //   GFLV2_SHARED_MEMORY(T, name)        the block's shared memory as a T*, of the size that launch() was given
 //   gflv2::launch(kernel, grid, block, shared_bytes, stream, args…)
+//   gflv2::atomic_max(to, value)       the larger of the two, for signed 64-bit integers (long long)
 //   gflv2::DeviceGuard guard(device)    makes the device current until the end of the scope
 #pragma once
 
@@ -27,6 +28,10 @@
     T* const name = reinterpret_cast<T*>(gflv2_shared_memory)
 
 namespace gflv2 {
+
+#if defined(__CUDACC__)
+__device__ inline void atomic_max(long long* to, long long value) { atomicMax(to, value); }
+#endif
 
 // Throws with CUDA's own words; `what` names the step.
 inline void check_cuda(cudaError_t status, const char* what) {
