@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from gflv2.config import Config, load_config
+from gflv2.engine.memory import keep_freed_memory
 from gflv2.engine.schedule import scaled_lr
 from gflv2.extras import missing_package
 from gflv2.ops.checks import check_choice
@@ -153,6 +154,8 @@ def train(
             log_every_n_steps=10,
             callbacks=[*_callbacks(config, folder, val_set is not None, progress), *callbacks],
         )
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         per_device = _batch_per_device(config, trainer.world_size)
         train_loader = make_loader(
             train_set,
