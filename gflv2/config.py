@@ -60,6 +60,9 @@ class HeadConfig:
     add_mean: bool = True
     add_variance: bool = False
     reg_channels: int = 64
+    # Start of reg_conf: "normal" as the authors, N(0, 0.01); "kaiming" for Adam, whose equal steps drive the ReLUs that start so
+    # near 0 below it, from where they do not return: the quality becomes a constant.
+    quality_init: str = "normal"
     legacy_background: bool = False  # keep the authors' unused (C+1)-th class channel
     atss_topk: int = 9
     ignore_iof_thr: float = 0.0  # > 0: points inside ignore boxes are left out of the loss

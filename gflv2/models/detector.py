@@ -183,6 +183,7 @@ def build_head(num_classes: int, in_channels: int, config: HeadConfig) -> GFLHea
         add_mean=config.add_mean,
         add_variance=config.add_variance,
         reg_channels=config.reg_channels,
+        quality_init=config.quality_init,
         legacy_background=config.legacy_background,
         quality=config.quality,
         composition=config.composition,

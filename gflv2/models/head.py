@@ -58,7 +58,7 @@ class GFLHead(TowerHead):
             the class tower, of the box tower, of both; None: no r, J = σ(c) (GFLV1).
         composition: ``"product"`` as above; ``"composed"``: no r, c is computed from [class tower, F] instead.
         reg_topk, add_topk, add_mean, add_variance: the statistics: the k largest probabilities, the mean and the
-            variance of these k. ``reg_channels``: hidden width of ``reg_conf``.
+            variance of these k. ``reg_channels``: hidden width of ``reg_conf``, ``quality_init`` its start.
         legacy_background: one more class channel, trained towards 0 and dropped after NMS, as in the authors' files.
         depthwise: depthwise-separable towers, for light models.
         atss_topk, ignore_iof_thr, beta, loss_weights, weight_floor: of assignment and losses, see ``gflv2.ops``.
@@ -78,6 +78,7 @@ class GFLHead(TowerHead):
         add_variance: bool = False,
         add_topk: bool = True,
         reg_channels: int = 64,
+        quality_init: str = "normal",
         gn_groups: int = 32,
         legacy_background: bool = False,
         quality: str | None = "statistics",
@@ -125,7 +126,7 @@ class GFLHead(TowerHead):
         init_normal(self.gfl_reg)
         if quality is not None and not composed:
             inputs = {"statistics": statistics, "cls": width, "reg": width, "both": 2 * width}[quality]
-            self.reg_conf = QualityPredictor(inputs, reg_channels)
+            self.reg_conf = QualityPredictor(inputs, reg_channels, quality_init)
         self.integral = Integral(reg_max)
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutput:

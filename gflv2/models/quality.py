@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from gflv2.models.conv import init_normal
-from gflv2.ops.checks import bad_value
+from gflv2.ops.checks import bad_value, check_choice
 
 
 def statistics_width(*, reg_max: int, topk: int, add_topk: bool, add_mean: bool, add_variance: bool) -> int:
@@ -29,6 +29,10 @@ class QualityPredictor(nn.Sequential):
     ``decode``.
     """
 
-    def __init__(self, inputs: int, hidden: int = 64) -> None:
+    def __init__(self, inputs: int, hidden: int = 64, init: str = "normal") -> None:
         super().__init__(nn.Conv2d(inputs, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, 1, 1))
+        check_choice(init, "head.quality_init", ("normal", "kaiming"))
         init_normal(self)
+        if init == "kaiming":
+            nn.init.kaiming_normal_(self[0].weight, nonlinearity="relu")
+            nn.init.kaiming_normal_(self[2].weight, nonlinearity="linear")
