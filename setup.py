@@ -48,6 +48,15 @@ def find_nvcc() -> str | None:
     return None
 
 
+def find_cxx() -> str | None:
+    """The C++ compiler, looked for on the path alone (CMake would also look elsewhere)."""
+    for candidate in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        path = candidate and shutil.which(candidate.split()[0])
+        if path:
+            return path
+    return None
+
+
 def cuda_architectures() -> str:
     """GFLV2_CUDA_ARCHS, else those of the GPUs in this machine, else a short list."""
     asked = os.environ.get("GFLV2_CUDA_ARCHS", "").strip()
@@ -77,16 +86,11 @@ def run(command: list[str]) -> None:
 def explain(output: str) -> str:
     """The cause of a failed build in one line: a known one in words, else the first error and the line that follows."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [
-        i for i, line in enumerate(lines) if re.search(r"CMake Error|\berror\b|fatal|FAILED", line, re.IGNORECASE)
-    ]
-    first = errors[0] if errors else len(lines) - 2
-    rest = "\n".join(lines[max(first, 0) :])
-    if "No CMAKE_CXX_COMPILER could be found" in rest or "CMAKE_CXX_COMPILER-NOTFOUND" in rest:
-        return "no C++ compiler was found (Debian: apt install g++)"
-    if re.search(r"missing:.*Development\.Module|Python\.h: No such file", rest):
+    causes = [i for i, line in enumerate(lines) if re.search(r"CMake Error|\berror\s*:|\bfatal\b", line)]
+    rest = lines[causes[0] :] if causes else lines[-2:]
+    if re.search(r"missing:.*Development\.Module|Python\.h: No such file", "\n".join(rest)):
         return "Python's C headers were not found (Debian: apt install python3-dev)"
-    return " ".join(lines[max(first, 0) :][:2])[:400] or "the build failed without a message"
+    return " ".join(rest[:2])[:400] or "the build failed without a message"
 
 
 class CMakeBuild(build_ext):
@@ -140,8 +144,13 @@ class CMakeBuild(build_ext):
 
     def cmake(self, ext: Extension, nvcc: str | None) -> None:
         """Configure and build once, with CUDA where nvcc is given, and fill the record from what CMake says."""
-        import pybind11
-
+        try:
+            import pybind11
+        except ImportError as error:  # only with --no-build-isolation
+            raise BuildFailed("pybind11 is not installed") from error
+        cxx = find_cxx()
+        if cxx is None:
+            raise BuildFailed("no C++ compiler was found (Debian: apt install g++)")
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         folder = Path(self.build_temp).resolve() / ("cuda" if nvcc else "cpu")
         shutil.rmtree(folder, ignore_errors=True)
@@ -149,6 +158,7 @@ class CMakeBuild(build_ext):
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         options = {
             "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_CXX_COMPILER": cxx,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "GFLV2_OUTPUT_DIR": str(target.parent),

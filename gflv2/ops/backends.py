@@ -138,8 +138,11 @@ def refusal(op: str, backend: str, call: Call) -> str | None:
     return reason
 
 
-def select(op: str, call: Call) -> str:
+def select(op: str, call: Call, *, tell: bool = True) -> str:
     """The backend that runs this call.
+
+    Args:
+        tell: warn, once a process, where plain PyTorch runs because the native library is missing.
 
     Raises:
         BackendError: the requested backend cannot take it; the message says why.
@@ -154,7 +157,7 @@ def select(op: str, call: Call) -> str:
         return asked
     for backend in _PREFERENCE.get(call.device.type, ()):
         if refusal(op, backend, call) is None:
-            if backend == "reference":
+            if tell and backend == "reference":
                 _tell_fallback(op, call)
             return backend
     return "reference"
@@ -176,7 +179,7 @@ def explain(op: str | Callable, *args: Any, **kwargs: Any) -> Explanation:
 def explain_call(op: str, call: Call) -> Explanation:
     """``explain`` for a call that is described already."""
     try:
-        chosen = select(op, call)
+        chosen = select(op, call, tell=False)
     except BackendError:
         chosen = None
     asked = requested_backend()
