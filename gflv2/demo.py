@@ -226,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="neither bar nor lines per epoch")
     options = parser.parse_args(arguments)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as gflv2/cli.py does, before torch is imported
     run(**vars(options))
     return 0
 
