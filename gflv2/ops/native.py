@@ -106,7 +106,7 @@ def status() -> dict[str, Any]:
     if module is not None:
         answer["instruction_set"] = module.instruction_set()
         answer["instruction_sets"] = module.instruction_sets()
-        answer["cuda_architectures"] = [a for a in getattr(module, "cuda_architectures", "").split(";") if a]
+        answer["cuda_architectures"] = [a for a in getattr(module, "cuda_architectures", "").split(",") if a]
     return answer
 
 
