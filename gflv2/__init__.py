@@ -1,7 +1,7 @@
 """gflv2: Generalized Focal Loss V2 (arXiv 2011.12885) with fused kernels.
 
-``import gflv2`` needs torch and numpy only. The detector (``gflv2.GFLV2``) is imported at its first use, because it needs
-the extra ``train``: ``pip install "gflv2[train]"``.
+``import gflv2`` needs torch and numpy only. The detector (``gflv2.GFLV2``) is imported at its first use, because it
+needs the extra ``train``: ``pip install "gflv2[train]"``.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A configuration has five parts: ``model``, ``data``, ``train``, ``test`` and ``authors`` (what the authors published for
 it). ``load_config`` takes a name of `configs/`, a path or a mapping, and applies overrides written as dotted keys:
-``load_config("gflv2_r50_fpn_1x", {"train.epochs": 3, "model.head.reg_topk": 8})``. Unknown keys are errors that list the
-valid ones.
+``load_config("gflv2_r50_fpn_1x", {"train.epochs": 3, "model.head.reg_topk": 8})``. Unknown keys are errors that list
+the valid ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class DeformConfig:
 @dataclass
 class BackboneConfig:
     name: str = "resnet50"  # any timm model with `features_only`
-    pretrained: str | None = None  # timm tag, or "package:NAME" for weights that a Python package carries; None: none known
+    # timm tag, or "package:NAME" for weights that a Python package carries; None: none known
+    pretrained: str | None = None
     out_indices: list[int] = field(default_factory=lambda: [2, 3, 4])  # feature indices with strides 8, 16, 32
     frozen_stages: int = 1  # 0: nothing, 1: stem and first stage, ... (parameters do not train)
     norm_eval: bool = True  # BatchNorm uses its running statistics in training too
@@ -53,15 +54,16 @@ class HeadConfig:
     strides: list[int] = field(default_factory=lambda: [8, 16, 32, 64, 128])
     gn_groups: int = 32
     depthwise: bool = False
-    quality: str | None = "statistics"  # "statistics" (GFLV2), "cls", "reg", "both" (convolutional features), None (GFLV1)
+    # "statistics" (GFLV2), "cls", "reg", "both" (convolutional features), None (GFLV1)
+    quality: str | None = "statistics"
     composition: str = "product"  # "product": J = σ(c)·σ(r); "composed": one convolution on [tower, statistics]
     reg_topk: int = 4
     add_topk: bool = True
     add_mean: bool = True
     add_variance: bool = False
     reg_channels: int = 64
-    # Start of reg_conf: "normal" as the authors, N(0, 0.01); "kaiming" for Adam, whose equal steps drive the ReLUs that start so
-    # near 0 below it, from where they do not return: the quality becomes a constant.
+    # Start of reg_conf: "normal" as the authors, N(0, 0.01); "kaiming" for Adam, whose equal steps drive the ReLUs
+    # that start so near 0 below it, from where they do not return: the quality becomes a constant.
     quality_init: str = "normal"
     legacy_background: bool = False  # keep the authors' unused (C+1)-th class channel
     atss_topk: int = 9
@@ -88,7 +90,8 @@ class DataConfig:
     mean: list[float] = field(default_factory=lambda: [123.675, 116.28, 103.53])  # RGB, on the 0–255 scale
     std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
     long_side: int = 1333
-    short_side: list[int] = field(default_factory=lambda: [800, 800])  # training: uniform integer between both, inclusive
+    # training: uniform integer between both, inclusive
+    short_side: list[int] = field(default_factory=lambda: [800, 800])
     test_short_side: int = 800
     flip: float = 0.5  # probability of a horizontal flip
     vertical_flip: float = 0.0
@@ -116,7 +119,8 @@ class TrainConfig:
     warmup_factor: float = 0.001
     clip_grad_norm: float | None = None
     precision: str = "32"  # "32", "bf16" or "16" (Lightning's mixed precision)
-    channels_last: bool = False  # memory layout of images and weights while training; faster on CPUs and in mixed precision
+    # memory layout of images and weights while training; faster on CPUs and in mixed precision
+    channels_last: bool = False
     ema_decay: float | None = None  # keep and evaluate an exponential moving average of the weights
     seed: int = 0
     group_by_aspect: bool = True
@@ -169,8 +173,8 @@ def load_config(source: str | Path | Mapping | Config | None, overrides: Mapping
     """Read a configuration and apply ``overrides`` (dotted keys).
 
     Args:
-        source: a name from ``config_names()``, the path of a YAML file, a nested mapping, a ``Config`` (copied), or None
-            for the defaults. A YAML file may start from another one with a top-level ``base: NAME``.
+        source: a name from ``config_names()``, the path of a YAML file, a nested mapping, a ``Config`` (copied), or
+            None for the defaults. A YAML file may start from another one with a top-level ``base: NAME``.
         overrides: ``{"train.epochs": 3, ...}``.
 
     Raises:
@@ -199,7 +203,8 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(str(source), config_names(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise FileNotFoundError(f"config: no file and no named configuration {str(source)!r}.{hint} Names: {', '.join(config_names())}")
+        names = ", ".join(config_names())
+        raise FileNotFoundError(f"config: no file and no named configuration {str(source)!r}.{hint} Names: {names}")
     values = yaml.safe_load(path.read_text()) or {}
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} must hold a mapping, got {type(values).__name__}")

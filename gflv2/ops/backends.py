@@ -1,8 +1,9 @@
 """Which implementation of an operation runs: the best backend that can take the call, or the one that was asked for.
 
-Backends: ``cuda`` (CUDA C++), ``triton``, ``cpu`` (C++), ``reference`` (plain PyTorch, takes everything), and ``simt`` (the
-CUDA sources on a CPU, for tests). ``gflv2.use_backend(name)`` or the environment variable ``GFLV2_BACKEND`` asks for one;
-what it cannot take is then an error, never a silent fallback. ``gflv2.explain`` says who runs a call and why the others do not.
+Backends: ``cuda`` (CUDA C++), ``triton``, ``cpu`` (C++), ``reference`` (plain PyTorch, takes everything), and
+``simt`` (the CUDA sources on a CPU, for tests). ``gflv2.use_backend(name)`` or the environment variable
+``GFLV2_BACKEND`` asks for one; what it cannot take is then an error, never a silent fallback. ``gflv2.explain`` says
+who runs a call and why the others do not.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Explanation(list):
     """The answer of ``explain``: one ``Choice`` a backend; printed as a small table."""
 
     def __repr__(self) -> str:
-        return "\n".join(f"{choice.backend:<10} {'runs this call' if choice.chosen else choice.reason}" for choice in self)
+        lines = (f"{row.backend:<10} {'runs this call' if row.chosen else row.reason}" for row in self)
+        return "\n".join(lines)
 
 
 _refusals: dict[str, dict[str, Callable[[Call], str | None] | None]] = {}
@@ -123,7 +125,8 @@ def _triton_unavailable(device_type: str) -> str | None:
         return "triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
     if device_type != "cuda" and not interpreted:
-        return f"the tensors are on {device_type}; on a CPU Triton runs only interpreted (TRITON_INTERPRET=1 before the import)"
+        only = "on a CPU Triton runs only interpreted (TRITON_INTERPRET=1 before the import)"
+        return f"the tensors are on {device_type}; {only}"
     return None
 
 
@@ -187,7 +190,7 @@ def explain_call(op: str, call: Call) -> Explanation:
     for backend in BACKENDS:
         reason = refusal(op, backend, call)
         if reason is None and backend != chosen:
-            reason = f"{asked} was asked for" if asked else "runs only on request" if chosen is None else f"{chosen} comes first"
+            reason = f"{asked} was asked for" if asked else f"{chosen} comes first"
         rows.append(Choice(backend, backend == chosen, reason or ""))
     return rows
 

@@ -1,6 +1,7 @@
 """The two forms in which box logits arrive: a list of feature levels, or rows.
 
-* levels: L tensors (B, 4·R, H_l, W_l), channel = side·R + bin, sides in the order left, top, right, bottom, any strides;
+* levels: L tensors (B, 4·R, H_l, W_l), channel = side·R + bin, sides in the order left, top, right, bottom,
+  any strides;
 * rows: one tensor (M, 4, R), any strides.
 
 Results over levels are concatenated: A = Σ H_l·W_l points, level-major, then row-major (y·W + x).
@@ -44,7 +45,9 @@ class BoxLogits:
         return (self.tensors[0].shape[0], sum(t.shape[2] * t.shape[3] for t in self.tensors), last)
 
 
-def check_levels(value: Any, name: str, channels: int | None = None, like: Sequence[Tensor] | None = None) -> list[Tensor]:
+def check_levels(
+    value: Any, name: str, channels: int | None = None, like: Sequence[Tensor] | None = None
+) -> list[Tensor]:
     """Check a list of level tensors (B, channels, H_l, W_l): same batch, channels, dtype and device.
 
     Args:
