@@ -29,7 +29,7 @@ struct PyAtss {
             const std::int64_t *n = levels.data() + 3 * l, limit = n[0] ? INT32_MAX : max_atss_side;
             if (n[1] < 0 || n[2] < 0 || n[1] > limit || n[2] > limit) throw std::length_error("levels: more than 2^15 cells a side");
             a.level[l] = {pointer<const float>(n[0]), a.points, std::int32_t(n[1]), std::int32_t(n[2]), float(strides[l]),
-                          float(strides[l]) * float(anchor_scale / 2)};
+                          1.0f / float(strides[l]), float(strides[l]) * float(anchor_scale / 2)};
             a.points += n[1] * n[2];
             cells = n[1] * n[2] > cells ? n[1] * n[2] : cells;
         }

@@ -123,7 +123,7 @@ private:
     Place place(int l, Ints name) const {
         const AtssLevel& level = a_.level[l];
         if (!level.points) {
-            const AtssGrid grid{0, 0, level.stride, a_.offset};
+            const AtssGrid grid{0, 0, level.stride, 0, a_.offset};
             return {coordinate<Floats>(name & 0xffff, grid), coordinate<Floats>(shifted_right(name, 16), grid)};
         }
         Place at;

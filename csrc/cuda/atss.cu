@@ -44,6 +44,11 @@ __device__ inline std::int64_t boxes_of(const AtssImage& image) {
     return limit < 0 ? 0 : limit > image.count ? image.count : limit;
 }
 
+__device__ inline AtssBox<float> box_of(const AtssImage& image, std::uint32_t number) {
+    const float* at = image.boxes + 4 * std::int64_t(number);
+    return {at[0], at[1], at[2], at[3]};
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Every point
 
@@ -103,8 +108,9 @@ template <int K> __device__ inline NearestList<float, K> list_of(float* lists, i
     }
 }
 
+// Eight blocks a multiprocessor: left alone, ptxas aims at ten and spills for it.
 template <int K>
-GFLV2_KERNEL(box_threads) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigned blocks, int boxes) {
+GFLV2_KERNEL(box_threads, 8) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigned blocks, int boxes) {
     GFLV2_SHARED_MEMORY(float, ious);  // (L·topk, boxes), then the lists
     const int topk = K > 0 ? K : a.topk;
 
@@ -113,11 +119,9 @@ GFLV2_KERNEL(box_threads) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CONST
     const AtssImage& image = images.image[which];
     const int l = threadIdx.x / boxes, slot = threadIdx.x - l * boxes;
     const std::uint32_t number = (blockIdx.x - which * blocks) * boxes + slot;  // below 2^31 + 128
-    AtssBox<float> box{};
     bool working = l < a.level_count && number < boxes_of(image);
     if (working) {
-        const float* at = image.boxes + 4 * std::int64_t(number);
-        box = {at[0], at[1], at[2], at[3]};
+        const AtssBox<float> box = box_of(image, number);
         // A box with a NaN has no positive point.
         working = box.x1 == box.x1 && box.y1 == box.y1 && box.x2 == box.x2 && box.y2 == box.y2;
     }
@@ -136,11 +140,12 @@ GFLV2_KERNEL(box_threads) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CONST
     const AtssLevel& level = a.level[working ? l : 0];
     NearestList<float, K> list = list_of<K>(ious + boxes * a.level_count * topk, topk);
     const auto place = [&](int name, float& x, float& y) {
-        const AtssGrid grid{0, 0, level.stride, a.offset};
+        const AtssGrid grid{0, 0, level.stride, 0, a.offset};
         x = level.points ? level.points[2 * std::int64_t(name)] : coordinate<float>(name & 0xffff, grid);
         y = level.points ? level.points[2 * std::int64_t(name) + 1] : coordinate<float>(shifted_right(name, 16), grid);
     };
     if (working) {
+        const AtssBox<float> box = box_of(image, number);
         const std::uint8_t* ignored = a.ignoring ? a.ignored + (images.first + which) * a.points + level.first_point : nullptr;
         if (level.points) {
             search_points(level.points, level.width, box.centre_x(), box.centre_y(), list, ignored);
@@ -159,7 +164,9 @@ GFLV2_KERNEL(box_threads) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CONST
     __syncthreads();
     if (!working) return;
 
-    // 3. The threshold of the box (all its threads form the same), and the claims of this level.
+    // 3. The threshold of the box (all its threads form the same), and the claims of this level. The box is read again: kept
+    //    over the search, it would cost the registers that the search needs.
+    const AtssBox<float> box = box_of(image, number);
     const float threshold = iou_threshold(all, [&](int n) { return ious[n * boxes + slot]; });
     each<K>(topk, [&](int n) {
         if (n >= found) return;

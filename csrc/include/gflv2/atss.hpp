@@ -82,11 +82,11 @@ template <class V> GFLV2_HD integers_t<V> squared_distance(V dx, V dy) {
 // One level of one image: a grid of rows × columns valid cells.
 struct AtssGrid {
     std::int32_t rows, columns;
-    float stride, offset;
+    float stride, per_stride, offset;
 };
 
 GFLV2_HD AtssGrid grid_of(const AtssArguments& a, const AtssImage& image, int level) {
-    return {image.rows[level], image.columns[level], a.level[level].stride, a.offset};
+    return {image.rows[level], image.columns[level], a.level[level].stride, a.level[level].per_stride, a.offset};
 }
 
 template <class V> GFLV2_HD V coordinate(integers_t<V> cell, const AtssGrid& grid) {
@@ -112,7 +112,7 @@ template <class V> struct Window {
     GFLV2_HD Window(V centre, int wanted, int cells, const AtssGrid& grid) {
         using I = integers_t<V>;
         size = wanted < cells ? wanted : cells;
-        V start = centre / grid.stride - grid.offset - 0.5f * float(size - 2);
+        V start = centre * grid.per_stride - grid.offset - 0.5f * float(size - 2);
         start = minimum(maximum(start, V{}), V{} + float(cells - size));  // a NaN becomes 0
         first = truncated(start);
         before = bound(V(centre - coordinate<V>(I(first - 1), grid)), first > 0);
@@ -138,6 +138,10 @@ GFLV2_HD mask_t<V> search_window(
     const AtssGrid& grid, V x, V y, int size, NearestList<V, K>& list, bool ignoring, const Ignored& ignored) {
     using I = integers_t<V>;
     const Window<V> across(x, size, grid.columns, grid), down(y, size, grid.rows, grid);
+    // Before the search: so that these numbers need no registers during it.
+    V outside = minimum(V(across.before + down.least), V(across.after + down.least));
+    outside = minimum(outside, minimum(V(down.before + across.least), V(down.after + across.least)));
+    if (ignoring) outside = minimum(outside, V(V{} + value_of(ignored_distance)));
     clear(list);
     for (int r = 0; r < down.size; ++r) {
         const I row = down.first + r;
@@ -151,10 +155,7 @@ GFLV2_HD mask_t<V> search_window(
             insert(list, distance, I(row * 65536 + column));
         }
     }
-    if (across.size == grid.columns && down.size == grid.rows) return x == x || x != x;
-    V outside = minimum(V(across.before + down.least), V(across.after + down.least));
-    outside = minimum(outside, minimum(V(down.before + across.least), V(down.after + across.least)));
-    if (ignoring) outside = minimum(outside, V(V{} + value_of(ignored_distance)));
+    if (across.size == grid.columns && down.size == grid.rows) return (x == x) | (x != x);
     return value_of(I(list.distance(list.size() - 1))) < outside;  // false for a list that is not full: that is a NaN
 }
 

@@ -1,11 +1,13 @@
 // What the .cu files use of CUDA, and all of it: how kernels are declared and started, shared memory, the device and stream
 // of a call. Under GFLV2_SIMT the same names come from csrc/simt, and the sources run on a CPU.
 //
-//   GFLV2_KERNEL(threads)               before a kernel's signature: __global__, with its largest block
+//   GFLV2_KERNEL(threads[, blocks])     before a kernel's signature: __global__, with its largest block, and how many of them must
+//                                       fit on a multiprocessor
 //   GFLV2_CONSTANT                      before a parameter passed by value and read in place (no copy on the stack)
 //   GFLV2_SHARED_MEMORY(T, name)        the block's shared memory as a T*, of the size that launch() was given
 //   gflv2::launch(kernel, grid, block, shared_bytes, stream, args…)
 //   gflv2::atomic_max(to, value)       the larger of the two, for signed 64-bit integers (long long)
+//   gflv2::atomic_add(to, value)       the sum, for unsigned integers of 32 and 64 bits; returns what was there before
 //   gflv2::DeviceGuard guard(device)    makes the device current until the end of the scope
 #pragma once
 
@@ -21,7 +23,7 @@
 #include <tuple>
 #include <utility>
 
-#define GFLV2_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define GFLV2_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 #define GFLV2_CONSTANT const __grid_constant__
 #define GFLV2_SHARED_MEMORY(T, name)                                       \
     extern __shared__ __align__(16) unsigned char gflv2_shared_memory[];   \
@@ -31,6 +33,7 @@ namespace gflv2 {
 
 #if defined(__CUDACC__)
 __device__ inline void atomic_max(long long* to, long long value) { atomicMax(to, value); }
+template <class T> __device__ inline T atomic_add(T* to, T value) { return atomicAdd(to, value); }
 #endif
 
 // Throws with CUDA's own words; `what` names the step.

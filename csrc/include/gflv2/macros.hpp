@@ -3,8 +3,11 @@
 
 #if defined(__CUDACC__)
 #define GFLV2_HD __host__ __device__ __forceinline__
+// Before a loop that the compiler would unroll further than the registers allow.
+#define GFLV2_UNROLL_TWICE _Pragma("unroll 2")
 #else
 #define GFLV2_HD inline __attribute__((always_inline))
+#define GFLV2_UNROLL_TWICE
 #endif
 
 // The arithmetic is compiled once per instruction set. Each copy lives in a namespace of its own, else the linker would

@@ -16,6 +16,7 @@ struct AtssLevel {
     std::int64_t first_point;  // index of the level's first point in the concatenated order
     std::int32_t height, width;
     float stride;              // pixels per cell
+    float per_stride;          // 1 / stride, where a rounding does not matter
     float half;                // half the side of an anchor, pixels
 };
 
