@@ -23,9 +23,11 @@ MAX_SIDE = 1 << 15  # cells a side of a level: the kernels name a cell by two 16
 # The list of candidates lies in shared memory (cuda), or is a tile of that width (triton).
 MAX_TOPK = {"cuda": 32, "triton": 32}
 
-# `shapes`: height and width of each level; `valid`: rows and columns that count, image by image, level by level, or empty.
+# `shapes`: height and width of each level; `valid`: rows and columns that count, image by image, level by level, or
+# empty.
 _ARGUMENTS = (
-    "Tensor[] boxes, Tensor[] labels, Tensor? counts, Tensor[] ignore_boxes, Tensor[] points, SymInt[] shapes, SymInt[] valid, "
+    "Tensor[] boxes, Tensor[] labels, Tensor? counts, Tensor[] ignore_boxes, Tensor[] points, "
+    "SymInt[] shapes, SymInt[] valid, "
     "float[] strides, int topk, float anchor_scale, float offset, float ignore_iof_thr, str backend"
 )
 _library = torch.library.Library("gflv2", "FRAGMENT")
@@ -275,7 +277,9 @@ def _new_outputs(boxes: list[Tensor], shapes: list[int]) -> tuple[Tensor, Tensor
     )
 
 
-def _forward(boxes, labels, counts, ignore_boxes, points, shapes, valid, strides, *settings) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    boxes, labels, counts, ignore_boxes, points, shapes, valid, strides, *settings
+) -> tuple[Tensor, Tensor, Tensor]:
     *settings, backend = settings
     outputs = _new_outputs(boxes, shapes)
     if outputs[0].numel():

@@ -224,8 +224,8 @@ def atss(
         labels: shaped alike, int64. counts: (B,) int64 or None.
         ignore_boxes: B tensors (K_i, 4) float32, or one (B, K, 4), or none.
         points: L tensors (n_l, 2) float32; none: the grid.
-        shapes: height and width of each level (points: 1 and n). valid: rows and columns that count, image by image, level
-            by level; none: all.
+        shapes: height and width of each level (points: 1 and n). valid: rows and columns that count, image by image,
+            level by level; none: all.
         index, iou, assigned_labels: (B, A) int64, float32, int64.
     """
     module = library()
