@@ -51,6 +51,23 @@ def test_scores_and_gradients(case: str, output: str, backend: str) -> None:
         arrays.compare(prefix + name, leaves[name].grad, extra=extra)
 
 
+@pytest.mark.parametrize("output", ["quality", "joint"])
+@pytest.mark.parametrize("case", golden_cases("dgqp_*"))
+def test_float64_needs_no_allowance(case: str, output: str) -> None:
+    """In float64, where nothing cancels, every gradient is within the case's own tolerance."""
+    arrays = golden(case)
+    prefix = {"quality": "gq_", "joint": "gj_"}[output]
+    leaves = {name: arrays[name].double().requires_grad_() for name in ("bbox_pred", "cls_logits", *PARAMETERS)}
+    logits = dgqp([leaves["bbox_pred"]], *(leaves[name] for name in PARAMETERS), **settings(arrays.meta))
+    score = logits.sigmoid().reshape(arrays["quality"].shape)
+    if output == "joint":
+        score = leaves["cls_logits"].sigmoid() * score
+    (score * arrays[f"cot_{output}"]).sum().backward()
+    for name in leaves:
+        if prefix + name in arrays:
+            arrays.compare(prefix + name, leaves[name].grad)
+
+
 @pytest.mark.parametrize("backend", backends_of("dgqp"))
 @pytest.mark.parametrize("case", golden_cases("dgqp_k4_mean_r16", "dgqp_k8_mean_r7"))
 def test_rows_equal_levels(case: str, backend: str) -> None:
