@@ -116,6 +116,9 @@ def train(
             raise ValueError("config: expected a named configuration or a YAML file, got None")
         config = resume_folder / "config.yaml"
     config = _apply_data(config, overrides, train_data, val_data, train_images, val_images)
+    start = None
+    if checkpoint_file is None and weights is not None:
+        start, config = _start_from(weights, config)
     precision = _PRECISIONS[check_choice(config.train.precision, "train.precision", tuple(_PRECISIONS))]
     folder = _output_folder(config, output, resume_folder, overwrite)
 
@@ -128,7 +131,6 @@ def train(
 
     with _quiet_lightning(progress):
         lightning.seed_everything(config.train.seed)
-        start = None if checkpoint_file is not None else weights
         model = GFLV2(
             config,
             weights=start,
@@ -209,6 +211,18 @@ def _apply_data(config: Any, overrides: Mapping[str, Any] | None, *data: str | P
             f"got {config.train.epochs} and {config.train.batch_size}"
         )
     return config
+
+
+def _start_from(weights: str | Path, config: Config) -> tuple[Any, Config]:
+    """The file to start from, read once, and the configuration with the pixel normalisation that its weights expect.
+
+    The data sets are made before the detector; without this they would keep another mean than the detector's.
+    """
+    from gflv2.models import checkpoint
+
+    start = checkpoint.read(weights)
+    _, _, settings = checkpoint.resolve(start, config)
+    return start, load_config(config, {key: settings[key] for key in settings if key.startswith("data.")})
 
 
 def _resume_point(resume: str | Path | None) -> tuple[Path | None, Path | None]:

@@ -285,6 +285,22 @@ def test_clipping_bounds_the_step(sample_set, tmp_path) -> None:
     assert before > 0.02 and after == pytest.approx(0.01, rel=1e-3)
 
 
+def test_fine_tuning_shows_the_weights_the_pixels_that_they_know(sample_set, tmp_path) -> None:
+    other = {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
+    weights = tmp_path / "start.pt"
+    checkpoint.save(GFLV2({**TINY, "data": {**TINY["data"], **other}}, num_classes=5), weights)
+
+    class Look(Callback):
+        def on_train_start(self, trainer, pl_module) -> None:
+            self.data = trainer.train_dataloader.dataset.config
+            self.model = pl_module.model.config.data
+
+    look = Look()
+    run(sample_set, tmp_path / "a", weights=weights, max_steps=1, callbacks=[look], val=False)
+    assert look.data.mean == look.model.mean == other["mean"]
+    assert look.data.std == look.model.std == other["std"]
+
+
 def test_max_steps_ends_the_run(sample_set, tmp_path) -> None:
     record = Record()
     run(sample_set, tmp_path / "a", overrides={"train.epochs": 5}, max_steps=1, callbacks=[record], val=False)
