@@ -75,6 +75,22 @@ def bins_are_last(tensors: Sequence[Tensor]) -> bool:
     return bin_ < (row if width == 1 and row else column)
 
 
+def neighbours_touch(tensors: Sequence[Tensor], bins_last: bool) -> bool:
+    """Whether the tile's last dimension, bins or cells, is without gaps in every level: its stride is a constant 1.
+
+    Only from a constant can Triton tell which dimension to spread over the threads of a warp: with strides that it does
+    not know, versions differ in what they choose.
+    """
+    return all(_touch(*_describe(tensor), bins_last) for tensor in tensors)
+
+
+def _touch(width: int, count: int, _: int, __: int, bin_: int, row: int, column: int, bins_last: bool) -> bool:
+    if bins_last:
+        return bin_ == 1
+    one_row = count == width
+    return count <= 1 or ((column == 1 or width == 1) and (row == width or one_row))
+
+
 def device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device and its current stream: make the tensor's device the current one."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
@@ -119,12 +135,18 @@ def find_level(table, block, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def cell_offsets(table, level, image, cells):
-    """Offsets of cells (flat indices y·W + x, int32) of one image in their level's tensor, and their y and x."""
+def cell_offsets(table, level, image, cells, TOUCHING: tl.constexpr):
+    """Offsets of cells (flat indices y·W + x, int32) of one image in their level's tensor, and their y and x.
+
+    TOUCHING: the cells lie in memory without gaps.
+    """
     width = pick_column(table, level, WIDTH).to(tl.int32)
     y = cells // width
     x = cells - y * width
     offsets = image.to(tl.int64) * pick_column(table, level, IMAGE_STRIDE)
-    offsets += y.to(tl.int64) * pick_column(table, level, ROW_STRIDE)
-    offsets += x.to(tl.int64) * pick_column(table, level, COLUMN_STRIDE)
+    if TOUCHING:
+        offsets += cells
+    else:
+        offsets += y.to(tl.int64) * pick_column(table, level, ROW_STRIDE)
+        offsets += x.to(tl.int64) * pick_column(table, level, COLUMN_STRIDE)
     return offsets, y, x

@@ -120,6 +120,7 @@ def integral_forward_kernel(
     BINS: tl.constexpr,
     BODY: tl.constexpr,
     AXIS: tl.constexpr,  # of the bins in the tile: 0 with the cells last (NCHW), 1 with the bins last
+    TOUCHING: tl.constexpr,  # neighbours in the tile's last dimension are neighbours in memory
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     LEVELS: tl.constexpr = len(levels)
@@ -130,11 +131,13 @@ def integral_forward_kernel(
     level, first_block, first_point = find_level(levels, program - image * blocks, BLOCK)
     cells = (program - image * blocks - first_block) * BLOCK + tl.arange(0, BLOCK)
     live = cells < pick_column(levels, level, COUNT)
-    offsets, y, x = cell_offsets(levels, level, image, cells)
+    offsets, y, x = cell_offsets(levels, level, image, cells, TOUCHING and AXIS == 0)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
     logits = pick(every, level, LEVELS)
     side_stride = pick_column(levels, level, SIDE_STRIDE)
-    bin_stride = pick_column(levels, level, BIN_STRIDE)
+    bin_stride = 1
+    if AXIS == 0 or not TOUCHING:
+        bin_stride = pick_column(levels, level, BIN_STRIDE)
     scale = 1.0
     if scales is not None:
         scale = tl.load(scales + level * scale_step)
@@ -185,6 +188,7 @@ def integral_backward_kernel(
     BINS: tl.constexpr,
     BODY: tl.constexpr,
     AXIS: tl.constexpr,
+    TOUCHING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     LEVELS: tl.constexpr = len(levels)
@@ -197,11 +201,13 @@ def integral_backward_kernel(
     cells = block * BLOCK + tl.arange(0, BLOCK)
     count = pick_column(levels, level, COUNT)
     live = cells < count
-    offsets, _, _ = cell_offsets(levels, level, image, cells)
+    offsets, _, _ = cell_offsets(levels, level, image, cells, TOUCHING and AXIS == 0)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
     logits = pick(every, level, LEVELS)
     side_stride = pick_column(levels, level, SIDE_STRIDE)
-    bin_stride = pick_column(levels, level, BIN_STRIDE)
+    bin_stride = 1
+    if AXIS == 0 or not TOUCHING:
+        bin_stride = pick_column(levels, level, BIN_STRIDE)
     scale = 1.0
     if scales is not None:
         scale = tl.load(scales + level * scale_step)
@@ -209,9 +215,11 @@ def integral_backward_kernel(
     if grad_0 is not None:
         every = (grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7)
         grad = pick(every, level, LEVELS)
-        grad_offsets, _, _ = cell_offsets(grad_levels, level, image, cells)
+        grad_offsets, _, _ = cell_offsets(grad_levels, level, image, cells, TOUCHING and AXIS == 0)
         grad_side = pick_column(grad_levels, level, SIDE_STRIDE)
-        grad_bin = pick_column(grad_levels, level, BIN_STRIDE)
+        grad_bin = 1
+        if AXIS == 0 or not TOUCHING:
+            grad_bin = pick_column(grad_levels, level, BIN_STRIDE)
         bins = tl.expand_dims(tl.arange(0, BODY), 1 - AXIS)
         grad_mask = (bins < BINS) & tl.expand_dims(live, AXIS)
         grad_tile = tl.expand_dims(grad_offsets, AXIS) + bins * grad_bin
@@ -330,7 +338,7 @@ def integral_forward(
         points, point_strides: (M, 2) and (M,) float32 contiguous to decode rows, else None.
         strides, offset: L numbers to decode levels, else empty.
     """
-    shape = _shape(logits)
+    shape = _shape(logits, logits)
     blocks = common.blocks_of(logits, shape["BLOCK"])
     with common.device_of(out):
         integral_forward_kernel[(blocks * _batch(logits),)](
@@ -371,7 +379,7 @@ def integral_backward(
         grad_logits: tensors shaped as ``logits``, in their dtype, any strides; empty: not wanted.
         grad_projection, grad_scales: (R,) and (L,) float32, or None: not wanted.
     """
-    shape = _shape(logits)
+    shape = _shape(logits, [*logits, *grad_logits])
     blocks, batch = common.blocks_of(logits, shape["BLOCK"]), _batch(logits)
     slots = blocks * batch
     partial_projection = None if grad_projection is None else grad.new_empty(shape["BINS"], slots)
@@ -422,8 +430,12 @@ def _batch(logits: Sequence[Tensor]) -> int:
     return 1 if logits[0].dim() == 3 else logits[0].shape[0]
 
 
-def _shape(logits: Sequence[Tensor]) -> dict[str, Any]:
-    """Constants and options of the kernels: they depend on R and on the memory layout, never on a size."""
+def _shape(logits: Sequence[Tensor], touched: Sequence[Tensor]) -> dict[str, Any]:
+    """Constants and options of the kernels: they depend on R and on the memory layout, never on a size.
+
+    Args:
+        touched: every tensor that is read or written in tiles.
+    """
     bins = logits[0].shape[2] if logits[0].dim() == 3 else logits[0].shape[1] // 4
     body = bins - 1 if bins > 2 and (bins - 1) & (bins - 2) == 0 else triton.next_power_of_2(bins)
     bins_last = common.bins_are_last(logits)
@@ -433,6 +445,7 @@ def _shape(logits: Sequence[Tensor]) -> dict[str, Any]:
         "BINS": bins,
         "BODY": body,
         "AXIS": int(bins_last),
+        "TOUCHING": common.neighbours_touch(touched, bins_last),
         "BLOCK": _CELLS_INTERPRETED if INTERPRETED else cells,
         "num_warps": warps,
         "enable_fp_fusion": True,  # said aloud: Triton's default for it differs between versions

@@ -75,13 +75,7 @@ void atss(int device, std::int64_t where, const std::vector<std::int64_t>& level
     a.labels = pointer<std::int64_t>(labels);
     a.ignored = pointer<std::uint8_t>(ignored);
     if (a.ignoring && !a.ignored) throw std::invalid_argument("ignored: expected memory where there are ignore boxes");
-    const py::gil_scoped_release release;
-    if (device < 0) return cpu::atss(a, int(where));
-#if defined(GFLV2_HAS_CUDA)
-    return cuda::atss(a, {device, pointer<void>(where)});
-#else
-    throw std::runtime_error("the native library was built without CUDA");
-#endif
+    GFLV2_RUN(atss, device, where, a);
 }
 
 }  // namespace

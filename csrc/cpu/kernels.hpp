@@ -8,6 +8,15 @@
 #define GFLV2_CPU_KERNELS(KERNEL)                \
     KERNEL(integral_forward, IntegralArguments)  \
     KERNEL(integral_backward, IntegralArguments) \
+    KERNEL(dgqp_forward, DgqpArguments)          \
+    KERNEL(dgqp_backward, DgqpArguments)         \
+    KERNEL(qfl_forward, QflArguments)            \
+    KERNEL(qfl_backward, QflArguments)           \
+    KERNEL(dfl_forward, DflArguments)            \
+    KERNEL(dfl_backward, DflArguments)           \
+    KERNEL(giou_forward, GiouArguments)          \
+    KERNEL(giou_backward, GiouArguments)         \
+    KERNEL(decode, DecodeArguments)              \
     KERNEL(atss, AtssArguments)
 
 #if defined(GFLV2_ISA)

@@ -131,33 +131,58 @@ GFLV2_HD Doubles multiply_add(Doubles a, Doubles b, Doubles c) {
 GFLV2_HD Floats splat(float value) { return broadcast<Floats>(value); }
 GFLV2_HD Doubles splat(double value) { return broadcast<Doubles>(value); }
 
-// e^x for x ≤ 0 within two units in the last place: e^x = 2^n·2^r with n = round(x·log2 e), and for 2^r, |r| ≤ 1/2, the
-// polynomial of degree 6 with constant term 1 that minimises the largest relative error (4e-9). Below −87.3 the result is
-// the smallest normal number, not 0: a softmax cannot tell. A NaN stays one.
-GFLV2_HD Floats exponential(Floats x) {
-    constexpr float log2_e = 1.44269504089f;
-    x = maximum(splat(-87.33654f), x);  // in this order a NaN in x is kept
+GFLV2_HD Floats nearest_integer(Floats x) {
 #if defined(__AVX512F__)
-    const Floats n = (Floats)_mm512_roundscale_ps((__m512)(x * log2_e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-    // Adding 1.5·2^23 leaves the nearest integer in the low bits.
-    const Floats shifted = multiply_add(x, splat(log2_e), splat(12582912.0f)), n = shifted - 12582912.0f;
-#endif
-    const Floats r = multiply_add(x, splat(log2_e), -n);
-    Floats p = splat(1.519680955e-4f);
-    p = multiply_add(p, r, splat(1.339131733e-3f));
-    p = multiply_add(p, r, splat(9.619002230e-3f));
-    p = multiply_add(p, r, splat(5.550358817e-2f));
-    p = multiply_add(p, r, splat(2.402264327e-1f));
-    p = multiply_add(p, r, splat(6.931471825e-1f));
-    p = multiply_add(p, r, splat(1.0f));
-#if defined(__AVX512F__)
-    return (Floats)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-    const Floats scaled = (Floats)((Ints)p + ((Ints)shifted << 23));
-    return x == x ? scaled : x;
+    return (x + 12582912.0f) - 12582912.0f;  // 1.5·2^23 leaves no place for a fraction
 #endif
 }
+
+// x·2^n; n is a whole number, and the result a normal one. A NaN in x stays one.
+GFLV2_HD Floats times_power_of_two(Floats x, Floats n) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_scalef_ps((__m512)x, (__m512)n);
+#else
+    return (Floats)((Ints)x + (__builtin_convertvector(n, Ints) << 23));
+#endif
+}
+
+// e^x = 2^n·2^r with n = round(x·log2 e), and for 2^r, |r| ≤ 1/2, the polynomial of degree 6 with constant term 1 that
+// minimises the largest relative error (4e-9). WIDE: r keeps its last digits however large n is. V: Floats, or several.
+template <bool WIDE, class V> GFLV2_HD V exponential_within_range(V x) {
+    constexpr float log2_e = 1.44269504089f;
+    const V n = nearest_integer(V(x * log2_e));
+    V r;
+#if !defined(__FMA__)
+    if constexpr (WIDE) {
+        // ln 2 in two parts: n times the first, of 15 bits, is exact.
+        r = multiply_add(n, broadcast<V>(-6.93145751953125e-1f), x);
+        r = multiply_add(n, broadcast<V>(-1.42860682030941723212e-6f), r) * log2_e;
+    } else
+#endif
+    {
+        r = multiply_add(x, broadcast<V>(log2_e), V(-n));
+        if constexpr (WIDE) r = multiply_add(x, broadcast<V>(1.925963033500e-8f), r);  // what log2_e lacks
+    }
+    V p = broadcast<V>(1.519680955e-4f);
+    p = multiply_add(p, r, broadcast<V>(1.339131733e-3f));
+    p = multiply_add(p, r, broadcast<V>(9.619002230e-3f));
+    p = multiply_add(p, r, broadcast<V>(5.550358817e-2f));
+    p = multiply_add(p, r, broadcast<V>(2.402264327e-1f));
+    p = multiply_add(p, r, broadcast<V>(6.931471825e-1f));
+    p = multiply_add(p, r, broadcast<V>(1.0f));
+    return times_power_of_two(p, n);
+}
+
+// e^x for x ≤ 0, within two units in the last place of the largest term of a softmax. Below −87.3 the result is the smallest
+// normal number, not 0: a softmax cannot tell.
+GFLV2_HD Floats exponential(Floats x) {
+    return exponential_within_range<false>(maximum(splat(-87.33654f), x));  // in this order a NaN in x is kept
+}
+
+// e^x for |x| ≤ 87, within two units in its last place.
+GFLV2_HD Floats exponential_wide(Floats x) { return exponential_within_range<true>(x); }
 
 // float64 serves gradient checks, not speed.
 GFLV2_HD Doubles exponential(Doubles x) {
@@ -165,6 +190,8 @@ GFLV2_HD Doubles exponential(Doubles x) {
     for (int i = 0; i < lanes<double>; ++i) value[i] = std::exp(x[i]);
     return value;
 }
+
+GFLV2_HD Doubles exponential_wide(Doubles x) { return exponential(x); }
 
 // Sum of the lanes below `count`, in their order, in double.
 template <class V> GFLV2_HD double sum_lanes(V value, int count) {
@@ -245,6 +272,22 @@ template <class S, int STEP = 1> GFLV2_HD void transpose(vector_t<S>* rows) {
             }
         });
         transpose<S, 2 * STEP>(rows);
+    }
+}
+
+// Lane i of rows[0] becomes the sum over the lanes of rows[i]: a transposition that adds what it exchanges. The rest of the
+// rows is used up.
+template <class S, int STEP = 1> GFLV2_HD void sum_each(vector_t<S>* rows) {
+    constexpr int n = lanes<S>;
+    if constexpr (STEP < n) {
+        each<n>(n, [&](int i) {
+            if (i % (2 * STEP) == 0) {
+                const auto low = permute<S, ExchangeLow<n, STEP>>(rows[i], rows[i + STEP]);
+                const auto high = permute<S, ExchangeHigh<n, STEP>>(rows[i], rows[i + STEP]);
+                rows[i] = low + high;
+            }
+        });
+        sum_each<S, 2 * STEP>(rows);
     }
 }
 

@@ -8,6 +8,7 @@
 //            that global memory sees whole lines and each thread still owns one row.
 
 #include "cuda/reduce.cuh"
+#include "cuda/rows.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/integral.hpp"
@@ -18,9 +19,6 @@
 namespace gflv2::cuda {
 namespace {
 
-constexpr unsigned warp = 32;
-constexpr unsigned threads = 4 * warp;  // four sides
-
 // Points per thread of the strided kernels.
 template <class T, int BINS> constexpr int pack = sizeof(T) == 2 && BINS == 17 ? 2 : 1;
 
@@ -28,17 +26,6 @@ template <class T, int BINS> constexpr int pack = sizeof(T) == 2 && BINS == 17 ?
 // What both kinds share
 
 template <class T> struct alignas(2 * sizeof(T)) Pair { T first, second; };
-template <class T> struct alignas(4 * sizeof(T)) Four { T value[4]; };
-
-// A row in memory: logits bin_step apart.
-template <class T> struct MemoryRow {
-    const T* at;
-    std::int64_t bin_step;
-    __device__ float operator[](int bin) const { return widen(at[bin * bin_step]); }
-};
-
-template <int BINS> struct ExponentialsFor { using type = KeptExponentials<float, BINS>; };
-template <> struct ExponentialsFor<0> { using type = RecomputedExponentials<float>; };
 
 __device__ inline float scale_of(const IntegralArguments& a, int level) {
     return a.scales ? static_cast<const float*>(a.scales)[level] : 1.0f;
@@ -242,45 +229,6 @@ GFLV2_KERNEL(threads) integral_backward_strided(GFLV2_CONSTANT IntegralArguments
 // ---------------------------------------------------------------------------------------------------------------------
 // rows
 
-// Words between rows in shared memory: odd, so that the lanes of a warp fall on different banks.
-GFLV2_HD int pitch_of(int bins) { return bins | 1; }
-
-// Visits every element of the block's rows in the order of memory: f(element offset, place in shared memory). Where the rows
-// lie end to end, four at a time: quad(element offset, place) with four adjacent places.
-template <int BINS, class T, class F, class Quad>
-__device__ inline void visit_rows(
-    const Level& level, const Strides& s, const T* data, std::uint32_t image, std::uint32_t first, std::uint32_t rows, int bins,
-    const F& f, const Quad& quad) {
-    bins = BINS > 0 ? BINS : bins;
-    const std::uint32_t count = rows * bins;
-    const bool flat = level.height == 1 || s.y == level.width * s.x;
-    const std::int64_t start = image * s.image + (flat ? first * s.x : 0);
-    const bool end_to_end = flat && s.side == bins && s.x == 4 * bins && bins % 2 == 1 &&
-                            reinterpret_cast<std::uintptr_t>(data + start) % sizeof(Four<T>) == 0;
-    std::uint32_t from = 0;
-    if (end_to_end) {
-        from = count / 4 * 4;
-        for (std::uint32_t e = 4 * threadIdx.x; e < from; e += 4 * threads) quad(start + e, e);
-    }
-    for (std::uint32_t e = from + threadIdx.x; e < count; e += threads) {
-        const std::uint32_t row = e / bins, bin = e - row * bins, point = row / 4;
-        const std::int64_t where = flat ? start + point * s.x : start + point_offset(level, s, first + point);
-        f(where + row % 4 * s.side + bin, row * pitch_of(bins) + bin);
-    }
-}
-
-template <int BINS, class T>
-__device__ inline void rows_to_shared(const IntegralArguments& a, const Level& level, const Chunk& chunk, std::uint32_t rows, float* tile) {
-    const T* data = static_cast<const T*>(level.logits);
-    visit_rows<BINS>(
-        level, level.strides, data, chunk.image, chunk.first, rows, a.bins,
-        [&](std::int64_t element, std::uint32_t place) { tile[place] = widen(data[element]); },
-        [&](std::int64_t element, std::uint32_t place) {
-            const Four<T> four = *reinterpret_cast<const Four<T>*>(data + element);
-            for (int i = 0; i < 4; ++i) tile[place + i] = widen(four.value[i]);
-        });
-}
-
 template <class T, int BINS>
 GFLV2_KERNEL(threads) integral_forward_rows(GFLV2_CONSTANT IntegralArguments a, GFLV2_CONSTANT BlockTable blocks) {
     GFLV2_SHARED_MEMORY(float, tile);  // (threads, pitch)
@@ -290,7 +238,7 @@ GFLV2_KERNEL(threads) integral_forward_rows(GFLV2_CONSTANT IntegralArguments a, 
     const Chunk chunk = chunk_of(blocks, a.levels.count, blockIdx.x, warp);
     const Level& level = a.levels.level[chunk.level];
     const std::uint32_t left = std::uint32_t(level.height * level.width) - chunk.first, rows = 4 * (left < warp ? left : warp);
-    rows_to_shared<BINS, T>(a, level, chunk, rows, tile);
+    rows_to_shared<BINS, T>(level, chunk.image, chunk.first, rows, a.bins, tile);
     __syncthreads();
 
     // 2. One row a thread.
@@ -313,7 +261,7 @@ GFLV2_KERNEL(threads) integral_backward_rows(GFLV2_CONSTANT IntegralArguments a,
     const Chunk chunk = chunk_of(blocks, a.levels.count, blockIdx.x, warp);
     const Level& level = a.levels.level[chunk.level];
     const std::uint32_t left = std::uint32_t(level.height * level.width) - chunk.first, rows = 4 * (left < warp ? left : warp);
-    rows_to_shared<BINS, T>(a, level, chunk, rows, tile);
+    rows_to_shared<BINS, T>(level, chunk.image, chunk.first, rows, a.bins, tile);
     __syncthreads();
 
     // 2. One row a thread; its slopes take the place of its logits.
@@ -333,17 +281,7 @@ GFLV2_KERNEL(threads) integral_backward_rows(GFLV2_CONSTANT IntegralArguments a,
     __syncthreads();
 
     // 3. Back to global memory.
-    if (a.grad_logits) {
-        T* const to = static_cast<T*>(level.grad_logits);
-        visit_rows<BINS>(
-            level, level.grad_strides, to, chunk.image, chunk.first, rows, a.bins,
-            [&](std::int64_t element, std::uint32_t place) { to[element] = narrow<T>(tile[place]); },
-            [&](std::int64_t element, std::uint32_t place) {
-                Four<T> four;
-                for (int i = 0; i < 4; ++i) four.value[i] = narrow<T>(tile[place + i]);
-                *reinterpret_cast<Four<T>*>(to + element) = four;
-            });
-    }
+    if (a.grad_logits) rows_from_shared<BINS, T>(level, chunk.image, chunk.first, rows, a.bins, tile);
 
     // 4. The block's partial sum.
     if (a.grad_scales) {

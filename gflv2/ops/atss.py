@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from gflv2.ops import backends
 from gflv2.ops.autograd import no_vmap
 from gflv2.ops.checks import bad_type, bad_value, check_tensor, values_are_checked
+from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import MAX_LEVELS, check_strides
 from gflv2.ops.reduction import INTEGERS
 from gflv2.ops.reference import atss as reference
@@ -23,13 +23,13 @@ MAX_SIDE = 1 << 15  # cells a side of a level: the kernels name a cell by two 16
 # The list of candidates lies in shared memory (cuda), or is a tile of that width (triton).
 MAX_TOPK = {"cuda": 32, "triton": 32}
 
-# `shapes`: height and width of each level; `valid`: rows and columns that count, image by image, level by level, or
+# `shapes`: height and width of each level. `valid`: rows and columns that count, image by image, level by level, or
 # empty.
 _ARGUMENTS = (
-    "Tensor[] boxes, Tensor[] labels, Tensor? counts, Tensor[] ignore_boxes, Tensor[] points, "
-    "SymInt[] shapes, SymInt[] valid, "
-    "float[] strides, int topk, float anchor_scale, float offset, float ignore_iof_thr, str backend"
+    "Tensor[] boxes, Tensor[] labels, Tensor? counts, Tensor[] ignore_boxes, Tensor[] points, SymInt[] shapes, "
+    "SymInt[] valid, float[] strides, int topk, float anchor_scale, float offset, float ignore_iof_thr, str backend"
 )
+Outputs = tuple[Tensor, Tensor, Tensor]
 _library = torch.library.Library("gflv2", "FRAGMENT")
 _library.define(f"atss({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 
@@ -263,10 +263,11 @@ def _refusal(backend: str) -> Callable[[backends.Call], str | None]:
     return refuse
 
 
-backends.register("atss", {"cuda": _refusal("cuda"), "cpu": _refusal("cpu"), "reference": None}, _describe)
+_KERNELS = ("cuda", "triton", "cpu")
+backends.register("atss", {**{name: _refusal(name) for name in _KERNELS}, "reference": None}, _describe)
 
 
-def _new_outputs(boxes: list[Tensor], shapes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _new_outputs(boxes: list[Tensor], shapes: list[int]) -> Outputs:
     batch = boxes[0].shape[0] if boxes[0].dim() == 3 else len(boxes)
     size = (batch, sum(height * width for height, width in zip(shapes[::2], shapes[1::2], strict=True)))
     device = boxes[0].device
@@ -277,13 +278,11 @@ def _new_outputs(boxes: list[Tensor], shapes: list[int]) -> tuple[Tensor, Tensor
     )
 
 
-def _forward(
-    boxes, labels, counts, ignore_boxes, points, shapes, valid, strides, *settings
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(boxes, labels, counts, ignore_boxes, points, shapes, valid, strides, *settings) -> Outputs:
     *settings, backend = settings
     outputs = _new_outputs(boxes, shapes)
     if outputs[0].numel():
-        module = importlib.import_module("gflv2.kernels.atss" if backend == "triton" else "gflv2.ops.native")
+        module = implementation("atss", backend)
         boxes, labels, points = _dense(boxes), _dense(labels, torch.int64), _dense(points)
         counts = None if counts is None else counts.to(torch.int64).contiguous()
         ignore_boxes = _dense(ignore_boxes)
@@ -305,7 +304,7 @@ for _key in ("CPU", "CUDA"):
 
 
 @torch.library.register_fake("gflv2::atss", lib=_library)
-def _(boxes, labels, counts, ignore_boxes, points, shapes, *_settings) -> tuple[Tensor, Tensor, Tensor]:
+def _(boxes, labels, counts, ignore_boxes, points, shapes, *_settings) -> Outputs:
     return _new_outputs(boxes, shapes)
 
 

@@ -49,6 +49,19 @@ class Explanation(list):
         return "\n".join(lines)
 
 
+def refuse_double(call: Call) -> str | None:
+    """For `register`: the kernels of a GPU compute in float32."""
+    return "float64 runs on cpu and reference only" if call.dtype == torch.float64 else None
+
+
+# For `register`: an operation with a kernel for every kind of machine.
+EVERYWHERE: dict[str, Callable[[Call], str | None] | None] = {
+    "cuda": refuse_double,
+    "triton": refuse_double,
+    "cpu": None,
+    "reference": None,
+}
+
 _refusals: dict[str, dict[str, Callable[[Call], str | None] | None]] = {}
 _describers: dict[str, Callable[..., Call]] = {}
 _requested: str | None = None

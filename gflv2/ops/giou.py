@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.checks import bad_value, check_tensor
-from gflv2.ops.reduction import check_reduction
+from gflv2.ops.autograd import no_double_backward, no_vmap
+from gflv2.ops.checks import bad_value, check_tensor, compute_dtype
+from gflv2.ops.implementation import implementation
+from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import giou as reference
+
+# `loss`: 1 − GIoU; else the IoU.
+_ARGUMENTS = f"Tensor pred, Tensor target, bool loss, float eps, {ARGUMENTS}, str backend"
+_library = torch.library.Library("gflv2", "FRAGMENT")
+_library.define(f"giou({_ARGUMENTS}) -> Tensor")
+_library.define(f"giou_backward(Tensor grad, {_ARGUMENTS}, bool[] needs) -> Tensor[]")
 
 
 def giou(
@@ -24,7 +33,7 @@ def giou(
     """1 − GIoU, GIoU = I/U − (E − U)/E, with intersection I, union U = max(U, eps) and enclosing box E = max(E, eps).
 
     Args:
-        pred: (N, 4) boxes (x1, y1, x2, y2), any unit. float32, float16, bfloat16 or float64.
+        pred: (N, 4) boxes (x1, y1, x2, y2), any unit, any strides. float32, float16, bfloat16 or float64.
         target: (N, 4) boxes in the same unit.
         weight: (N,) factor of each pair.
         avg_factor: with "mean", what the sum is divided by instead of N: a number or a 0-d tensor.
@@ -33,16 +42,18 @@ def giou(
 
     Returns:
         (N,) for "none", else 0-d; float32 (float64 for float64 boxes), each in [0, 2]; 0 for no pairs. Differentiable
-        in ``pred`` only; where two sides coincide the gradient is halved, at an intersection of width 0 it is 0.
+        in ``pred`` only, once; where two sides coincide the gradient is halved, at an intersection of width 0 it is 0.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
     call = _describe(pred, target, eps=eps)
-    check_reduction(weight, avg_factor, reduction, count=pred.shape[0], device=pred.device)
-    backends.select("giou", call)
-    return reference.giou(pred, target, weight=weight, avg_factor=avg_factor, reduction=reduction, eps=eps)
+    check_reduction(weight, avg_factor, reduction, shape=pred.shape[:1], device=pred.device)
+    backend = backends.select("giou", call)
+    if backend == "reference":
+        return reference.giou(pred, target, weight=weight, avg_factor=avg_factor, reduction=reduction, eps=eps)
+    return _run(pred, target.detach(), True, eps, resolve(weight, avg_factor, reduction), backend)
 
 
 def iou(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
@@ -52,14 +63,23 @@ def iou(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
         pred, target, eps: as `giou`.
 
     Returns:
-        (N,), float32 (float64 for float64 boxes). Differentiable in both boxes.
+        (N,), float32 (float64 for float64 boxes). Differentiable in both boxes, once.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
-    backends.select("iou", _describe(pred, target, eps=eps))
-    return reference.iou(pred, target, eps=eps)
+    backend = backends.select("iou", _describe(pred, target, eps=eps))
+    if backend == "reference":
+        return reference.iou(pred, target, eps=eps)
+    return _run(pred, target, False, eps, resolve(None, None, "none"), backend)
+
+
+def _run(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction: Reduction, backend: str) -> Tensor:
+    arguments = (pred, target, loss, float(eps), *reduction, backend)
+    if torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad):
+        return _Giou.apply(*arguments)
+    return torch.ops.gflv2.giou(*arguments)
 
 
 def _describe(pred: Any, target: Any, *_: Any, eps: float = 1e-6, **__: Any) -> backends.Call:
@@ -70,5 +90,78 @@ def _describe(pred: Any, target: Any, *_: Any, eps: float = 1e-6, **__: Any) -> 
     return backends.Call(pred.device, pred.dtype, {})
 
 
-backends.register("giou", {"reference": None}, _describe)
-backends.register("iou", {"reference": None}, _describe)
+for _name in ("giou", "iou"):
+    backends.register(
+        _name,
+        backends.EVERYWHERE,
+        _describe,
+    )
+
+
+class _Giou(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pred, target, loss, eps, weight, factor, divisor, reduction, backend) -> Tensor:
+        ctx.save_for_backward(pred, target, weight, factor)
+        ctx.settings = (loss, eps), (divisor, reduction, backend)
+        return torch.ops.gflv2.giou(pred, target, loss, eps, weight, factor, divisor, reduction, backend)
+
+    @staticmethod
+    @no_double_backward("giou")
+    def backward(ctx: Any, grad: Tensor):
+        pred, target, weight, factor = ctx.saved_tensors
+        kind, settings = ctx.settings
+        needs = list(ctx.needs_input_grad[:2])
+        gradients = torch.ops.gflv2.giou_backward(grad, pred, target, *kind, weight, factor, *settings, needs)
+        return gradients[0] if needs[0] else None, gradients[-1] if needs[1] else None, *[None] * 7
+
+
+def _new_gradients(pred: Tensor, target: Tensor, needs: list[bool]) -> list[Tensor]:
+    return [box.new_empty(box.shape) for box, wanted in zip((pred, target), needs, strict=True) if wanted]
+
+
+def _forward(pred, target, loss, eps, weight, factor, divisor, reduction, backend) -> Tensor:
+    reduction, rows, dtype = Reduction(weight, factor, divisor, reduction), pred.shape[:1], compute_dtype(pred.dtype)
+    out = reduction.new_result(rows, pred)
+    if not pred.numel():
+        return out.zero_()
+    target = target.to(dtype).contiguous()
+    implementation("giou", backend).giou_forward(pred, target, loss, eps, reduction.on(rows, dtype), out)
+    return out
+
+
+def _backward(grad, pred, target, loss, eps, weight, factor, divisor, reduction, backend, needs) -> list[Tensor]:
+    reduction, rows, dtype = Reduction(weight, factor, divisor, reduction), pred.shape[:1], compute_dtype(pred.dtype)
+    gradients = _new_gradients(pred, target, needs)
+    if pred.numel() and gradients:
+        dense = target.to(dtype).contiguous()
+        # The target's gradient is formed in the dtype of the arithmetic, and rounded once to its own.
+        grad_target = torch.empty_like(dense) if needs[1] else None
+        implementation("giou", backend).giou_backward(
+            grad.contiguous(),
+            pred,
+            dense,
+            loss,
+            eps,
+            reduction.on(rows, dtype),
+            gradients[0] if needs[0] else None,
+            grad_target,
+        )
+        if needs[1]:
+            gradients[-1].copy_(grad_target)
+    return gradients
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("giou", _forward, _key)
+    _library.impl("giou_backward", _backward, _key)
+no_vmap("giou", _library)
+
+
+@torch.library.register_fake("gflv2::giou", lib=_library)
+def _(pred, target, loss, eps, weight, factor, divisor, reduction, backend) -> Tensor:
+    return Reduction(weight, factor, divisor, reduction).new_result(pred.shape[:1], pred)
+
+
+@torch.library.register_fake("gflv2::giou_backward", lib=_library)
+def _(grad, pred, target, loss, eps, weight, factor, divisor, reduction, backend, needs) -> list[Tensor]:
+    return _new_gradients(pred, target, needs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from gflv2.ops import backends
 from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.checks import bad_value, check_tensor, compute_dtype
+from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import BoxLogits, check_scales, check_strides, read_box_logits
 from gflv2.ops.reference import integral as reference
 
@@ -75,13 +75,7 @@ def _describe(box_logits: Any, *_: Any, **__: Any) -> backends.Call:
     return _call(read_box_logits(box_logits))
 
 
-def _refuse_double(call: backends.Call) -> str | None:
-    return "float64 runs on cpu and reference only" if call.dtype == torch.float64 else None
-
-
-backends.register(
-    "integral", {"cuda": _refuse_double, "triton": _refuse_double, "cpu": None, "reference": None}, _describe
-)
+backends.register("integral", backends.EVERYWHERE, _describe)
 
 
 def _check_projection(projection: Tensor | None, box: BoxLogits) -> Tensor:
@@ -141,11 +135,6 @@ class _Integral(torch.autograd.Function):
         return grad_projection, grad_scales, None, None, None, None, None, *grad_logits
 
 
-def _implementation(backend: str) -> Any:
-    """The module whose ``integral_forward`` and ``integral_backward`` write into preallocated outputs."""
-    return importlib.import_module("gflv2.kernels.integral" if backend == "triton" else "gflv2.ops.native")
-
-
 def _new_output(logits: list[Tensor]) -> Tensor:
     rows = logits[0].dim() == 3
     dtype = compute_dtype(logits[0].dtype)
@@ -164,7 +153,7 @@ def _new_gradients(logits: list[Tensor], projection: Tensor, scales: Tensor | No
 def _forward(logits, projection, scales, points, point_strides, strides, offset, backend) -> Tensor:
     out = _new_output(logits)
     if out.numel():
-        _implementation(backend).integral_forward(
+        implementation("integral", backend).integral_forward(
             logits, projection, scales, points, point_strides, strides, offset, out
         )
     return out
@@ -179,7 +168,7 @@ def _backward(grad, logits, projection, scales, points, point_strides, strides, 
     rest = gradients[len(levels) :]
     grad_projection = rest[0] if needs[1] else None
     grad_scales = rest[-1] if needs[2] else None
-    _implementation(backend).integral_backward(
+    implementation("integral", backend).integral_backward(
         grad, logits, projection, scales, points, point_strides, strides, offset, levels, grad_projection, grad_scales
     )
     return gradients

@@ -1,22 +1,23 @@
-"""Checks that the losses share: weight, average factor and reduction, with mmdet's meaning."""
+"""What the losses share: weight, average factor and reduction, with mmdet's meaning."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gflv2.ops.checks import bad_type, bad_value, check_choice, check_tensor
+from gflv2.ops.checks import bad_type, bad_value, check_choice, check_tensor, compute_dtype
 
 REDUCTIONS = ("none", "sum", "mean")
 INTEGERS = (torch.int64, torch.int32)
 
 
 def check_reduction(
-    weight: Any, avg_factor: Any, reduction: Any, *, count: int, device: torch.device
+    weight: Any, avg_factor: Any, reduction: Any, *, shape: Sequence[int], device: torch.device
 ) -> tuple[Tensor | None, float | Tensor | None, str]:
-    """Check the three arguments for ``count`` rows.
+    """Check the three arguments for rows of a shape, (N,) or (B, A).
 
     Raises:
         TypeError, ValueError: a wrong type or shape; an average factor with reduction "sum"; a factor that is not
@@ -24,7 +25,7 @@ def check_reduction(
     """
     check_choice(reduction, "reduction", REDUCTIONS)
     if weight is not None:
-        check_tensor(weight, "weight", shape=(count,), device=device)
+        check_tensor(weight, "weight", shape=shape, device=device)
     if avg_factor is None:
         return weight, None, reduction
     if reduction == "sum":
@@ -40,3 +41,53 @@ def check_reduction(
     else:
         bad_type("avg_factor", "a number or a 0-d tensor", avg_factor)
     return weight, avg_factor, reduction
+
+
+# The same three as arguments of a registered operation.
+ARGUMENTS = "Tensor? weight, Tensor? factor, float divisor, str reduction"
+
+
+class Reduction(NamedTuple):
+    """How a registered operation reduces the losses of its rows.
+
+    Attributes:
+        weight: of each row, or None.
+        factor: () on the device: the total is divided by it; or None.
+        divisor: a number that the total is divided by.
+        reduction: "none"; "sum"; "mean": the total is also divided by the number of rows, which the operation knows
+            (passed as a number, another image size would be another graph).
+    """
+
+    weight: Tensor | None
+    factor: Tensor | None
+    divisor: float
+    reduction: str
+
+    @property
+    def total(self) -> bool:
+        return self.reduction != "none"
+
+    def on(self, rows: Tensor | Sequence[int], dtype: torch.dtype) -> Reduction:
+        """As the kernels take it: tensors contiguous and of the arithmetic's dtype, the mean a sum with a divisor."""
+        divisor = self.divisor
+        if self.reduction == "mean":
+            count = 1
+            for size in rows:
+                count *= size
+            divisor *= max(count, 1)
+        factor = None if self.factor is None else self.factor.to(dtype)
+        weight = None if self.weight is None else self.weight.to(dtype).contiguous()
+        return Reduction(weight, factor, divisor, "sum" if self.total else "none")
+
+    def new_result(self, rows: Sequence[int], like: Tensor) -> Tensor:
+        return like.new_empty(rows if not self.total else (), dtype=compute_dtype(like.dtype))
+
+
+def resolve(weight: Tensor | None, avg_factor: float | Tensor | None, reduction: str) -> Reduction:
+    """Checked arguments as those of a registered operation; weight and average factor are constants."""
+    weight = None if weight is None else weight.detach()
+    if reduction == "none" or avg_factor is None:
+        return Reduction(weight, None, 1.0, reduction)
+    if isinstance(avg_factor, Tensor):
+        return Reduction(weight, avg_factor.detach(), 1.0, "sum")
+    return Reduction(weight, None, float(avg_factor), "sum")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ pytest.importorskip("triton", reason="triton is not installed on this platform")
 import triton  # noqa: E402
 
 from gflv2.kernels import integral, variants  # noqa: E402
+from tests.kernels.launches import variants_of  # noqa: E402
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
@@ -24,9 +24,8 @@ BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ARCHITECTURES = variants.ARCHITECTURES
 
 
-@functools.cache
 def all_variants() -> dict[str, list[variants.Variant]]:
-    return variants.integral_variants()
+    return variants_of("integral")
 
 
 def test_the_listed_variants_are_those_that_launch() -> None:

@@ -11,11 +11,7 @@ from torch import Tensor
 from gflv2.ops.checks import compute_dtype
 from gflv2.ops.reference import integral as reference
 from gflv2.ops.reference.rows import box_rows
-
-LEVEL_LAYOUTS = ("nchw", "channels_last", "sliced", "transposed", "expanded")
-ROW_LAYOUTS = ("rows", "rows sliced", "rows bins apart", "rows transposed")
-# Several blocks in the first level, one in the others; a level of one cell, an odd width, and a level of no cell.
-SIZES = ((23, 29), (8, 5), (0, 4), (1, 1))
+from tests.ops.layouts import SIZES, level_tensor, row_tensor
 
 
 @dataclass(frozen=True)
@@ -55,12 +51,12 @@ class Case:
         strides: list[float] | Tensor | None = None
         points = None
         if self.by_rows:
-            tensors = [_rows(self, logits)]
+            tensors = [row_tensor(self, logits)]
             if self.decode:
                 points = (500 * torch.rand(self.rows, 2, generator=draw)).to(compute).to(device)
                 strides = (4 + 28 * torch.rand(self.rows, generator=draw)).to(compute).to(device)
         else:
-            tensors = [_level(self, height, width, logits) for height, width in self.sizes]
+            tensors = [level_tensor(self, height, width, logits) for height, width in self.sizes]
             if self.decode:
                 strides = [8.0 * 2**level for level in range(count)]
         return Inputs(tensors, projection, scales, strides, points, self.offset, self)
@@ -166,27 +162,3 @@ def magnitudes(inputs: Inputs) -> dict[str, Tensor]:
         sums.append((level_slope * level_raw.abs()).sum())
     found["grad of scales"] = torch.stack(sums)
     return found
-
-
-def _level(case: Case, height: int, width: int, logits: Callable[..., Tensor]) -> Tensor:
-    batch, channels = case.batch, 4 * case.bins
-    if case.layout == "channels_last":
-        return logits(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
-    if case.layout == "sliced":  # nothing contiguous, and a first element that is not aligned
-        return logits(batch + 1, channels + 3, height + 1, 2 * width + 1)[1:, 3:, 1:, 1::2]
-    if case.layout == "transposed":
-        return logits(batch, channels, width, height).transpose(2, 3)
-    if case.layout == "expanded":
-        return logits(1, channels, height, width).expand(batch, -1, -1, -1)
-    return logits(batch, channels, height, width)
-
-
-def _rows(case: Case, logits: Callable[..., Tensor]) -> Tensor:
-    rows, bins = case.rows, case.bins
-    if case.layout == "rows sliced":  # the box part of a longer prediction row
-        return logits(rows, 4 * bins + 5)[:, 5:].unflatten(1, (4, bins))
-    if case.layout == "rows bins apart":
-        return logits(rows, bins, 4).transpose(1, 2)
-    if case.layout == "rows transposed":  # (4·R, M), as detectors that flatten NCHW have it
-        return logits(4 * bins, rows).unflatten(0, (4, bins)).permute(2, 0, 1)
-    return logits(rows, 4, bins)

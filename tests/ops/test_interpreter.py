@@ -38,7 +38,7 @@ def test_triton_kernels_under_the_interpreter() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=1200,
+        timeout=1800,
     )
     # Exit status 5, nothing collected, is a failure here.
     if run.returncode != 0:

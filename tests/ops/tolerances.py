@@ -17,6 +17,8 @@ EAGER_FACTOR = 2.0
 FLOOR = {
     "integral": 4 * torch.finfo(torch.float32).eps,
     "integral in float64": 64 * torch.finfo(torch.float64).eps,
+    "dgqp": 8 * torch.finfo(torch.float32).eps,
+    "dgqp in float64": 64 * torch.finfo(torch.float64).eps,
 }
 
 

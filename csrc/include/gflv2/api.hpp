@@ -1,60 +1,26 @@
-// The C++ interface: what an operation receives. Pointers are to the memory of one device; the library allocates nothing
-// there. S stands for float, or double where the logits are double.
+// The C++ interface: what each operation receives, one header an operation. Pointers are to the memory of one device; the
+// library allocates nothing there.
 #pragma once
 
-#include <cstddef>
 #include <string>
 #include <vector>
 
 #include "gflv2/api/atss.hpp"
-#include "gflv2/types.hpp"
+#include "gflv2/api/decode.hpp"
+#include "gflv2/api/dfl.hpp"
+#include "gflv2/api/dgqp.hpp"
+#include "gflv2/api/giou.hpp"
+#include "gflv2/api/integral.hpp"
+#include "gflv2/api/qfl.hpp"
 
 namespace gflv2 {
-
-struct IntegralArguments {
-    Dtype dtype;
-    int bins;                   // R
-    std::int64_t batch;         // B
-    std::int64_t points;        // A, of all levels of one image
-    LevelTable levels;
-    const void* projection;     // (R,) S
-    const void* scales;         // (L,) S, or null: 1
-    const void* row_points;     // (A, 2) S in pixels, or null: the grid of each level
-    const void* row_strides;    // (A,) S, or null: Level::stride
-    bool decode;                // boxes in pixels instead of distances
-    double offset;              // point of cell (i, j) = ((j + offset)·stride, (i + offset)·stride)
-    void* out;                  // (B, A, 4) S; forward only
-    const void* grad_out;       // (B, A, 4) S; backward only, as all below
-    bool grad_logits;           // are Level::grad_logits wanted?
-    void* grad_projection;      // (R,) S, or null
-    void* grad_scales;          // (L,) S, or null
-    void* workspace;            // CUDA: integral_workspace() bytes, where a sum is wanted
-};
-
-// Where a CUDA call runs.
-struct Place {
-    int device;
-    void* stream;
-};
 
 // The instruction set in use, those built that this processor has (best first), and the choice of another one of them.
 const char* instruction_set();
 std::vector<std::string> instruction_sets();
 bool set_instruction_set(const char* name);
 
-namespace cpu {
-void integral_forward(const IntegralArguments&, int threads);
-void integral_backward(const IntegralArguments&, int threads);
-void atss(const AtssArguments&, int threads);
-}  // namespace cpu
-
 namespace cuda {
-void integral_forward(const IntegralArguments&, Place);
-void integral_backward(const IntegralArguments&, Place);
-void atss(const AtssArguments&, Place);
-// Bytes for the sums over blocks; projection_bins: R where the projection needs a gradient, else 0.
-std::size_t integral_workspace(const LevelTable& levels, std::int64_t batch, int projection_bins);
-
 // Why no kernel can run on this device (driver, architecture); empty where they can. Never throws.
 std::string problem(int device);
 }  // namespace cuda

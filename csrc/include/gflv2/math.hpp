@@ -30,6 +30,10 @@ GFLV2_HD double exponential(double x) {
 #endif
 }
 
+// The same for |x| ≤ 87 (float), with full relative precision: simd.hpp has a faster one for sums, where that is not needed.
+GFLV2_HD float exponential_wide(float x) { return exponential(x); }
+GFLV2_HD double exponential_wide(double x) { return exponential(x); }
+
 // a·b + c, fused where the hardware has it. Not for values on which a comparison hangs: contraction is off elsewhere so
 // that those have the same bits on every backend.
 GFLV2_HD float multiply_add(float a, float b, float c) {

@@ -39,4 +39,10 @@ struct LevelTable {
     Level level[max_levels];
 };
 
+// Where a CUDA call runs.
+struct Place {
+    int device;
+    void* stream;
+};
+
 }  // namespace gflv2

@@ -38,7 +38,7 @@ def statistics_of(probabilities: Tensor, topk: int, mean: bool, variance: bool) 
     if mean:
         parts.append(top.mean(-1, keepdim=True))
     if variance:
-        parts.append(top.var(-1, correction=0, keepdim=True))
+        parts.append((top - top.mean(-1, keepdim=True)).square().mean(-1, keepdim=True))
     return torch.cat(parts, dim=-1).flatten(-2)
 
 

@@ -12,6 +12,7 @@ the gradients too: ∂L/∂c = |J−y|^β·(J−y)·(1−σ(c))/(1−J) + BCE·�
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn.functional import logsigmoid
 
 from gflv2.ops.checks import compute_dtype
 from gflv2.ops.reference.reduction import reduce_loss
+from gflv2.ops.reference.rows import class_rows
 
 LOG_FLOOR = -100.0  # of log p and log(1 − p) for explicit probabilities
 SLOPE_FLOOR = 1e-12  # of p·(1 − p) in their gradient
@@ -37,7 +39,8 @@ def modulation_slope(difference: Tensor, beta: float) -> Tensor:
     if beta == 2:
         return 2 * difference
     size = difference.abs()
-    safe = torch.where(size > 0, size, 1.0)
+    # Below the smallest normal number the power would be infinite for β near 0, and β·∞ is NaN for β = 0.
+    safe = size.clamp(min=torch.finfo(size.dtype).tiny)
     return torch.where(size > 0, beta * safe.pow(beta - 1) * difference.sign(), 0.0)
 
 
@@ -117,10 +120,10 @@ def qfl_rows(
 def qfl(
     target: tuple[Tensor, Tensor] | Tensor,
     *,
-    logits: Tensor | None = None,
-    class_logits: Tensor | None = None,
+    logits: Tensor | Sequence[Tensor] | None = None,
+    class_logits: Tensor | Sequence[Tensor] | None = None,
     quality_logits: Tensor | None = None,
-    probabilities: Tensor | None = None,
+    probabilities: Tensor | Sequence[Tensor] | None = None,
     beta: float = 2.0,
     weight: Tensor | None = None,
     avg_factor: float | Tensor | None = None,
@@ -131,14 +134,19 @@ def qfl(
     Args and result: as `gflv2.ops.qfl`.
     """
     given = next(value for value in (logits, class_logits, probabilities) if value is not None)
-    dtype = compute_dtype(given.dtype)
+    if isinstance(given, Tensor):
+        given = given.to(compute_dtype(given.dtype))
+    else:
+        given = class_rows(given)
+    shape = given.shape[:-1]  # (N,), or (B, A) of levels
+    given = given.flatten(0, -2)
     if isinstance(target, Tensor):
-        y = target.detach().to(dtype)
+        y = target.detach().to(given.dtype)
     else:
-        y = dense_target(target[0], target[1], given.shape[1], dtype)
+        y = dense_target(target[0].flatten(), target[1].flatten(), given.shape[1], given.dtype)
     if probabilities is not None:
-        loss = _FromProbabilities.apply(given.to(dtype), y, float(beta))
+        loss = _FromProbabilities.apply(given, y, float(beta))
     else:
-        quality = None if quality_logits is None else quality_logits.to(dtype)
-        loss = _FromLogits.apply(given.to(dtype), quality, y, float(beta))
-    return reduce_loss(loss, weight, avg_factor, reduction)
+        quality = None if quality_logits is None else quality_logits.to(given.dtype).flatten()
+        loss = _FromLogits.apply(given, quality, y, float(beta))
+    return reduce_loss(loss.reshape(shape), weight, avg_factor, reduction)

@@ -46,4 +46,12 @@ struct AtssArguments {
     std::uint8_t* ignored;       // (B, A) scratch; where `ignoring`
 };
 
+namespace cpu {
+void atss(const AtssArguments&, int threads);
+}  // namespace cpu
+
+namespace cuda {
+void atss(const AtssArguments&, Place);
+}  // namespace cuda
+
 }  // namespace gflv2

@@ -1,0 +1,488 @@
+// `qfl` on a CPU: forward and backward, one pass over the score map each. The arithmetic is gflv2/qfl.hpp's.
+//
+// Two ways through a task:
+//   points across the lanes   class by class over the task's points: NCHW
+//   classes across the lanes  point by point over its classes: channels_last and rows (N, C)
+// Every element is taken for a negative, which costs least, but for the one of a point's label: those follow one by one.
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/kernels.hpp"
+#include "cpu/logarithm.hpp"
+#include "cpu/parallel.hpp"
+#include "cpu/reduction.hpp"
+#include "cpu/several.hpp"
+#include "cpu/tiles.hpp"
+#include "gflv2/qfl.hpp"
+
+GFLV2_BEGIN
+
+namespace {
+
+template <class S> using IndexOf = typename VectorOf<S>::index;
+
+// Elements that are converted at once.
+constexpr std::int64_t run_length = points_per_task;
+
+// What a task knows of its points, with room for the last vector's unused lanes.
+template <class S> struct alignas(64) TaskRows {
+    static constexpr int size = points_per_task + lanes<S>;
+    using Label = std::conditional_t<sizeof(S) == 4, std::int32_t, std::int64_t>;
+
+    S logit[size], score[size], rest[size];  // of the quality; without one the score is 1
+    Label label[size];                       // −1: background
+    S sum[size];                             // forward: losses; backward: ∂(loss)/∂r
+    S upstream[size];                        // backward: ∂L/∂(loss)
+    S upstream_over_score[size];
+    bool large = false;                      // is any quality logit beyond ±large_logit?
+    bool labelled = false;                   // is any point not background?
+
+    TaskRows(const QflArguments& a, std::int64_t first, std::int64_t count, bool backward) {
+        using V = vector_t<S>;
+        std::fill(sum, sum + size, S(0));
+        std::fill(score, score + size, S(1));
+        std::fill(label, label + size, Label(-1));
+        std::fill(logit, logit + size, S(0));
+        if (a.labels)
+            for (std::int64_t i = 0; i < count; ++i) {
+                const std::int64_t found = a.labels[first + i];
+                if (found < 0 || found >= a.classes) continue;
+                label[i] = Label(found);
+                labelled = true;
+            }
+        if (a.form == QflForm::joint) {
+            const S* quality = static_cast<const S*>(a.quality) + first;
+            std::copy(quality, quality + count, logit);
+            for (std::int64_t i = 0; i < count; ++i) large |= logit[i] > large_logit<S> || logit[i] < -large_logit<S>;
+            for (std::int64_t i = 0; i < count; i += lanes<S>) {
+                const Quality<V> q = quality_of<S>(load(logit + i));
+                store(score + i, q.score);
+                store(rest + i, q.rest);
+            }
+        }
+        if (!backward) return;
+        upstream_of_rows<S>(a.reduction, first, count, upstream);
+        for (std::int64_t i = 0; i < count; ++i) upstream_over_score[i] = upstream[i] / score[i];
+    }
+
+    Quality<vector_t<S>> across(std::int64_t i) const { return {load(logit + i), load(score + i), load(rest + i)}; }
+    Quality<S> one(std::int64_t i) const { return {logit[i], score[i], rest[i]}; }
+    Quality<vector_t<S>> everywhere(std::int64_t i) const {
+        using V = vector_t<S>;
+        return {broadcast<V>(logit[i]), broadcast<V>(score[i]), broadcast<V>(rest[i])};
+    }
+};
+
+// A score that adds nothing to a loss or a gradient: what stands in the lanes past the end of a run.
+template <QflForm FORM, class S> constexpr S nothing = FORM == QflForm::probabilities ? S(0) : -far_logit<S>;
+
+// `count` elements as S to `to`, filled up to the end of the last vector.
+template <class T, class S> void copy_in(const T* at, std::int64_t step, std::int64_t count, S* to, S filling) {
+    constexpr int n = lanes<S>;
+    std::int64_t i = 0;
+    if (step == 1)
+        for (; i + n <= count; i += n) store(to + i, load(at + i));
+    for (; i < count; ++i) to[i] = widen(at[i * step]);
+    for (; i % n; ++i) to[i] = filling;
+}
+
+template <class T, class S> void copy_out(const S* from, T* at, std::int64_t step, std::int64_t count) {
+    std::int64_t i = 0;
+    if (step == 1)
+        for (; i + lanes<S> <= count; i += lanes<S>) store(at + i, load(from + i));
+    for (; i < count; ++i) at[i * step] = narrow<T>(from[i]);
+}
+
+// Can a run be read, or written, where it lies?
+template <class T, class S> bool in_place(std::int64_t step, std::int64_t count) {
+    return std::is_same_v<T, S> && step == 1 && count % lanes<S> == 0;
+}
+
+// What a task's elements are, but for those of the labels: negatives of a quality that is not large, negatives of any, or
+// those of a dense target.
+enum class Kind { usual, large, dense };
+
+// What one vector of elements gives: its slopes already multiplied by `upstream`.
+template <class V> struct Given {
+    V slope;  // backward
+    V added;  // to TaskRows::sum
+};
+
+template <QflForm FORM, Kind KIND, bool BACKWARD, class S, class V>
+GFLV2_HD Given<V> one_vector(V value, const Quality<V>& quality, const S* y, V upstream, const Modulation<S>& modulation) {
+    const JointScore<V> j = joint_score<FORM, KIND != Kind::usual, S>(value, quality);
+    if constexpr (BACKWARD) {
+        QflSlopes<V> slopes;
+        if constexpr (KIND == Kind::dense) slopes = qfl_slopes<FORM>(j, load(y), modulation);
+        else slopes = qfl_negative_slopes<FORM>(j, modulation);
+        return {V(slopes.value * upstream), slopes.quality};
+    } else {
+        if constexpr (KIND == Kind::dense) return {V{}, qfl_value(j, load(y), modulation)};
+        return {V{}, qfl_negative_value(j, modulation)};
+    }
+}
+
+// Small negatives: two passes over a run, the exponentials first. In one pass the chain of dependent operations is longer than
+// what a core looks ahead, and more vectors side by side than these would not fit the registers. (Zen 5, joint form, backward,
+// nanoseconds for 16 elements: AVX-512 5.4, in one pass 7.3, without groups 13.3; AVX2 11.2, with groups of two 15.2.)
+constexpr int group = 4;
+using Group = Several<group>;
+
+// exp(−c) of `count` class logits, a multiple of the lanes.
+__attribute__((noinline)) inline void odds_of(const float* logits, std::int64_t count, float* to) {
+    constexpr int n = lanes<float>;
+    std::int64_t i = 0;
+    for (; i + group * n <= count; i += group * n) store(to + i, odds_against<float>(load_several<group>(logits + i)));
+    for (; i < count; i += n) store(to + i, odds_against<float>(load(logits + i)));
+}
+
+// of_rows(values of the rows) gives those of the vectors, store(given) takes the result. False, with nothing stored, where one
+// of the scores is not small.
+template <QflForm FORM, bool BACKWARD, class OfRows, class Store>
+GFLV2_HD bool small_group(const Group& odds, const TaskRows<float>& rows, const OfRows& of_rows, const Store& store) {
+    Group joint;
+    if constexpr (BACKWARD) {
+        Group score{}, rest{};
+        if constexpr (FORM == QflForm::joint) score = of_rows(rows.score), rest = of_rows(rows.rest);
+        const QflSlopes<Group> slopes = qfl_small_slopes<FORM, float>(odds, score, rest, of_rows(rows.upstream_over_score), joint);
+        if (!all_below(joint, small_score<float>)) return false;
+        store(slopes.value, slopes.quality);
+    } else {
+        const Group added = qfl_small_value<float>(odds, FORM == QflForm::joint ? of_rows(rows.score) : broadcast<Group>(1.0f), joint);
+        if (!all_below(joint, small_score<float>)) return false;
+        store(Group{}, added);
+    }
+    return true;
+}
+
+template <Kind KIND, QflForm FORM, class S> bool may_be_small(const Modulation<S>& modulation) {
+    return std::is_same_v<S, float> && KIND == Kind::usual && FORM != QflForm::probabilities && modulation.beta == S(2);
+}
+
+// Each class of a level is another stretch of memory. The lines of the next one are asked for in time: `values` and, to be
+// written, `grad` (null: not wanted); steps in bytes a point.
+struct Ahead {
+    const char* values;
+    std::int64_t step;
+    const char* grad;
+    std::int64_t grad_step;
+
+    template <bool BACKWARD> GFLV2_HD void ask(std::int64_t point) const {
+        __builtin_prefetch(values + point * step);
+        if (BACKWARD) __builtin_prefetch(grad + point * grad_step, 1);
+    }
+};
+
+// The functions for groups stay apart from the general ones: in one function the constants of both would not fit the registers.
+
+// Groups of small negatives from `i` on, of one class of points [first, first + count); returns where it stopped.
+template <QflForm FORM, bool BACKWARD>
+__attribute__((noinline)) std::int64_t small_points(const float* odds, float* to, const Ahead& ahead, std::int64_t i, std::int64_t first,
+                                                    std::int64_t count, std::int32_t label, TaskRows<float>& rows) {
+    constexpr int n = lanes<float>;
+    const bool labelled = rows.labelled;
+    for (; i + group * n <= count; i += group * n) {
+        each<group>(group, [&](int k) { ahead.ask<BACKWARD>(i + k * n); });
+        float* const sum = rows.sum + first + i;
+        const bool done = small_group<FORM, BACKWARD>(
+            load_several<group>(odds + i), rows, [&](const float* values) { return load_several<group>(values + first + i); },
+            [&](const Group& slope, Group added) {
+                if constexpr (BACKWARD) store(to + i, slope);
+                if constexpr (BACKWARD && FORM != QflForm::joint) return;
+                if (labelled)
+                    each<group>(group, [&](int k) {
+                        const Ints labels = read<Ints>(rows.label + first + i + k * n);
+                        added.part[k] = labels == Ints{} + label ? Floats{} : added.part[k];
+                    });
+                store(sum, load_several<group>(sum) + added);
+            });
+        if (!done) break;
+    }
+    return i;
+}
+
+// One class of points [first, first + count). `to`: the gradient (backward).
+template <QflForm FORM, Kind KIND, bool BACKWARD, class S>
+void over_points(const S* from, const S* y, S* to, const Ahead& ahead, std::int64_t first, std::int64_t count, std::int64_t label,
+                 TaskRows<S>& rows, const Modulation<S>& modulation) {
+    using V = vector_t<S>;
+    const bool small = may_be_small<KIND, FORM>(modulation) && count >= group * lanes<S>;
+    alignas(64) S odds[run_length];
+    if constexpr (std::is_same_v<S, float>)
+        if (small) odds_of(from, (count + lanes<S> - 1) / lanes<S> * lanes<S>, odds);
+    for (std::int64_t i = 0; i < count;) {
+        std::int64_t end = count;
+        if constexpr (std::is_same_v<S, float>) {
+            if (small) {
+                i = small_points<FORM, BACKWARD>(odds, to, ahead, i, first, count, std::int32_t(label), rows);
+                end = std::min<std::int64_t>(count, i + group * lanes<S>);
+            }
+        }
+        for (; i < end; i += lanes<S>) {
+            const std::int64_t row = first + i;
+            const Quality<V> quality = FORM == QflForm::joint ? rows.across(row) : Quality<V>{};
+            const auto labelled = read<IndexOf<S>>(rows.label + row) == IndexOf<S>{} + typename TaskRows<S>::Label(label);
+            const Given<V> given = one_vector<FORM, KIND, BACKWARD>(load(from + i), quality, y + i, load(rows.upstream + row), modulation);
+            if (BACKWARD) store(to + i, given.slope);
+            if (!BACKWARD || FORM == QflForm::joint) store(rows.sum + row, V(load(rows.sum + row) + (labelled ? V{} : given.added)));
+        }
+    }
+}
+
+// Where a vector of classes lies: the point, and which of its vectors.
+struct Spot {
+    std::int64_t point, vector;
+
+    void advance(std::int64_t vectors) {
+        if (++vector == vectors) vector = 0, ++point;
+    }
+};
+
+// Groups of small negatives from `spot` on, as over_classes has them; returns how many vectors of the `left` ones it did.
+template <QflForm FORM, bool BACKWARD>
+__attribute__((noinline)) std::int64_t small_classes(const float* odds, float* to, std::int64_t to_pitch, Spot& spot, std::int64_t first,
+                                                     std::int64_t vectors, std::int64_t left, const TaskRows<float>& rows, Floats* sums) {
+    constexpr int n = lanes<float>;
+    const bool labelled = rows.labelled;
+    Ints index{};
+    for (int i = 0; i < n; ++i) index[i] = i;
+    std::int64_t did = 0;
+    for (; did + group <= left; did += group) {
+        Spot at[group], next = spot;
+        for (int k = 0; k < group; ++k, next.advance(vectors)) at[k] = next;
+        const bool done = small_group<FORM, BACKWARD>(
+            load_several<group>(odds + (spot.point * vectors + spot.vector) * n), rows,
+            [&](const float* values) { return each_part<group>([&](int k) { return splat(values[first + at[k].point]); }); },
+            [&](const Group& slope, Group added) {
+                each<group>(group, [&](int k) {
+                    if constexpr (BACKWARD) store(to + at[k].point * to_pitch + at[k].vector * n, slope.part[k]);
+                    if constexpr (BACKWARD && FORM != QflForm::joint) return;
+                    if (labelled) {
+                        const std::int32_t label = rows.label[first + at[k].point] - std::int32_t(at[k].vector * n);
+                        added.part[k] = index == Ints{} + label ? Floats{} : added.part[k];
+                    }
+                    sums[at[k].point] += added.part[k];
+                });
+            });
+        if (!done) break;
+        spot = next;
+    }
+    return did;
+}
+
+// The classes of points [first, first + count), `vectors` vectors each (no more than class_room elements together), a point
+// every `pitch` elements of `from` and `y`, and every `to_pitch` of `to`. What a point's lanes give is added up in `sums`.
+constexpr std::int64_t class_room = 4096;
+
+template <QflForm FORM, Kind KIND, bool BACKWARD, class S>
+void over_classes(const S* from, const S* y, std::int64_t pitch, S* to, std::int64_t to_pitch, std::int64_t first, std::int64_t count,
+                  std::int64_t vectors, const TaskRows<S>& rows, vector_t<S>* sums, const Modulation<S>& modulation) {
+    using V = vector_t<S>;
+    constexpr int n = lanes<S>;
+    IndexOf<S> index{};
+    for (int i = 0; i < n; ++i) index[i] = i;
+    const bool small = may_be_small<KIND, FORM>(modulation);
+    alignas(64) S odds[class_room];
+    if constexpr (std::is_same_v<S, float>) {
+        if (small && pitch == vectors * n) odds_of(from, count * pitch, odds);
+        else if (small)
+            for (std::int64_t p = 0; p < count; ++p) odds_of(from + p * pitch, vectors * n, odds + p * vectors * n);
+    }
+    Spot spot{0, 0};
+    for (std::int64_t left = count * vectors; left > 0;) {
+        std::int64_t some = left;
+        if constexpr (std::is_same_v<S, float>) {
+            if (small) {
+                left -= small_classes<FORM, BACKWARD>(odds, to, to_pitch, spot, first, vectors, left, rows, sums);
+                some = std::min<std::int64_t>(left, group);
+            }
+        }
+        for (left -= some; some > 0; --some, spot.advance(vectors)) {
+            const std::int64_t row = first + spot.point, at = spot.point * pitch + spot.vector * n;
+            const auto labelled = index == IndexOf<S>{} + typename TaskRows<S>::Label(rows.label[row] - spot.vector * n);
+            const Given<V> given =
+                one_vector<FORM, KIND, BACKWARD>(load(from + at), rows.everywhere(row), y + at, broadcast<V>(rows.upstream[row]), modulation);
+            if (BACKWARD) store(to + spot.point * to_pitch + spot.vector * n, given.slope);
+            if (!BACKWARD || FORM == QflForm::joint) sums[spot.point] += labelled ? V{} : given.added;
+        }
+    }
+}
+
+// Calls one of the two above for the kind that is known only now.
+template <QflForm FORM, class Call> void with_kind(Kind kind, const Call& call) {
+    if (kind == Kind::usual) return call(std::integral_constant<Kind, Kind::usual>{});
+    if (kind == Kind::dense) return call(std::integral_constant<Kind, Kind::dense>{});
+    if constexpr (FORM == QflForm::joint) call(std::integral_constant<Kind, Kind::large>{});
+}
+
+// Few classes leave most lanes empty, and with adjacent points (one class too) the other way reads whole vectors.
+inline bool classes_across_lanes(std::int64_t class_step, std::int64_t point_step, int classes, int lanes) {
+    return class_step == 1 && point_step != 1 && 2 * classes >= lanes;
+}
+
+// A run of points at equal steps in memory, in an image of a level.
+template <class T> struct PointRun {
+    std::int64_t first, count;  // within the task
+    const T* at;
+    std::int64_t step, class_step;
+    T* grad;                    // or null
+    std::int64_t grad_step, grad_class_step;
+};
+
+// A sum over thousands of classes is formed of sums over so many, lest rounding errors add up.
+constexpr std::int64_t classes_per_sum = 64;
+
+template <QflForm FORM, bool BACKWARD, class T, class S>
+void run_over_points(const QflArguments& a, const PointRun<T>& r, const S* dense, Kind kind, TaskRows<S>& rows, const Modulation<S>& modulation) {
+    alignas(64) S values[run_length], targets[run_length], slopes[run_length];
+    const bool direct = in_place<T, S>(r.step, r.count), direct_grad = r.grad && in_place<T, S>(r.grad_step, r.count);
+    S total[run_length] = {};
+    const auto take_sums = [&] {
+        for (std::int64_t i = 0; i < r.count; ++i) {
+            total[i] += rows.sum[r.first + i];
+            rows.sum[r.first + i] = 0;
+        }
+    };
+    for (std::int64_t c = 0; c < a.classes; ++c) {
+        if (c > 0 && c % classes_per_sum == 0) take_sums();
+        const T* at = r.at + c * r.class_step;
+        T* grad = r.grad ? r.grad + c * r.grad_class_step : nullptr;
+        if (!direct) copy_in(at, r.step, r.count, values, nothing<FORM, S>);
+        if (dense) copy_in(dense + c * a.score_class, a.score_row, r.count, targets, S(0));
+        const S* from = direct ? reinterpret_cast<const S*>(at) : values;
+        S* to = direct_grad ? reinterpret_cast<S*>(grad) : slopes;
+        const Ahead ahead{reinterpret_cast<const char*>(at + r.class_step), std::int64_t(r.step * sizeof(T)),
+                          reinterpret_cast<const char*>(grad ? grad + r.grad_class_step : nullptr), std::int64_t(r.grad_step * sizeof(T))};
+        with_kind<FORM>(kind, [&](auto k) {
+            over_points<FORM, decltype(k)::value, BACKWARD>(from, targets, to, ahead, r.first, r.count, c, rows, modulation);
+        });
+        if (grad && !direct_grad) copy_out(slopes, grad, r.grad_step, r.count);
+    }
+    take_sums();
+    std::copy(total, total + r.count, rows.sum + r.first);
+}
+
+template <QflForm FORM, bool BACKWARD, class T, class S>
+void run_over_classes(const QflArguments& a, const PointRun<T>& r, const S* dense, Kind kind, TaskRows<S>& rows, const Modulation<S>& modulation) {
+    // As many points at a time as fit, and as many classes of a point: a multiple of the lanes.
+    constexpr std::int64_t room = class_room, points = 16;
+    constexpr int n = lanes<S>;
+    alignas(64) S values[room], targets[room], slopes[room];
+    const std::int64_t padded = (a.classes + n - 1) / n * n, width = std::min(padded, room), some_points = std::min(points, room / width);
+    for (std::int64_t p = 0; p < r.count; p += some_points) {
+        const std::int64_t count = std::min(some_points, r.count - p);
+        vector_t<S> sums[points] = {};
+        for (std::int64_t c = 0; c < a.classes; c += width) {
+            const std::int64_t classes = std::min(width, a.classes - c), vectors = (classes + n - 1) / n;
+            const bool direct = in_place<T, S>(r.class_step, classes) && width == padded && !dense;
+            const bool direct_grad = r.grad && in_place<T, S>(r.grad_class_step, classes);
+            const T* at = r.at + p * r.step + c * r.class_step;
+            T* grad = r.grad ? r.grad + p * r.grad_step + c * r.grad_class_step : nullptr;
+            for (std::int64_t i = 0; i < count; ++i) {
+                if (!direct) copy_in(at + i * r.step, r.class_step, classes, values + i * width, nothing<FORM, S>);
+                if (dense) copy_in(dense + (p + i) * a.score_row + c * a.score_class, a.score_class, classes, targets + i * width, S(0));
+            }
+            const S* from = direct ? reinterpret_cast<const S*>(at) : values;
+            S* to = direct_grad ? reinterpret_cast<S*>(grad) : slopes;
+            // A label among the classes of an earlier or later part matches no lane of this one.
+            for (std::int64_t i = 0; i < count; ++i) rows.label[r.first + p + i] -= typename TaskRows<S>::Label(c);
+            with_kind<FORM>(kind, [&](auto k) {
+                over_classes<FORM, decltype(k)::value, BACKWARD>(from, targets, direct ? r.step : width, to, direct_grad ? r.grad_step : width,
+                                                                 r.first + p, count, vectors, rows, sums, modulation);
+            });
+            for (std::int64_t i = 0; i < count; ++i) rows.label[r.first + p + i] += typename TaskRows<S>::Label(c);
+            if (grad && !direct_grad)
+                for (std::int64_t i = 0; i < count; ++i) copy_out(slopes + i * width, grad + i * r.grad_step, r.grad_class_step, classes);
+        }
+        for (std::int64_t i = 0; i < count; i += n) {
+            sum_each<S>(sums + i);
+            for (int lane = 0; lane < std::min<std::int64_t>(n, count - i); ++lane) rows.sum[r.first + p + i + lane] += sums[i][lane];
+        }
+    }
+}
+
+template <QflForm FORM, bool BACKWARD, class T> double run_task(const QflArguments& a, const Task& task) {
+    using S = compute_t<T>;
+    const Level& level = a.levels.level[task.level];
+    const std::int64_t row = task.image * a.points + level.first_point + task.first, points = task.last - task.first;
+    const Modulation<S> modulation{S(a.beta)};
+    const S* scores = static_cast<const S*>(a.scores);
+
+    // 1. What the points' classes share.
+    TaskRows<S> rows(a, row, points, BACKWARD);
+    const Kind kind = !a.labels ? Kind::dense : rows.large && FORM == QflForm::joint ? Kind::large : Kind::usual;
+
+    each_run(level, task, BACKWARD && a.grad_logits, [&](std::int64_t first, std::int64_t count, std::int64_t offset, std::int64_t step,
+                                                         std::int64_t grad_offset, std::int64_t grad_step) {
+        T* grad = BACKWARD && a.grad_logits ? static_cast<T*>(level.grad_logits) + grad_offset : nullptr;
+        const PointRun<T> r{first - task.first, count, static_cast<const T*>(level.logits) + offset, step, level.strides.bin,
+                            grad, grad_step, level.grad_strides.bin};
+
+        // 2. All elements.
+        const S* dense = a.labels ? nullptr : scores + (row + r.first) * a.score_row;
+        if (classes_across_lanes(r.class_step, step, a.classes, lanes<S>)) {
+            run_over_classes<FORM, BACKWARD>(a, r, dense, kind, rows, modulation);
+        } else {
+            run_over_points<FORM, BACKWARD>(a, r, dense, kind, rows, modulation);
+        }
+
+        // 3. Those of the labels, whose lanes left the sums alone.
+        if (rows.labelled)
+            for (std::int64_t p = 0; p < count; ++p) {
+                const std::int64_t i = r.first + p, label = rows.label[i];
+                if (label < 0) continue;
+                const JointScore<S> j = joint_score<FORM, true, S>(widen(r.at[p * step + label * r.class_step]), rows.one(i));
+                if constexpr (BACKWARD) {
+                    const QflSlopes<S> slopes = qfl_slopes<FORM>(j, scores[row + i], modulation);
+                    rows.sum[i] += slopes.quality;
+                    if (grad) grad[p * grad_step + label * r.grad_class_step] = narrow<T>(slopes.value * rows.upstream[i]);
+                } else {
+                    rows.sum[i] += qfl_value(j, scores[row + i], modulation);
+                }
+            }
+    });
+
+    // 4. Results of the points.
+    if constexpr (!BACKWARD) return reduce_rows(a.reduction, row, points, rows.sum);
+    if (a.grad_quality)
+        for (std::int64_t i = 0; i < points; ++i) static_cast<S*>(a.grad_quality)[row + i] = rows.sum[i] * rows.upstream[i];
+    return 0;
+}
+
+using RunTask = double (*)(const QflArguments&, const Task&);
+
+template <bool BACKWARD, class T> RunTask task_of(QflForm form) {
+    return form == QflForm::logits  ? run_task<QflForm::logits, BACKWARD, T>
+           : form == QflForm::joint ? run_task<QflForm::joint, BACKWARD, T>
+                                    : run_task<QflForm::probabilities, BACKWARD, T>;
+}
+
+template <bool BACKWARD> RunTask task_of(const QflArguments& a) {
+    switch (a.dtype) {
+        case Dtype::float32: return task_of<BACKWARD, float>(a.form);
+        case Dtype::float16: return task_of<BACKWARD, half>(a.form);
+        case Dtype::bfloat16: return task_of<BACKWARD, bfloat16>(a.form);
+        case Dtype::float64: break;
+    }
+    return task_of<BACKWARD, double>(a.form);
+}
+
+}  // namespace
+
+void qfl_forward(const QflArguments& a, int threads) {
+    const std::vector<Task> tasks = list_tasks(a.levels, a.batch);
+    std::vector<double> sums(tasks.size());
+    const RunTask run = task_of<false>(a);
+    parallel_for(std::int64_t(tasks.size()), threads, [&](std::int64_t i) { sums[i] = run(a, tasks[i]); });
+    a.dtype == Dtype::float64 ? write_total<double>(a.reduction, sums) : write_total<float>(a.reduction, sums);
+}
+
+void qfl_backward(const QflArguments& a, int threads) {
+    const std::vector<Task> tasks = list_tasks(a.levels, a.batch);
+    const RunTask run = task_of<true>(a);
+    parallel_for(std::int64_t(tasks.size()), threads, [&](std::int64_t i) { run(a, tasks[i]); });
+}
+
+GFLV2_END

@@ -1,0 +1,47 @@
+// Losses of rows to the result, and the upstream gradient back to the rows. A task gives one double; the tasks are summed
+// in their order, so that the result has the same bits on any number of threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "gflv2/api/reduction.hpp"
+#include "gflv2/macros.hpp"
+
+GFLV2_BEGIN
+
+template <class S> S row_weight(const Reduction& r, std::int64_t row) {
+    return r.weight ? static_cast<const S*>(r.weight)[row] : S(1);
+}
+
+// The divisors of the total together.
+template <class S> double total_divisor(const Reduction& r) {
+    return r.factor ? r.divisor * double(*static_cast<const S*>(r.factor)) : r.divisor;
+}
+
+// Writes the losses of rows [first, first + count), or returns their sum.
+template <class S> double reduce_rows(const Reduction& r, std::int64_t first, std::int64_t count, const S* losses) {
+    double sum = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+        const S loss = losses[i] * row_weight<S>(r, first + i);
+        if (r.total) sum += double(loss);
+        else static_cast<S*>(r.out)[first + i] = loss;
+    }
+    return sum;
+}
+
+template <class S> void write_total(const Reduction& r, const std::vector<double>& sums) {
+    if (!r.total) return;
+    double total = 0;
+    for (const double sum : sums) total += sum;
+    *static_cast<S*>(r.out) = S(total / total_divisor<S>(r));
+}
+
+// ∂L/∂(loss of a row) of rows [first, first + count).
+template <class S> void upstream_of_rows(const Reduction& r, std::int64_t first, std::int64_t count, S* to) {
+    const S* grad = static_cast<const S*>(r.grad_out);
+    const S every = r.total ? S(double(*grad) / total_divisor<S>(r)) : S(0);
+    for (std::int64_t i = 0; i < count; ++i) to[i] = (r.total ? every : grad[first + i]) * row_weight<S>(r, first + i);
+}
+
+GFLV2_END

@@ -1,0 +1,8 @@
+"""The native library (C++ on a CPU, CUDA C++ on a GPU), called with torch tensors; one module an operation.
+
+The library knows nothing of torch: it gets pointers, shapes, strides, a device index and a stream.
+"""
+
+from gflv2.ops.native.loading import build_record, library, set_instruction_set, status, unavailable
+
+__all__ = ["build_record", "library", "set_instruction_set", "status", "unavailable"]

@@ -1,0 +1,53 @@
+"""The native ``dfl``, called with torch tensors.
+
+S below is the dtype of the arithmetic: float32, or float64 where the logits are float64. A `Reduction` comes from
+``Reduction.on``; results are (N,) or () tensors in S, contiguous, and so are their gradients.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gflv2.ops.native.loading import library
+from gflv2.ops.native.reduction import describe_reduction, row_workspace
+from gflv2.ops.native.tensors import DTYPES, place, pointer
+from gflv2.ops.reduction import Reduction
+
+
+def dfl_forward(logits: Tensor, target: Tensor, reduction: Reduction, out: Tensor) -> None:
+    """Losses of the rows, or their total, written to ``out``.
+
+    Args:
+        logits: (N, R), any strides.
+        target: (N,) S, contiguous.
+    """
+    _dfl(False, logits, target, reduction, out, None)
+
+
+def dfl_backward(grad: Tensor, logits: Tensor, target: Tensor, reduction: Reduction, grad_logits: Tensor) -> None:
+    """Gradient, written to ``grad_logits`` (like ``logits``)."""
+    _dfl(True, logits, target, reduction, grad, grad_logits)
+
+
+def _dfl(
+    backward: bool, logits: Tensor, target: Tensor, reduction: Reduction, result: Tensor, grad_logits: Tensor | None
+) -> None:
+    module = library()
+    device, where = place(logits)
+    rows, bins = logits.shape
+    workspace = row_workspace(module, "dfl", device, backward, reduction, logits)
+    module.dfl(
+        backward,
+        device,
+        where,
+        DTYPES[logits.dtype],
+        bins,
+        rows,
+        logits.data_ptr(),
+        *logits.stride(),
+        target.data_ptr(),
+        describe_reduction(module, reduction, result),
+        pointer(grad_logits),
+        *((0, 0) if grad_logits is None else grad_logits.stride()),
+        pointer(workspace),
+    )

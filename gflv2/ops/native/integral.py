@@ -1,0 +1,93 @@
+"""The native ``integral``, called with torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gflv2.ops.checks import compute_dtype
+from gflv2.ops.native.loading import library
+from gflv2.ops.native.tensors import check_dense, dense_arguments, describe, place, pointer
+
+
+def integral_forward(
+    logits: Sequence[Tensor],
+    projection: Tensor,
+    scales: Tensor | None,
+    points: Tensor | None,
+    point_strides: Tensor | None,
+    strides: Sequence[float],
+    offset: float,
+    out: Tensor,
+) -> None:
+    """Distances or boxes of every row, written to ``out``. All tensors lie on one device.
+
+    Args:
+        logits: 1 to 8 levels (B, 4·R, H, W), or one tensor of rows (M, 4, R); any strides.
+        projection: (R,), in the dtype of the arithmetic (float32, or float64 for float64 logits).
+        scales: (L,), same dtype; None: 1.
+        points, point_strides: with rows, (M, 2) and (M,) in pixels, same dtype: boxes are wanted.
+        strides: with levels, L numbers in pixels: boxes are wanted; empty: distances.
+        offset: the point of cell (i, j) is ((j + offset)·stride, (i + offset)·stride).
+        out: (B, A, 4) or (M, 4), contiguous, in the dtype of the arithmetic.
+    """
+    module = library()
+    kind = compute_dtype(logits[0].dtype)
+    check_dense(out, "out", kind)
+    keep = dense_arguments(kind, projection, scales, points, point_strides)
+    device, where = place(logits[0])
+    module.integral_forward(
+        device, where, *describe(logits, ()), *map(pointer, keep), list(strides), float(offset), out.data_ptr()
+    )
+
+
+def integral_backward(
+    grad_out: Tensor,
+    logits: Sequence[Tensor],
+    projection: Tensor,
+    scales: Tensor | None,
+    points: Tensor | None,
+    point_strides: Tensor | None,
+    strides: Sequence[float],
+    offset: float,
+    grad_logits: Sequence[Tensor],
+    grad_projection: Tensor | None,
+    grad_scales: Tensor | None,
+) -> None:
+    """Gradients of ``integral_forward``, written to ``grad_logits``, ``grad_projection`` and ``grad_scales``.
+
+    Args:
+        grad_out: gradient of ``out``, contiguous.
+        grad_logits: like ``logits``, any strides without overlap; empty where they are not wanted.
+        grad_projection, grad_scales: (R,) and (L,), contiguous, in the dtype of the arithmetic; None where not wanted.
+        The rest: as in ``integral_forward``.
+    """
+    module = library()
+    kind = compute_dtype(logits[0].dtype)
+    for name, tensor in (("grad_out", grad_out), ("grad_projection", grad_projection), ("grad_scales", grad_scales)):
+        if tensor is not None:
+            check_dense(tensor, name, kind)
+    keep = dense_arguments(kind, projection, scales, points, point_strides)
+    device, where = place(logits[0])
+    dtype, bins, batch, count, levels = describe(logits, grad_logits)
+    workspace = None
+    if device >= 0 and (grad_projection is not None or grad_scales is not None):
+        sums = bins if grad_projection is not None else 0
+        size = module.integral_workspace(levels, count, bool(grad_logits), batch, sums)
+        workspace = torch.empty(size, dtype=torch.uint8, device=logits[0].device)
+    module.integral_backward(
+        device,
+        where,
+        dtype,
+        bins,
+        batch,
+        count,
+        levels,
+        bool(grad_logits),
+        *map(pointer, keep),
+        list(strides),
+        float(offset),
+        *map(pointer, (grad_out, grad_projection, grad_scales, workspace)),
+    )

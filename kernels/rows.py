@@ -1,0 +1,41 @@
+"""Rows of box logits in Triton: the bins of one side of a block of cells as a tile, and its softmax.
+
+R is n + 1 with n nearly always a power of two. A tile of the next power of two would be almost half empty (32 for
+R = 17), so the last bin is kept beside a tile of n bins: BODY = n < BINS. For any other R the tile is the next power of
+two, masked, and there is nothing beside it. AXIS is the tile's dimension of the bins: 0 with the cells last (NCHW), 1
+with the bins last.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_bins(pointer, offsets, live, bin_stride, scale, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr):
+    """Logits of one side in float32, raw and scaled: a tile of BODY bins by cells, and the last bin beside it."""
+    bins = tl.expand_dims(tl.arange(0, BODY), 1 - AXIS)
+    cells = tl.expand_dims(offsets, AXIS)
+    exists = bins < BINS
+    mask = exists & tl.expand_dims(live, AXIS)
+    body = tl.load(pointer + (cells + bins * bin_stride), mask=mask, other=0.0).to(tl.float32)
+    scaled = tl.where(exists, body * scale, float("-inf"))  # masked after the product: a scale may be 0 or negative
+    tail = 0.0
+    if BODY < BINS:
+        tail = tl.load(pointer + (offsets + BODY * bin_stride), mask=live, other=0.0).to(tl.float32)
+    return body, scaled, tail, tail * scale
+
+
+@triton.jit
+def softmax_bins(body, tail, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr):
+    """exp(z − max z) of each bin, and one over their sum."""
+    peak = tl.max(body, axis=AXIS)
+    if BODY < BINS:
+        peak = tl.maximum(peak, tail)
+    body = tl.exp(body - tl.expand_dims(peak, AXIS))
+    total = tl.sum(body, axis=AXIS)
+    if BODY < BINS:
+        tail = tl.exp(tail - peak)
+        total += tail
+    return body, tail, 1.0 / total

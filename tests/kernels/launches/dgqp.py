@@ -1,0 +1,53 @@
+"""The kernels of ``dgqp`` and ``dgqp_statistics`` to compile ahead of time: the published head, and its options."""
+
+from __future__ import annotations
+
+import torch
+
+from gflv2.kernels import dgqp
+from gflv2.kernels.variants import Variant, record
+
+
+def variants() -> dict[str, list[Variant]]:
+    def launch(
+        bins: int,
+        dtype: torch.dtype,
+        *,
+        hidden: int = 64,
+        topk: int = 4,
+        variance: bool = False,
+        last: bool = False,
+        rows: bool = False,
+    ) -> list[Variant]:
+        if rows:
+            logits = [torch.zeros(300, 4, bins, dtype=dtype)]
+        else:
+            logits = [torch.zeros(2, 4 * bins, size, size + 1, dtype=dtype) for size in (20, 10, 5, 3, 2)]
+        if last:
+            logits = [level.contiguous(memory_format=torch.channels_last) for level in logits]
+        features = 4 * (topk + 1 + variance)
+        sizes = [(hidden, features), (hidden,), (hidden,), (1,)] if hidden else []
+        predictor, gradients = ([torch.zeros(size) for size in sizes] for _ in range(2))
+        points = (300,) if rows else (2, sum(level.shape[2] * level.shape[3] for level in logits))
+        out = torch.zeros(points if hidden else (*points, features))
+        scales = torch.zeros(len(logits))
+        inputs = (logits, predictor, scales, topk, True, variance)
+        wanted = ([torch.zeros_like(level) for level in logits], gradients, torch.zeros_like(scales))
+        forward = record(lambda: dgqp.dgqp_forward(*inputs, out))
+        return forward + record(lambda: dgqp.dgqp_backward(out, *inputs, *wanted))
+
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    return {
+        "levels R=17 bfloat16": launch(17, bf16),
+        "levels R=17 float32, variance": launch(17, fp32, variance=True),
+        "levels R=33 float32": launch(33, fp32),
+        "levels R=65 float16, k=8": launch(65, fp16, topk=8),
+        "levels R=20 bfloat16, 300 hidden units": launch(20, bf16, hidden=300),
+        "channels_last R=17 float16": launch(17, fp16, last=True),
+        "channels_last R=33 bfloat16, variance": launch(33, bf16, last=True, variance=True),
+        "rows R=33 float32": launch(33, fp32, rows=True),
+        "levels R=17 bfloat16, statistics": launch(17, bf16, hidden=0),
+        "levels R=33 float32, statistics, variance": launch(33, fp32, hidden=0, variance=True),
+        "channels_last R=17 bfloat16, statistics": launch(17, bf16, hidden=0, last=True),
+        "rows R=65 float16, statistics, k=20": launch(65, fp16, hidden=0, topk=20, rows=True),
+    }

@@ -1,0 +1,80 @@
+"""The Triton kernels of ``atss`` compile without spills, without a fused product, and once for all sizes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed on this platform")
+
+from gflv2.kernels import atss, variants  # noqa: E402
+from tests.kernels.launches import variants_of  # noqa: E402
+from tests.kernels.test_compile import resources  # noqa: E402
+
+
+def all_variants() -> dict[str, list[variants.Variant]]:
+    return variants_of("atss")
+
+
+def names(found: list[variants.Variant]) -> list[str]:
+    return [variant.kernel.rsplit(".", 1)[-1].removeprefix("atss_").removesuffix("_kernel") for variant in found]
+
+
+def test_the_listed_variants_are_those_that_launch() -> None:
+    for name, found in all_variants().items():
+        ignored = ["ignored"] if "ignore" in name else []
+        assert names(found) == ["table", *ignored, "nearest", "claim", "finish"], name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", variants.ARCHITECTURES)
+def test_compile_without_spills_and_without_fusion(architecture: int, tmp_path: Path) -> None:
+    for name, found in all_variants().items():
+        for variant in found:
+            compiled = variant.compile(architecture)
+            cubin = tmp_path / "kernel.cubin"
+            cubin.write_bytes(compiled.asm["cubin"])
+            usage = resources(cubin)
+            assert usage["STACK"] == usage["LOCAL"] == 0, (
+                f"{variant.kernel} ({name}) spills on sm_{architecture}: {usage}"
+            )
+            # A product fused into a sum has other bits. (ptxas is told so too: the option holds for both.)
+            assert not re.search(r"\bfma\.", compiled.asm["ptx"]), f"{variant.kernel} ({name}) fuses"
+            assert variant.options["enable_fp_fusion"] is False
+
+
+@pytest.mark.slow
+def test_divisions_that_count_are_exact() -> None:
+    """IoU, IoF and threshold: correctly rounded. Where a window begins may be approximate."""
+    for variant, name in zip(
+        all_variants()["grid, ignore boxes, counts"], ("table", "ignored", "nearest", "claim", "finish"), strict=True
+    ):
+        code = variant.compile(90).asm["ptx"]
+        kinds = set(re.findall(r"\b(?:div|sqrt|rcp)\.\S*f(?:32|64)\b", code))
+        expected = {
+            "ignored": {"div.rn.f32"},
+            "nearest": {"div.rn.f32", "div.full.f32"},
+            "claim": {"div.rn.f64", "sqrt.rn.f64"},
+        }
+        assert kinds == expected.get(name, set()), f"{name}: {kinds}"
+
+
+def test_fifty_sizes_compile_once() -> None:
+    """Image sizes, batches and numbers of boxes; 1 and multiples of 16 among them."""
+    counts: Counter[variants.Variant] = Counter()
+    for index in range(50):
+        batch, height, width = 1 + index % 5, 129 + 32 * index + index % 3, 161 + 13 * index
+        shapes = [-(-side // stride) for stride in (8, 16, 32, 64, 128) for side in (height, width)]
+        points = sum(a * b for a, b in zip(shapes[::2], shapes[1::2], strict=True))
+        boxes = [torch.zeros((index * (image + 1)) % 40, 4) for image in range(batch)]
+        boxes[0] = torch.zeros(1 + index, 4)
+        labels = [torch.zeros(len(image), dtype=torch.int64) for image in boxes]
+        outputs = (torch.zeros(batch, points, dtype=torch.int64), torch.zeros(batch, points))
+        settings = ([8.0, 16.0, 32.0, 64.0, 128.0], 9, 8.0, 0.0, 0.0)
+        arguments = (boxes, labels, None, [], [], shapes, [], *settings, *outputs, torch.zeros_like(outputs[0]))
+        counts.update(variants.record(lambda arguments=arguments: atss.atss(*arguments)))
+    assert sorted(names(list(counts))) == ["claim", "finish", "nearest", "table"]

@@ -1,0 +1,18 @@
+"""Memory that shows what a kernel wrote: full of NaN before, and with watched bytes on both sides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GUARD = 0x5A
+
+
+def guarded(like: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """A tensor shaped and strided like another, full of NaN (integers: −1), and the `GUARD` bytes before and after it."""
+    margin = 256
+    size = like.untyped_storage().nbytes()
+    memory = torch.full((margin + size + margin,), GUARD, dtype=torch.uint8, device=like.device)
+    inner = memory[margin : margin + size].view(like.dtype).fill_(float("nan") if like.is_floating_point() else -1)
+    tensor = inner.as_strided(like.shape, like.stride(), inner.storage_offset() + like.storage_offset())
+    return tensor, [memory[:margin], memory[margin + size :]]

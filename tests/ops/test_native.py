@@ -1,0 +1,99 @@
+"""The native library itself: every instruction set, any number of threads, a forked process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import gflv2
+from gflv2.ops import integral, native
+from gflv2.ops.native.integral import integral_forward
+from gflv2.ops.reference import integral as reference
+
+pytestmark = pytest.mark.skipif(native.unavailable("cpu") is not None, reason=str(native.unavailable("cpu")))
+
+SETS = native.status().get("instruction_sets", [])
+
+
+@pytest.fixture(autouse=True)
+def restore() -> Iterator[None]:
+    threads, chosen = torch.get_num_threads(), native.status()["instruction_set"]
+    with gflv2.use_backend("cpu"):
+        yield
+    native.set_instruction_set(chosen)
+    torch.set_num_threads(threads)
+
+
+def make_levels(bins: int, dtype: torch.dtype) -> list[Tensor]:
+    """More points than a task holds, a tail shorter than a register, and a level of one point."""
+    generator = torch.Generator().manual_seed(bins)
+    shapes = ((30, 41), (3, 5), (1, 1))
+    return [(3 * torch.randn(2, 4 * bins, *shape, generator=generator)).to(dtype).requires_grad_() for shape in shapes]
+
+
+def forward_and_backward(levels: list[Tensor]) -> list[Tensor]:
+    scales = torch.tensor([1.5, 0.5, -1.0], requires_grad=True)
+    out = integral(levels, scales=scales, strides=[8, 16, 32])
+    upstream = torch.linspace(-1, 1, out.numel()).reshape(out.shape)
+    return [out.detach(), *torch.autograd.grad(out, [*levels, scales], upstream)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("bins", [2, 16, 17, 33, 65])
+@pytest.mark.parametrize("name", SETS)
+def test_every_instruction_set_computes_the_definition(name: str, bins: int, dtype: torch.dtype) -> None:
+    native.set_instruction_set(name)
+    assert native.status()["instruction_set"] == name
+    levels = make_levels(bins, dtype)
+    out, *gradients = forward_and_backward(levels)
+    wide = [level.detach().double().requires_grad_() for level in levels]
+    scales = torch.tensor([1.5, 0.5, -1.0], dtype=torch.float64, requires_grad=True)
+    expected = reference.integral(wide, scales=scales, strides=[8, 16, 32])
+    upstream = torch.linspace(-1, 1, out.numel()).reshape(out.shape).double()
+    torch.testing.assert_close(out.double(), expected, rtol=2e-6, atol=2e-3 * bins / 65)
+    rounding = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}[dtype]
+    for ours, true in zip(gradients, torch.autograd.grad(expected, [*wide, scales], upstream), strict=True):
+        size = true.abs().max().item()
+        torch.testing.assert_close(ours.double(), true, rtol=rounding + 1e-6, atol=2e-5 * size + 1e-7)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_threads_do_not_change_a_bit(name: str) -> None:
+    native.set_instruction_set(name)
+    levels = make_levels(17, torch.float32)
+    torch.set_num_threads(1)
+    alone = forward_and_backward(levels)
+    torch.set_num_threads(3)
+    assert all(map(torch.equal, alone, forward_and_backward(levels)))
+
+
+def test_refuses_an_instruction_set_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="got avx1024"):
+        native.set_instruction_set("avx1024")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_works_in_a_forked_process() -> None:
+    levels = [level.detach() for level in make_levels(17, torch.float32)]
+    torch.set_num_threads(2)
+    expected = integral(levels)
+    child = os.fork()
+    if child == 0:  # the threads of the parent are not here; a hang would end in the alarm's signal
+        import signal
+
+        signal.alarm(60)
+        os._exit(0 if torch.equal(integral(levels), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_arguments_of_the_wrong_kind_are_errors() -> None:
+    rows = torch.randn(3, 4, 17)
+    projection = torch.arange(17.0)
+    with pytest.raises(ValueError, match="out: expected a contiguous torch.float32 tensor"):
+        integral_forward([rows], projection, None, None, None, [], 0.0, torch.empty(3, 4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="backend: expected"):
+        native.unavailable("tpu")
