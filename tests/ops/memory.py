@@ -9,7 +9,7 @@ GUARD = 0x5A
 
 
 def guarded(like: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """A tensor shaped and strided like another, full of NaN (integers: −1), and the `GUARD` bytes before and after it."""
+    """A tensor shaped and strided like another, full of NaN (integers: −1), and the `GUARD` bytes around it."""
     margin = 256
     size = like.untyped_storage().nbytes()
     memory = torch.full((margin + size + margin,), GUARD, dtype=torch.uint8, device=like.device)
