@@ -29,6 +29,7 @@ from gflv2.kernels.common import (
     pick,
     pick_column,
 )
+from gflv2.kernels.reduction import PARTIALS, sum_run
 
 # Most bins of the tile, cells and warps of a program, by AXIS. Chosen so that ptxas never spills, from sm_80 to sm_120:
 # with 128 cells and 4 warps throughout it did from R = 33 on.
@@ -37,8 +38,6 @@ from gflv2.kernels.common import (
 # The interpreter pays for each operation of a program, not for each element: large blocks.
 _SHAPES = {False: ((16, 128, 4), (32, 128, 8), (64, 64, 8)), True: ((16, 64, 8), (32, 32, 8), (64, 32, 8))}
 _CELLS_INTERPRETED = 512
-# Partial sums that one step of the second stage adds: two a thread of four warps, which keeps its few programs short.
-_PARTIALS = 256
 
 # Nothing of these is compiled in: neither a size, nor a stride, nor the alignment of an input.
 _RUN_TIME = [f"{name}_{level}" for name in ("logits", "grad") for level in range(common.MAX_LEVELS)]
@@ -276,16 +275,6 @@ def integral_backward_kernel(
             tl.store(partial_projection + BODY * slots + slot, tl.sum(sum_last, axis=0))
 
 
-@triton.jit
-def _sum_run(values, count, WIDE: tl.constexpr):
-    """Sum of ``count`` float32 in an order that depends on the count only."""
-    lanes = tl.arange(0, WIDE)
-    total = tl.zeros((WIDE,), tl.float32)
-    for start in range(0, count, WIDE):
-        total += tl.load(values + start + lanes, mask=start + lanes < count, other=0.0)
-    return tl.sum(total, axis=0)
-
-
 @triton.jit(do_not_specialize=_RUN_TIME)
 def integral_reduce_kernel(
     partial_projection,  # (R, slots) float32, or None
@@ -305,7 +294,7 @@ def integral_reduce_kernel(
     item = tl.program_id(0)
     if grad_projection is not None:
         if item < BINS:
-            total = _sum_run(partial_projection + item * slots, slots, WIDE)
+            total = sum_run(partial_projection + item * slots, slots, WIDE)
             tl.store(grad_projection + item * projection_step, total)
 
     # 2. The others: one level each, whose slots lie in one run.
@@ -317,7 +306,7 @@ def integral_reduce_kernel(
                 blocks = (((levels[candidate][COUNT] - SEAL) >> 1) + BLOCK - 1) // BLOCK
                 first += tl.where(candidate < level, blocks * batch, 0)
             count = (pick_column(levels, level, COUNT) + BLOCK - 1) // BLOCK * batch
-            tl.store(grad_scales + level * scale_step, _sum_run(partial_scales + first, count, WIDE))
+            tl.store(grad_scales + level * scale_step, sum_run(partial_scales + first, count, WIDE))
 
 
 def integral_forward(
@@ -420,7 +409,7 @@ def integral_backward(
             slots,
             BINS=bins,
             BLOCK=shape["BLOCK"],
-            WIDE=_PARTIALS,
+            WIDE=PARTIALS,
             num_warps=4,
             enable_fp_fusion=True,
         )

@@ -1,0 +1,65 @@
+// Losses of rows to the result on CUDA, and the upstream gradient back to the rows: csrc/cpu/reduction.hpp for a GPU.
+//
+// A total is formed in two stages. Every block leaves one partial sum in the workspace, place blockIdx.x; one more block adds
+// them up in double. The order of both sums depends on the shapes alone.
+//
+//   forward kernel   sum += reduced_row(r, row, loss) for each of the thread's rows; at its end partial_total<THREADS>(…)
+//   after it         launch_total(r, workspace, blocks of the forward kernel, stream)
+//   backward kernel  upstream_of_row(r, row)
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/reduce.cuh"
+#include "gflv2/api/reduction.hpp"
+#include "gflv2/launch.hpp"
+
+namespace gflv2::cuda {
+
+__device__ inline float row_weight(const Reduction& r, std::int64_t row) {
+    return r.weight ? static_cast<const float*>(r.weight)[row] : 1.0f;
+}
+
+// The divisors of the total together.
+__device__ inline double total_divisor(const Reduction& r) {
+    return r.factor ? r.divisor * double(*static_cast<const float*>(r.factor)) : r.divisor;
+}
+
+// Writes the loss of a row where no total is wanted. Returns what it adds to the total.
+__device__ inline float reduced_row(const Reduction& r, std::int64_t row, float loss) {
+    loss *= row_weight(r, row);
+    if (!r.total) static_cast<float*>(r.out)[row] = loss;
+    return loss;
+}
+
+// ∂L/∂(loss of a row).
+__device__ inline float upstream_of_row(const Reduction& r, std::int64_t row) {
+    const float* grad = static_cast<const float*>(r.grad_out);
+    return (r.total ? float(double(*grad) / total_divisor(r)) : grad[row]) * row_weight(r, row);
+}
+
+// First stage, called by all threads of a block of THREADS. `scratch` has THREADS places, free before and after.
+template <unsigned THREADS> __device__ inline void partial_total(const Reduction& r, void* workspace, float sum, float* scratch) {
+    if (!r.total) return;
+    sum = block_sum<THREADS>(sum, scratch);
+    if (threadIdx.x == 0) static_cast<float*>(workspace)[blockIdx.x] = sum;
+}
+
+// Second stage.
+static GFLV2_KERNEL(reduce_threads) total_of_blocks(GFLV2_CONSTANT Reduction r, const float* partial, std::uint32_t count) {
+    GFLV2_SHARED_MEMORY(double, scratch);
+    double sum = 0;
+    for (std::uint32_t i = threadIdx.x; i < count; i += reduce_threads) sum += partial[i];
+    sum = block_sum<reduce_threads>(sum, scratch);
+    if (threadIdx.x == 0) *static_cast<float*>(r.out) = float(sum / total_divisor(r));
+}
+
+inline void launch_total(const Reduction& r, const void* workspace, std::uint32_t blocks, void* stream) {
+    if (!r.total) return;
+    launch(total_of_blocks, 1, reduce_threads, reduce_threads * sizeof(double), stream, r, static_cast<const float*>(workspace), blocks);
+}
+
+inline std::size_t total_workspace(std::uint32_t blocks) { return blocks * sizeof(float); }
+
+}  // namespace gflv2::cuda
