@@ -32,7 +32,7 @@ from gflv2.kernels.common import (
     pick,
     pick_column,
 )
-from gflv2.kernels.rows import load_bins, softmax_bins
+from gflv2.kernels.rows import body_of, load_bins, softmax_bins
 
 # Cells of a block, half of that from 64 bins on, and elements of the tile of cells by hidden units: 16 a thread of
 # eight warps. Chosen so that ptxas never spills, from sm_80 to sm_120; with four warps it needed all 255 registers.
@@ -564,7 +564,7 @@ def _shape(
         touched: every tensor that is read or written in tiles.
     """
     bins = logits[0].shape[2] if logits[0].dim() == 3 else logits[0].shape[1] // 4
-    body = bins - 1 if bins > 2 and (bins - 1) & (bins - 2) == 0 else triton.next_power_of_2(bins)
+    body = body_of(bins)
     bins_last = common.bins_are_last(logits)
     hidden = predictor[0].shape[0] if predictor else 1
     units = triton.next_power_of_2(hidden)

@@ -3,9 +3,7 @@
 A program takes BLOCK cells of one level of one image and goes through their four sides. The bins of a side form a tile
 with the cells; whichever of the two lies closer together in memory is the tile's last dimension, so that neighbouring
 threads read neighbouring elements in NCHW as well as in channels_last and in rows.
-
-R is n + 1 with n nearly always a power of two. A tile of the next power of two would be almost half empty (32 for
-R = 17), so the last bin is kept beside a tile of n bins. For any other R the tile is the next power of two, masked.
+How a tile holds the bins: kernels/rows.py.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from gflv2.kernels.common import (
     pick_column,
 )
 from gflv2.kernels.reduction import PARTIALS, sum_run
+from gflv2.kernels.rows import body_of, expectation, load_bins, load_projection, softmax_bins
 
 # Most bins of the tile, cells and warps of a program, by AXIS. Chosen so that ptxas never spills, from sm_80 to sm_120:
 # with 128 cells and 4 warps throughout it did from R = 33 on.
@@ -43,52 +42,6 @@ _CELLS_INTERPRETED = 512
 _RUN_TIME = [f"{name}_{level}" for name in ("logits", "grad") for level in range(common.MAX_LEVELS)]
 _RUN_TIME += ["projection", "scales", "points", "point_strides", "upstream", "partial_projection", "partial_scales"]
 _RUN_TIME += ["grad_projection", "grad_scales", "projection_step", "scale_step", "blocks", "batch", "total", "slots"]
-
-
-@triton.jit
-def _load_bins(pointer, offsets, live, bin_stride, scale, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr):
-    """Logits of one side in float32, raw and scaled: a tile of BODY bins by cells, and the last bin beside it."""
-    bins = tl.expand_dims(tl.arange(0, BODY), 1 - AXIS)
-    cells = tl.expand_dims(offsets, AXIS)
-    exists = bins < BINS
-    mask = exists & tl.expand_dims(live, AXIS)
-    body = tl.load(pointer + (cells + bins * bin_stride), mask=mask, other=0.0).to(tl.float32)
-    scaled = tl.where(exists, body * scale, float("-inf"))  # masked after the product: a scale may be 0 or negative
-    tail = 0.0
-    if BODY < BINS:
-        tail = tl.load(pointer + (offsets + BODY * bin_stride), mask=live, other=0.0).to(tl.float32)
-    return body, scaled, tail, tail * scale
-
-
-@triton.jit
-def _softmax(body, tail, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr):
-    """exp(z − max z) of each bin, and one over their sum."""
-    peak = tl.max(body, axis=AXIS)
-    if BODY < BINS:
-        peak = tl.maximum(peak, tail)
-    body = tl.exp(body - tl.expand_dims(peak, AXIS))
-    total = tl.sum(body, axis=AXIS)
-    if BODY < BINS:
-        tail = tl.exp(tail - peak)
-        total += tail
-    return body, tail, 1.0 / total
-
-
-@triton.jit
-def _load_projection(projection, step, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr):
-    """The projection of the tile's bins, and that of the last bin."""
-    bins = tl.arange(0, BODY)
-    body = tl.load(projection + bins * step, mask=bins < BINS, other=0.0)
-    return tl.expand_dims(body, 1 - AXIS), tl.load(projection + (BINS - 1) * step)
-
-
-@triton.jit
-def _expectation(body, tail, projection, last, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr):
-    """Σ_b body_b · projection_b over the tile and the last bin."""
-    value = tl.sum(body * projection, axis=AXIS)
-    if BODY < BINS:
-        value += tail * last
-    return value
 
 
 @triton.jit
@@ -140,14 +93,14 @@ def integral_forward_kernel(
     scale = 1.0
     if scales is not None:
         scale = tl.load(scales + level * scale_step)
-    values, last = _load_projection(projection, projection_step, BINS, BODY, AXIS)
+    values, last = load_projection(projection, projection_step, BINS, BODY, AXIS)
 
     # 2. Softmax and expectation, side after side.
     distances = ()
     for side in tl.static_range(4):
-        _, body, _, tail = _load_bins(logits, offsets + side * side_stride, live, bin_stride, scale, BINS, BODY, AXIS)
-        body, tail, norm = _softmax(body, tail, BINS, BODY, AXIS)
-        distances = distances + (_expectation(body, tail, values, last, BINS, BODY, AXIS) * norm,)
+        _, body, _, tail = load_bins(logits, offsets + side * side_stride, live, bin_stride, scale, BINS, BODY, AXIS)
+        body, tail, norm = softmax_bins(body, tail, BINS, BODY, AXIS)
+        distances = distances + (expectation(body, tail, values, last, BINS, BODY, AXIS) * norm,)
     left, top, right, bottom = distances
 
     # 3. From distances to the box.
@@ -210,7 +163,7 @@ def integral_backward_kernel(
     scale = 1.0
     if scales is not None:
         scale = tl.load(scales + level * scale_step)
-    values, last = _load_projection(projection, projection_step, BINS, BODY, AXIS)
+    values, last = load_projection(projection, projection_step, BINS, BODY, AXIS)
     if grad_0 is not None:
         every = (grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7)
         grad = pick(every, level, LEVELS)
@@ -231,13 +184,13 @@ def integral_backward_kernel(
     sum_bins = tl.expand_dims(sum_scale, AXIS) * values
     for side in range(4):
         # 2. The softmax once more.
-        body, body_z, tail, tail_z = _load_bins(
+        body, body_z, tail, tail_z = load_bins(
             logits, offsets + side * side_stride, live, bin_stride, scale, BINS, BODY, AXIS
         )
-        body_p, tail_p, norm = _softmax(body_z, tail_z, BINS, BODY, AXIS)
+        body_p, tail_p, norm = softmax_bins(body_z, tail_z, BINS, BODY, AXIS)
         body_p *= tl.expand_dims(norm, AXIS)
         tail_p *= norm
-        distance = _expectation(body_p, tail_p, values, last, BINS, BODY, AXIS)
+        distance = expectation(body_p, tail_p, values, last, BINS, BODY, AXIS)
 
         # 3. Upstream gradient of this side's distance.
         g = tl.load(upstream + rows * 4 + side, mask=live, other=0.0)
@@ -426,7 +379,7 @@ def _shape(logits: Sequence[Tensor], touched: Sequence[Tensor]) -> dict[str, Any
         touched: every tensor that is read or written in tiles.
     """
     bins = logits[0].shape[2] if logits[0].dim() == 3 else logits[0].shape[1] // 4
-    body = bins - 1 if bins > 2 and (bins - 1) & (bins - 2) == 0 else triton.next_power_of_2(bins)
+    body = body_of(bins)
     bins_last = common.bins_are_last(logits)
     # 66 bins and more, which would not fit the last entry, are refused by the operation.
     cells, warps = next((cells, warps) for most, cells, warps in _SHAPES[bins_last] if body <= most)

@@ -39,3 +39,25 @@ def softmax_bins(body, tail, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.co
         tail = tl.exp(tail - peak)
         total += tail
     return body, tail, 1.0 / total
+
+
+@triton.jit
+def load_projection(projection, step, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr):
+    """The projection of the tile's bins, and that of the last bin."""
+    bins = tl.arange(0, BODY)
+    body = tl.load(projection + bins * step, mask=bins < BINS, other=0.0)
+    return tl.expand_dims(body, 1 - AXIS), tl.load(projection + (BINS - 1) * step)
+
+
+@triton.jit
+def expectation(body, tail, projection, last, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr):
+    """Σ_b body_b · projection_b over the tile and the last bin."""
+    value = tl.sum(body * projection, axis=AXIS)
+    if BODY < BINS:
+        value += tail * last
+    return value
+
+
+def body_of(bins: int) -> int:
+    """Bins of the tile: n for R = n + 1 with n a power of two, else the next power of two."""
+    return bins - 1 if bins > 2 and (bins - 1) & (bins - 2) == 0 else triton.next_power_of_2(bins)

@@ -11,7 +11,7 @@ from gflv2.ops import backends
 from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.checks import bad_value, check_tensor, compute_dtype
 from gflv2.ops.implementation import implementation
-from gflv2.ops.levels import BoxLogits, check_scales, check_strides, read_box_logits
+from gflv2.ops.levels import BoxLogits, check_projection, check_scales, check_strides, read_box_logits
 from gflv2.ops.reference import integral as reference
 
 _ARGUMENTS = (
@@ -54,7 +54,7 @@ def integral(
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
     box = read_box_logits(box_logits)
-    projection = _check_projection(projection, box)
+    projection = check_projection(projection, box)
     scales = check_scales(scales, box)
     level_strides, point_strides, points = _check_decoding(box, strides, points)
     backend = backends.select("integral", _call(box))
@@ -76,14 +76,6 @@ def _describe(box_logits: Any, *_: Any, **__: Any) -> backends.Call:
 
 
 backends.register("integral", backends.EVERYWHERE, _describe)
-
-
-def _check_projection(projection: Tensor | None, box: BoxLogits) -> Tensor:
-    dtype = compute_dtype(box.dtype)
-    if projection is None:
-        return torch.arange(box.bins, dtype=dtype, device=box.device)
-    check_tensor(projection, "projection", shape=(box.bins,), device=box.device)
-    return projection.to(dtype)
 
 
 def _check_decoding(

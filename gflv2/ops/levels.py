@@ -120,6 +120,15 @@ def check_scales(scales: Any, box: BoxLogits) -> Tensor | None:
     return scales.reshape(count).to(compute_dtype(box.dtype))
 
 
+def check_projection(projection: Any, box: BoxLogits) -> Tensor:
+    """``projection`` (R,) in the dtype of the arithmetic; None: 0, 1, …, R − 1."""
+    dtype = compute_dtype(box.dtype)
+    if projection is None:
+        return torch.arange(box.bins, dtype=dtype, device=box.device)
+    check_tensor(projection, "projection", shape=(box.bins,), device=box.device)
+    return projection.to(dtype)
+
+
 def check_strides(strides: Any, count: int) -> list[float]:
     """``strides``: one positive number a level, in pixels."""
     if isinstance(strides, Tensor) or not isinstance(strides, (list, tuple)):
