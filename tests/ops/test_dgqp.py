@@ -447,12 +447,19 @@ class TestAutograd:
 
     @BOTH
     @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-    def test_autocast_changes_nothing(self, dtype: torch.dtype, hidden: int, backend: str) -> None:
+    @pytest.mark.parametrize("predictor_dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_autocast_changes_nothing(
+        self, predictor_dtype: torch.dtype, dtype: torch.dtype, hidden: int, backend: str
+    ) -> None:
         with running(backend) as device:
-            case = SMALL.but(dtype=dtype, hidden=hidden)
+            case = SMALL.but(dtype=dtype, predictor_dtype=predictor_dtype, hidden=hidden)
             plain = results(case.inputs(device))
-            with torch.autocast(device.type, dtype=torch.bfloat16):
-                found = results(case.inputs(device))
+
+            def mixed(*args: object, **kwargs: object) -> torch.Tensor:
+                with torch.autocast(device.type, dtype=torch.bfloat16):
+                    return (dgqp if hidden else dgqp_statistics)(*args, **kwargs)
+
+            found = results(case.inputs(device), function=mixed)
         assert all(torch.equal(plain[name], found[name]) for name in plain)
 
 

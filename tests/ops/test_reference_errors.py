@@ -59,6 +59,11 @@ CASES = {
     "dgqp half": (lambda: ops.dgqp_statistics(ROWS, topk=2.0), TypeError, "topk.*integer.*2.0"),
     "dgqp mean": (lambda: ops.dgqp_statistics(ROWS, mean=1), TypeError, "mean.*True or False.*1"),
     "dgqp weight1": (lambda: ops.dgqp(ROWS, *layers(0, torch.zeros(6, 16))), ValueError, "weight1.*20.*(6, 16)"),
+    "dgqp no hidden unit": (
+        lambda: ops.dgqp(ROWS, torch.zeros(0, 20), torch.zeros(0), torch.zeros(1, 0), torch.zeros(1)),
+        ValueError,
+        "weight1.*at least one hidden unit.*(0, 20)",
+    ),
     "dgqp bias1": (lambda: ops.dgqp(ROWS, *layers(1, torch.zeros(5))), ValueError, "bias1.*(6).*(5,)"),
     "dgqp weight2": (lambda: ops.dgqp(ROWS, *layers(2, torch.zeros(6, 1))), ValueError, "weight2.*(1, 6).*(6, 1)"),
     "dgqp bias2": (lambda: ops.dgqp(ROWS, *layers(3, torch.zeros(()))), ValueError, "bias2.*(1)"),
