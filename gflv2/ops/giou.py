@@ -42,7 +42,7 @@ def giou(
 
     Returns:
         (N,) for "none", else 0-d; float32 (float64 for float64 boxes), each in [0, 2]; 0 for no pairs. Differentiable
-        in ``pred`` only, once; where two sides coincide the gradient is halved, at an intersection of width 0 it is 0.
+        in both boxes, once. Where two sides coincide they share the gradient; at an intersection of width 0 it is 0.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
@@ -53,7 +53,7 @@ def giou(
     backend = backends.select("giou", call)
     if backend == "reference":
         return reference.giou(pred, target, weight=weight, avg_factor=avg_factor, reduction=reduction, eps=eps)
-    return _run(pred, target.detach(), True, eps, resolve(weight, avg_factor, reduction), backend)
+    return _run(pred, target, True, eps, resolve(weight, avg_factor, reduction), backend)
 
 
 def iou(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:

@@ -16,3 +16,9 @@ def guarded(like: Tensor) -> tuple[Tensor, list[Tensor]]:
     inner = memory[margin : margin + size].view(like.dtype).fill_(float("nan") if like.is_floating_point() else -1)
     tensor = inner.as_strided(like.shape, like.stride(), inner.storage_offset() + like.storage_offset())
     return tensor, [memory[:margin], memory[margin + size :]]
+
+
+def assert_untouched(*margins: list[Tensor]) -> None:
+    """The watched bytes beside outputs that `guarded` made are as they were."""
+    for guards in margins:
+        assert all(bool((part == GUARD).all()) for part in guards), "bytes beside an output were overwritten"

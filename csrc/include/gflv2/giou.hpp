@@ -47,7 +47,7 @@ template <bool LOSS, class S, class V> GFLV2_HD V giou_value(const BoxPair<V>& p
     return iou;
 }
 
-// 1 where a > b, a half where they are equal: equal corners share the derivative of a minimum or maximum.
+// ∂max(a, b)/∂a: 1 where a > b, a half where they are equal.
 template <class S, class V> GFLV2_HD V share_of_larger(V a, V b) {
     return a > b ? broadcast<V>(S(1)) : a == b ? broadcast<V>(S(0.5)) : V{};
 }
@@ -55,16 +55,16 @@ template <class S, class V> GFLV2_HD V share_of_larger(V a, V b) {
 // grad: ∂L/∂(corner) of pred, and of target where TARGET; upstream: ∂L/∂(value).
 template <bool LOSS, bool TARGET, class S, class V>
 GFLV2_HD void giou_slopes(const BoxPair<V>& p, const V* pred, const V* target, S eps, V upstream, V* grad_pred, V* grad_target) {
-    const V zero = V{}, over_union = S(1) / p.union_area;
+    const V zero = V{}, floor = broadcast<V>(eps), over_union = S(1) / p.union_area;
     V of_union = -p.common * over_union * over_union, of_common = over_union, of_enclosing = zero;
     if constexpr (LOSS) {
         const V over_enclosing = S(1) / p.enclosing;
         of_union += over_enclosing;
         of_enclosing = -p.union_area * over_enclosing * over_enclosing;
-        of_enclosing = p.raw_enclosing >= eps ? of_enclosing : zero;
+        of_enclosing *= share_of_larger<S>(p.raw_enclosing, floor);
         upstream = -upstream;
     }
-    of_union = p.raw_union >= eps ? of_union : zero;
+    of_union *= share_of_larger<S>(p.raw_union, floor);
     of_common -= of_union;  // the union shrinks by the intersection
     of_union *= upstream;
     of_common *= upstream;

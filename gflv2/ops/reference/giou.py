@@ -21,19 +21,25 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
     return size[..., 0] * size[..., 1]
 
 
+def at_least(areas: Tensor, eps: float) -> Tensor:
+    """max(areas, eps)."""
+    # maximum and not clamp, as the authors have it: at equality half of the gradient passes, in every version of torch.
+    return torch.maximum(areas, areas.new_full((), eps))
+
+
 def iou_rows(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
     """IoU, broadcasting over (…, 4): intersection / max(union, eps)."""
     common = overlap(a, b)
-    return common / (area(a) + area(b) - common).clamp(min=eps)
+    return common / at_least(area(a) + area(b) - common, eps)
 
 
 def giou_rows(pred: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     """GIoU = IoU − (enclosing − union) / enclosing over (…, 4), with max(union, eps) and max(enclosing, eps)."""
     common = overlap(pred, target)
-    union = (area(pred) + area(target) - common).clamp(min=eps)
+    union = at_least(area(pred) + area(target) - common, eps)
     # Equal corners share the gradient half and half (minimum and maximum of torch do so).
     sides = torch.relu(torch.maximum(pred[..., 2:], target[..., 2:]) - torch.minimum(pred[..., :2], target[..., :2]))
-    enclosing = (sides[..., 0] * sides[..., 1]).clamp(min=eps)
+    enclosing = at_least(sides[..., 0] * sides[..., 1], eps)
     return common / union - (enclosing - union) / enclosing
 
 
@@ -60,5 +66,5 @@ def giou(
     Args and result: as `gflv2.ops.giou`.
     """
     dtype = compute_dtype(pred.dtype)
-    loss = 1 - giou_rows(pred.to(dtype), target.detach().to(dtype), eps)
+    loss = 1 - giou_rows(pred.to(dtype), target.to(dtype), eps)
     return reduce_loss(loss, weight, avg_factor, reduction)
