@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 
 #include "cuda/reduce.cuh"
 #include "gflv2/api/reduction.hpp"
@@ -58,6 +59,13 @@ static GFLV2_KERNEL(reduce_threads) total_of_blocks(GFLV2_CONSTANT Reduction r, 
 inline void launch_total(const Reduction& r, const void* workspace, std::uint32_t blocks, void* stream) {
     if (!r.total) return;
     launch(total_of_blocks, 1, reduce_threads, reduce_threads * sizeof(double), stream, r, static_cast<const float*>(workspace), blocks);
+}
+
+// Blocks of THREADS threads for one row a thread.
+template <unsigned THREADS> std::uint32_t blocks_of_rows(std::int64_t rows) {
+    const std::int64_t blocks = (rows + THREADS - 1) / THREADS;
+    if (blocks > INT32_MAX) throw std::length_error("too many rows in one call");
+    return std::uint32_t(blocks);
 }
 
 inline std::size_t total_workspace(std::uint32_t blocks) { return blocks * sizeof(float); }

@@ -1,0 +1,93 @@
+// `dfl` on CUDA: one row a thread. The rows of a block travel through shared memory, so that global memory sees whole lines
+// whichever dimension is the inner one; the exponentials, then the slopes, take the place of the logits there. The arithmetic
+// is gflv2/dfl.hpp's.
+
+#include "cuda/reduction.cuh"
+#include "cuda/rows.cuh"
+#include "gflv2/api.hpp"
+#include "gflv2/dfl.hpp"
+#include "gflv2/launch.hpp"
+#include "gflv2/storage.hpp"
+
+namespace gflv2::cuda {
+namespace {
+
+// f(element offset, place in shared memory) for every element of `rows` rows, in the order of memory. Rows of few bins, or
+// with the bins apart, are visited row by row within a bin.
+template <int BINS, class F>
+__device__ inline void visit(std::uint32_t rows, int bins, std::int64_t row_stride, std::int64_t bin_stride, const F& f) {
+    bins = BINS > 0 ? BINS : bins;
+    if (bin_stride == 1) {
+        for (std::uint32_t e = threadIdx.x; e < rows * bins; e += threads) {
+            const std::uint32_t row = e / bins, bin = e - row * bins;
+            f(row * row_stride + bin, row * pitch_of(bins) + bin);
+        }
+    } else if (threadIdx.x < rows) {
+        for (int bin = 0; bin < bins; ++bin) f(threadIdx.x * row_stride + bin * bin_stride, threadIdx.x * pitch_of(bins) + bin);
+    }
+}
+
+template <class T, int BINS, bool BACKWARD> GFLV2_KERNEL(threads) dfl_kernel(GFLV2_CONSTANT DflArguments a) {
+    GFLV2_SHARED_MEMORY(float, tile);  // (threads, pitch)
+    const int bins = BINS > 0 ? BINS : a.bins;
+
+    // 1. The block's rows to shared memory.
+    const std::int64_t first = std::int64_t(blockIdx.x) * threads, left = a.rows - first;
+    const std::uint32_t rows = left < threads ? std::uint32_t(left) : threads;
+    const T* const from = static_cast<const T*>(a.logits) + first * a.row_stride;
+    visit<BINS>(rows, bins, a.row_stride, a.bin_stride, [&](std::int64_t element, std::uint32_t place) { tile[place] = widen(from[element]); });
+    __syncthreads();
+
+    // 2. One row a thread.
+    float sum = 0;
+    if (threadIdx.x < rows) {
+        float* const row = tile + threadIdx.x * pitch_of(bins);
+        const std::int64_t index = first + threadIdx.x;
+        const float target = clamp_target<float>(static_cast<const float*>(a.target)[index], bins);
+        if constexpr (BACKWARD) {
+            const DflRow<float> r = dfl_row<BINS, float>(row, bins, target, [&](int b, float e) { row[b] = e; });
+            const float over_total = 1.0f / r.total, upstream = upstream_of_row(a.reduction, index);
+            each<BINS>(bins, [&](int b) { row[b] = dfl_slope<float>(b, row[b], over_total, target, upstream); });
+        } else {
+            sum = reduced_row(a.reduction, index, dfl_row<BINS, float>(row, bins, target, [](int, float) {}).loss);
+        }
+    }
+
+    // 3. Backward: back to global memory. Forward: the block's partial sum.
+    if constexpr (BACKWARD) {
+        __syncthreads();
+        T* const to = static_cast<T*>(a.grad_logits) + first * a.grad_row_stride;
+        visit<BINS>(rows, bins, a.grad_row_stride, a.grad_bin_stride, [&](std::int64_t element, std::uint32_t place) { to[element] = narrow<T>(tile[place]); });
+    } else {
+        partial_total<threads>(a.reduction, a.workspace, sum, tile);
+    }
+}
+
+template <class T, bool BACKWARD> void run(const DflArguments& a, void* stream) {
+    const auto kernel = a.bins == 17   ? dfl_kernel<T, 17, BACKWARD>
+                        : a.bins == 33 ? dfl_kernel<T, 33, BACKWARD>
+                                       : dfl_kernel<T, 0, BACKWARD>;
+    const std::uint32_t blocks = blocks_of_rows<threads>(a.rows);
+    if (blocks > 0) launch(kernel, blocks, threads, threads * pitch_of(a.bins) * sizeof(float), stream, a);
+    if (!BACKWARD) launch_total(a.reduction, a.workspace, blocks, stream);
+}
+
+template <bool BACKWARD> void run(const DflArguments& a, Place place) {
+    const DeviceGuard guard(place.device);
+    switch (a.dtype) {
+        case Dtype::float32: return run<float, BACKWARD>(a, place.stream);
+        case Dtype::float16: return run<half, BACKWARD>(a, place.stream);
+        case Dtype::bfloat16: return run<bfloat16, BACKWARD>(a, place.stream);
+        case Dtype::float64: break;
+    }
+    throw std::invalid_argument("dfl: the CUDA kernels take float32, float16 and bfloat16");
+}
+
+}  // namespace
+
+void dfl_forward(const DflArguments& a, Place place) { run<false>(a, place); }
+void dfl_backward(const DflArguments& a, Place place) { run<true>(a, place); }
+
+std::size_t dfl_workspace(std::int64_t rows) { return total_workspace(blocks_of_rows<threads>(rows)); }
+
+}  // namespace gflv2::cuda

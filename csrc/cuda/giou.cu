@@ -1,0 +1,90 @@
+// `giou` and `iou` on CUDA: one pair of boxes a thread. The arithmetic is gflv2/giou.hpp's.
+
+#include "cuda/reduction.cuh"
+#include "cuda/rows.cuh"
+#include "gflv2/api.hpp"
+#include "gflv2/giou.hpp"
+#include "gflv2/launch.hpp"
+#include "gflv2/storage.hpp"
+
+namespace gflv2::cuda {
+namespace {
+
+// Can boxes be read and written four corners at a time?
+template <class T> __device__ inline bool together(const T* boxes, std::int64_t row_stride, std::int64_t side_stride) {
+    return side_stride == 1 && row_stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(boxes) % sizeof(Four<T>) == 0;
+}
+
+template <class T> __device__ inline void load_box(float* corners, const void* boxes, std::int64_t row, std::int64_t row_stride, std::int64_t side_stride) {
+    const T* const first = static_cast<const T*>(boxes);
+    const T* const at = first + row * row_stride;
+    if (together(first, row_stride, side_stride)) {
+        const Four<T> four = *reinterpret_cast<const Four<T>*>(at);
+        each<4>(4, [&](int i) { corners[i] = widen(four.value[i]); });
+    } else {
+        each<4>(4, [&](int i) { corners[i] = widen(at[i * side_stride]); });
+    }
+}
+
+// To boxes (N, 4) without gaps; null: not wanted.
+template <class T> __device__ inline void store_box(void* boxes, std::int64_t row, const float* corners) {
+    T* const first = static_cast<T*>(boxes);
+    if (first == nullptr) return;
+    Four<T> four;
+    each<4>(4, [&](int i) { four.value[i] = narrow<T>(corners[i]); });
+    if (together<T>(first, 4, 1)) *reinterpret_cast<Four<T>*>(first + 4 * row) = four;
+    else each<4>(4, [&](int i) { first[4 * row + i] = four.value[i]; });
+}
+
+template <class T, bool LOSS, bool BACKWARD> GFLV2_KERNEL(threads) giou_kernel(GFLV2_CONSTANT GiouArguments a) {
+    GFLV2_SHARED_MEMORY(float, scratch);  // (threads,), forward only
+    const std::int64_t row = std::int64_t(blockIdx.x) * threads + threadIdx.x;
+    const float eps = float(a.eps);
+
+    // 1. The thread's pair.
+    float sum = 0;
+    if (row < a.rows) {
+        float pred[4], target[4];
+        load_box<T>(pred, a.pred, row, a.row_stride, a.side_stride);
+        load_box<float>(target, a.target, row, 4, 1);
+        const BoxPair<float> pair = box_pair(pred, target, eps);
+        if constexpr (BACKWARD) {
+            float grad_pred[4], grad_target[4];
+            giou_slopes<LOSS, true>(pair, pred, target, eps, upstream_of_row(a.reduction, row), grad_pred, grad_target);
+            store_box<T>(a.grad_pred, row, grad_pred);
+            store_box<float>(a.grad_target, row, grad_target);
+        } else {
+            sum = reduced_row(a.reduction, row, giou_value<LOSS, float>(pair));
+        }
+    }
+
+    // 2. The block's partial sum.
+    if constexpr (!BACKWARD) partial_total<threads>(a.reduction, a.workspace, sum, scratch);
+}
+
+template <class T, bool BACKWARD> void run(const GiouArguments& a, void* stream) {
+    const auto kernel = a.loss ? giou_kernel<T, true, BACKWARD> : giou_kernel<T, false, BACKWARD>;
+    const std::uint32_t blocks = blocks_of_rows<threads>(a.rows);
+    if (blocks > 0) launch(kernel, blocks, threads, BACKWARD ? 0 : threads * sizeof(float), stream, a);
+    if (!BACKWARD) launch_total(a.reduction, a.workspace, blocks, stream);
+}
+
+template <bool BACKWARD> void run(const GiouArguments& a, Place place) {
+    const DeviceGuard guard(place.device);
+    switch (a.dtype) {
+        case Dtype::float32: return run<float, BACKWARD>(a, place.stream);
+        case Dtype::float16: return run<half, BACKWARD>(a, place.stream);
+        case Dtype::bfloat16: return run<bfloat16, BACKWARD>(a, place.stream);
+        case Dtype::float64: break;
+    }
+    throw std::invalid_argument("giou: the CUDA kernels take float32, float16 and bfloat16");
+}
+
+}  // namespace
+
+void giou_forward(const GiouArguments& a, Place place) { run<false>(a, place); }
+void giou_backward(const GiouArguments& a, Place place) { run<true>(a, place); }
+
+std::size_t giou_workspace(std::int64_t rows) { return total_workspace(blocks_of_rows<threads>(rows)); }
+
+}  // namespace gflv2::cuda

@@ -1,0 +1,203 @@
+"""``dfl`` in Triton: log-softmax over the bins and both cross-entropies (arXiv 2006.04388, equation 6).
+
+With t = z − max z and the hat h_b = max(0, 1 − |b − d|) the loss of a row is log Σ_b exp(t_b) − Σ_b h_b·t_b, and its
+derivative P_b − h_b: every bin is alike, and no target, however wrong, chooses an address.
+
+A program takes BLOCK rows. Their bins form a tile, with the last bin beside it where that saves half of it: see
+`gflv2.kernels.rows`, whose cells are the rows here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gflv2.kernels.common import INTERPRETED, device_of
+from gflv2.kernels.reduction import new_partials, reduce_rows, upstream_of_rows, write_total
+from gflv2.kernels.rows import body_of, load_bins
+from gflv2.ops.reduction import Reduction
+
+# Most bins of the tile and rows of a program, by AXIS: 8 to 32 elements a thread of four warps.
+_SHAPES = ((16, 128), (64, 64)), ((16, 64), (64, 32))
+_ROWS_INTERPRETED = 1024  # the interpreter pays for each operation of a program, not for each element
+
+# Nothing of these is compiled in: neither a size, nor a stride, nor the alignment of an input.
+_RUN_TIME = ["out", "partials", "upstream", "logits", "target", "grad", "weight", "factor", "divisor", "rows"]
+_RUN_TIME += ["row_stride", "bin_stride", "grad_row_stride", "grad_bin_stride"]
+
+
+@triton.jit
+def _hat(bins, target):
+    """The share of bins in a target; a NaN stays one."""
+    share = 1.0 - tl.abs(bins - target)
+    return tl.where(share < 0.0, 0.0, share)
+
+
+@triton.jit
+def _offsets(rows, row_stride, bin_stride, AXIS: tl.constexpr, TOUCHING: tl.constexpr):
+    """Offsets of the rows' first bins, and the step to the next bin; the inner one's stride a constant where it is 1."""
+    if TOUCHING:
+        if AXIS == 0:
+            row_stride = 1
+        else:
+            bin_stride = 1
+    return rows * row_stride, bin_stride
+
+
+@triton.jit
+def _logits_and_shares(
+    logits, target, rows, live, row_stride, bin_stride,
+    BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr, TOUCHING: tl.constexpr,
+):  # fmt: skip
+    """z − max z of the tile and of the last bin, and the target's shares of them."""
+    offsets, step = _offsets(rows, row_stride, bin_stride, AXIS, TOUCHING)
+    _, body, _, tail = load_bins(logits, offsets, live, step, 1.0, BINS, BODY, AXIS)
+    peak = tl.max(body, axis=AXIS)
+    if BODY < BINS:
+        peak = tl.maximum(peak, tail)
+    d = tl.load(target + rows, mask=live, other=0.0)
+    d = tl.where(d < 0.0, 0.0, d)
+    d = tl.where(d > BINS - 1, BINS - 1, d)
+    body_share = _hat(tl.expand_dims(tl.arange(0, BODY), 1 - AXIS), tl.expand_dims(d, AXIS))
+    return body - tl.expand_dims(peak, AXIS), tail - peak, body_share, _hat(BINS - 1, d)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def dfl_forward_kernel(
+    out,  # (N,) float32, unless partials
+    partials,  # (programs,) float32: the total is wanted; or None
+    logits,  # (N, R)
+    target,  # (N,) float32, in bins
+    weight,  # (N,) float32, or None
+    rows: tl.int64,  # N
+    row_stride: tl.int64,
+    bin_stride: tl.int64,
+    BINS: tl.constexpr,
+    BODY: tl.constexpr,
+    AXIS: tl.constexpr,  # of the bins in the tile: the inner dimension in memory is the tile's last
+    TOUCHING: tl.constexpr,  # its stride is 1
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0)
+    index = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = index < rows
+    body, tail, body_share, tail_share = _logits_and_shares(
+        logits, target, index, live, row_stride, bin_stride, BINS, BODY, AXIS, TOUCHING
+    )
+    total = tl.sum(tl.exp(body), axis=AXIS)
+    # Not a product alone: a logit of −∞ outside the two bins must not spoil the loss.
+    chosen = tl.sum(tl.where(body_share == 0.0, 0.0, body_share * body), axis=AXIS)
+    if BODY < BINS:
+        total += tl.exp(tail)
+        chosen += tl.where(tail_share == 0.0, 0.0, tail_share * tail)
+    reduce_rows(tl.log(total) - chosen, weight, out, partials, index, live, program)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def dfl_backward_kernel(
+    upstream,  # () float32 with TOTAL, else (N,)
+    logits, target, weight,  # as in forward
+    factor,  # () float32, or None
+    grad,  # (N, R), in the dtype of the logits
+    divisor: tl.float32,
+    rows: tl.int64,
+    row_stride: tl.int64,
+    bin_stride: tl.int64,
+    grad_row_stride: tl.int64,
+    grad_bin_stride: tl.int64,
+    TOTAL: tl.constexpr,
+    BINS: tl.constexpr,
+    BODY: tl.constexpr,
+    AXIS: tl.constexpr,
+    TOUCHING: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = index < rows
+    body, tail, body_share, tail_share = _logits_and_shares(
+        logits, target, index, live, row_stride, bin_stride, BINS, BODY, AXIS, TOUCHING
+    )
+    body, tail = tl.exp(body), tl.exp(tail)
+    total = tl.sum(body, axis=AXIS)
+    if BODY < BINS:
+        total += tail
+    norm = 1.0 / total
+    given = upstream_of_rows(upstream, weight, factor, divisor, index, live, TOTAL)
+    body = tl.expand_dims(given, AXIS) * (body * tl.expand_dims(norm, AXIS) - body_share)
+    offsets, step = _offsets(index, grad_row_stride, grad_bin_stride, AXIS, TOUCHING)
+    bins = tl.expand_dims(tl.arange(0, BODY), 1 - AXIS)
+    mask = (bins < BINS) & tl.expand_dims(live, AXIS)
+    tl.store(grad + (tl.expand_dims(offsets, AXIS) + bins * step), body.to(grad.dtype.element_ty), mask=mask)
+    if BODY < BINS:
+        tail = given * (tail * norm - tail_share)
+        tl.store(grad + (offsets + BODY * step), tail.to(grad.dtype.element_ty), mask=live)
+
+
+def dfl_forward(logits: Tensor, target: Tensor, reduction: Reduction, out: Tensor) -> None:
+    """Write the losses of the rows, or their total, into ``out``, (N,) or () float32.
+
+    Args:
+        logits: (N, R) float32, float16 or bfloat16, any strides.
+        target: (N,) float32 contiguous.
+        reduction: from ``Reduction.on``.
+    """
+    shape = _shape(logits, logits)
+    programs = triton.cdiv(logits.shape[0], shape["BLOCK"])
+    partials = new_partials(reduction, programs, out)
+    with device_of(out):
+        dfl_forward_kernel[(programs,)](
+            None if reduction.total else out,
+            partials,
+            logits,
+            target,
+            reduction.weight,
+            logits.shape[0],
+            *logits.stride(),
+            **shape,
+        )
+        write_total(reduction, partials, out)
+
+
+def dfl_backward(grad: Tensor, logits: Tensor, target: Tensor, reduction: Reduction, grad_logits: Tensor) -> None:
+    """Write the gradient.
+
+    Args:
+        grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
+        grad_logits: (N, R), in the dtype of the logits, any strides.
+    """
+    shape = _shape(logits, grad_logits)
+    with device_of(grad):
+        dfl_backward_kernel[(triton.cdiv(logits.shape[0], shape["BLOCK"]),)](
+            grad,
+            logits,
+            target,
+            reduction.weight,
+            reduction.factor,
+            grad_logits,
+            reduction.divisor,
+            logits.shape[0],
+            *logits.stride(),
+            *grad_logits.stride(),
+            TOTAL=reduction.total,
+            **shape,
+        )
+
+
+def _shape(logits: Tensor, written: Tensor) -> dict[str, Any]:
+    """Constants and options of the kernels: they depend on R and on the memory layout, never on a size."""
+    bins = logits.shape[1]
+    body = body_of(bins)
+    axis = int(logits.stride(1) < logits.stride(0))
+    rows = next(rows for most, rows in _SHAPES[axis] if body <= most)
+    return {
+        "BINS": bins,
+        "BODY": body,
+        "AXIS": axis,
+        "TOUCHING": logits.stride(axis) == written.stride(axis) == 1,
+        "BLOCK": _ROWS_INTERPRETED if INTERPRETED else rows,
+        "num_warps": 4,
+        "enable_fp_fusion": True,  # said aloud: Triton's default for it differs between versions
+    }
