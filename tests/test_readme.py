@@ -50,9 +50,8 @@ def operations() -> list[str]:
 
     rows = []
     for name in sorted(backends.operations(), key=lambda name: list(_MEANING).index(name)):
-        marks = [
-            "yes" if backend in backends._refusals[name] else "–" for backend in ("reference", "cpu", "triton", "cuda")
-        ]
+        rooms = ("reference", "cpu", "triton", "cuda", "simt")
+        marks = ["yes" if backend in backends._refusals[name] else "–" for backend in rooms]
         rows.append(f"| `{name}` | {_MEANING[name]} | {' | '.join(marks)} |")
     return rows
 

@@ -74,10 +74,11 @@ def register(op: str, backends: dict[str, Callable[[Call], str | None] | None], 
     Args:
         op: name of the operation.
         backends: the backends that implement it. Each has None (takes every call on its device) or a function that
-            returns why it cannot take a given call.
+            returns why it cannot take a given call. ``simt`` runs the sources of ``cuda``, so it takes the same calls.
         describe: turns the operation's arguments into a ``Call``; it runs the argument checks.
     """
-    _refusals[op] = backends
+    emulated = {"simt": backends["cuda"]} if "cuda" in backends else {}
+    _refusals[op] = {**emulated, **backends}
     _describers[op] = describe
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
+
+from gflv2.ops.native.loading import emulating
 
 
 def implementation(op: str, backend: str) -> ModuleType:
@@ -13,4 +18,30 @@ def implementation(op: str, backend: str) -> ModuleType:
         op: file name of the operation.
         backend: any but ``reference``.
     """
-    return importlib.import_module(f"gflv2.kernels.{op}" if backend == "triton" else f"gflv2.ops.native.{op}")
+    module = importlib.import_module(f"gflv2.kernels.{op}" if backend == "triton" else f"gflv2.ops.native.{op}")
+    return _Emulated(module) if backend == "simt" else module
+
+
+class _Emulated(ModuleType):
+    """A module of the native room whose functions go to the emulation of the CUDA sources."""
+
+    def __init__(self, module: ModuleType) -> None:
+        super().__init__(module.__name__, module.__doc__)
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._module, name)
+        return _emulated(found) if callable(found) else found
+
+
+def _emulated(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # Of this thread alone: the others may be in a call of another backend.
+        token = emulating.set(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            emulating.reset(token)
+
+    return call

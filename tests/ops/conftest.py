@@ -1,12 +1,15 @@
-"""Under Triton's interpreter only the tests of the ``triton`` backend run: see ``under_test``."""
+"""Under Triton's interpreter only the tests of the ``triton`` backend run, and the emulation gets fewer examples: see
+``under_test``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import is_hypothesis_test, settings
 
-from tests.ops.under_test import INTERPRETED
+from tests.ops.under_test import EMULATED_EXAMPLES, INTERPRETED
 
 HERE = Path(__file__).parent
 
@@ -22,3 +25,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _backend(item: pytest.Item) -> str | None:
     callspec = getattr(item, "callspec", None)
     return callspec.params.get("backend") if callspec else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """A parameter cannot change a decorator, so the settings of the function are changed for the time of the call."""
+    function = getattr(pyfuncitem.obj, "__func__", pyfuncitem.obj)
+    if _backend(pyfuncitem) != "simt" or not is_hypothesis_test(function):
+        return (yield)
+    before = function._hypothesis_internal_use_settings
+    examples = min(before.max_examples, EMULATED_EXAMPLES)
+    function._hypothesis_internal_use_settings = settings(before, max_examples=examples)
+    try:
+        return (yield)
+    finally:
+        function._hypothesis_internal_use_settings = before

@@ -5,6 +5,7 @@ registering a kernel is all that it takes to test it.
 
 On a machine without a GPU, Triton's kernels run under its interpreter, which is chosen for a whole process when the
 kernels are decorated (TRITON_INTERPRET=1). Such a process tests only ``triton``; ``test_interpreter.py`` starts it.
+The sources of the CUDA kernels run on a CPU as ``simt``: the first test of it builds its library.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ import torch
 
 import gflv2
 from gflv2.ops import backends
+from tests.simt.building import ROOT, emulation_expected, provide_emulation
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 # Examples that a hypothesis test draws. The interpreter takes about a second for one.
 EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "10" if INTERPRETED else "100"))
+# The same on simt, where the emulation is slower than a kernel.
+EMULATED_EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "25"))
+# Operations that share a file.
+_SOURCES = {"dgqp_statistics": "dgqp", "iou": "giou"}
 
 
 def backends_of(op: str, *, kernels_only: bool = False) -> list[str]:
@@ -34,6 +40,9 @@ def backends_of(op: str, *, kernels_only: bool = False) -> list[str]:
     if INTERPRETED:
         return [name for name in implemented if name == "triton"]
     absent = set() if torch.cuda.is_available() else {"cuda", "triton"}
+    source = ROOT / "csrc" / "cuda" / f"{_SOURCES.get(op, op)}.cu"
+    if not emulation_expected() or not source.is_file():
+        absent.add("simt")
     if kernels_only:
         absent.add("reference")
     return [name for name in implemented if name not in absent]
@@ -44,6 +53,8 @@ def running(backend: str) -> Iterator[torch.device]:
     """Ask for a backend and give the device to test it on; skip, saying why, where it cannot run."""
     on_gpu = backend == "cuda" or (backend == "triton" and not INTERPRETED)
     device = torch.device("cuda" if on_gpu else "cpu")
+    if backend == "simt":
+        provide_emulation()
     reason = backends.unavailable(backend, device.type)
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")

@@ -6,7 +6,12 @@
 // Before a loop that the compiler would unroll further than the registers allow.
 #define GFLV2_UNROLL_TWICE _Pragma("unroll 2")
 #else
+// The emulation (csrc/simt) is compiled as often as it runs: nothing is unrolled there, nor inlined by force.
+#if defined(GFLV2_SIMT)
+#define GFLV2_HD inline
+#else
 #define GFLV2_HD inline __attribute__((always_inline))
+#endif
 #define GFLV2_UNROLL_TWICE
 #endif
 
@@ -28,7 +33,7 @@ template <int N, class F> GFLV2_HD void each(int count, const F& f) {
     if constexpr (N > 0) {
 #if defined(__CUDACC__)
 #pragma unroll
-#else
+#elif !defined(GFLV2_SIMT)
 #pragma GCC unroll 65
 #endif
         for (int i = 0; i < N; ++i) f(i);

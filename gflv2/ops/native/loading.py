@@ -5,6 +5,7 @@ A library that is missing or broken is a reason to state, never an exception at 
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import importlib
 import importlib.machinery
@@ -18,14 +19,18 @@ from typing import Any
 import torch
 
 _RECORD = Path(__file__).resolve().parents[2] / "_build.json"
+# Do calls in this context go to the emulation of the CUDA sources? See `gflv2.ops.implementation`.
+emulating: contextvars.ContextVar[bool] = contextvars.ContextVar("emulating", default=False)
 
 
 def _import() -> ModuleType:
     """``gflv2._native``, or the library that GFLV2_NATIVE_LIBRARY names: a build that is being worked on."""
     path = os.environ.get("GFLV2_NATIVE_LIBRARY")
-    if not path:
-        return importlib.import_module("gflv2._native")
-    loader = importlib.machinery.ExtensionFileLoader("gflv2._native", path)
+    return _import_file("gflv2._native", path) if path else importlib.import_module("gflv2._native")
+
+
+def _import_file(name: str, path: str) -> ModuleType:
+    loader = importlib.machinery.ExtensionFileLoader(name, path)
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)
     return module
@@ -44,6 +49,22 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, f"the native library could not be loaded: {type(error).__name__}: {error}"
 
 
+def _emulation() -> tuple[ModuleType | None, str | None]:
+    """The library that runs the CUDA sources on a CPU, or why there is none."""
+    path = os.environ.get("GFLV2_SIMT_LIBRARY")
+    if not path:
+        return None, "the CUDA sources run on a CPU in a test build alone, which GFLV2_SIMT_LIBRARY must name"
+    return _load_emulation(path)
+
+
+@functools.cache
+def _load_emulation(path: str) -> tuple[ModuleType | None, str | None]:
+    try:
+        return _import_file("gflv2._simt._native", path), None
+    except Exception as error:
+        return None, f"the library that GFLV2_SIMT_LIBRARY names could not be loaded: {type(error).__name__}: {error}"
+
+
 def build_record() -> dict[str, Any]:
     """What the build wrote beside the library: what was built, for what, and why not the rest; empty without one."""
     try:
@@ -54,12 +75,12 @@ def build_record() -> dict[str, Any]:
 
 
 def library() -> ModuleType:
-    """The extension module.
+    """The extension module that serves the calls of this context.
 
     Raises:
         RuntimeError: it is missing or broken; the message says why.
     """
-    module, reason = _load()
+    module, reason = _emulation() if emulating.get() else _load()
     if module is None:
         raise RuntimeError(f"gflv2: {reason}")
     return module
@@ -84,7 +105,7 @@ def unavailable(backend: str) -> str | None:
         # The current device stands for all: asking each would start a context on each.
         return _cuda_problem(torch.cuda.current_device() if torch.cuda.is_available() else 0)
     if backend == "simt":
-        return "the emulation of the CUDA sources is a test build and not part of the library"
+        return _emulation()[1]
     raise ValueError(f"backend: expected cpu, cuda or simt, got {backend!r}")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gflv2.ops.native.loading import emulating
+
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
 
@@ -33,7 +35,9 @@ def strides(tensor: Tensor, bins: int) -> tuple[int, int, int, int, int]:
 
 
 def place(tensor: Tensor) -> tuple[int, int]:
-    """CUDA: device index and current stream. CPU: −1 and the number of threads."""
+    """CUDA: device index and current stream; its emulation has one of each. CPU: −1 and the number of threads."""
+    if emulating.get():
+        return 0, 0
     if tensor.is_cuda:
         return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
     return -1, torch.get_num_threads()
