@@ -56,6 +56,8 @@ def running(backend: str) -> Iterator[torch.device]:
     if backend == "simt":
         provide_emulation()
     reason = backends.unavailable(backend, device.type)
+    if reason is not None and backend == "simt":
+        pytest.fail(f"{backend}: {reason}")  # it has just been built
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")
     with gflv2.use_backend(backend):
