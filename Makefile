@@ -1,15 +1,16 @@
-# demo, test, lint: each does its own set-up, a virtual environment in .venv with the newest torch from PyPI.
+# demo, test, bench, lint: each does its own set-up, a virtual environment in .venv with the newest torch from PyPI.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint clean help
+.PHONY: demo test bench lint clean help
 
 help:
 	@echo "make demo    generate a sample set, train a light model for a few minutes, draw what it sees"
 	@echo "make test    run the tests on the CPU"
+	@echo "make bench   measure into benchmarks/results (ARGS='-k atss' and the like; docs/benchmarks.md)"
 	@echo "make lint    ruff"
 
 demo: $(STAMP)
@@ -17,6 +18,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest -c benchmarks/pytest.ini benchmarks/bench.py $(ARGS)
+	$(BIN)/python -m benchmarks.report
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

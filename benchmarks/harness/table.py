@@ -1,0 +1,79 @@
+"""The table of results: one CSV a device, one row a candidate, mode, case and run."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+COLUMNS = (
+    "device operation backend mode case ms vs_eager vs_compile launches syncs host_us peak_bytes saved_bytes "
+    "bandwidth_share torch triton driver commit"
+).split()
+NUMBERS = COLUMNS[COLUMNS.index("ms") : COLUMNS.index("torch")]
+KEY = COLUMNS[: COLUMNS.index("ms")]
+
+Row = dict[str, str]
+Key = tuple[str, ...]
+
+
+def text(value: float | int | None) -> str:
+    """A number as the table holds it: six digits, empty for None."""
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def read(path: str | Path) -> list[Row]:
+    """Rows of one file.
+
+    Raises:
+        ValueError: its columns are not the table's.
+    """
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != COLUMNS:
+            raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {reader.fieldnames}")
+        return list(reader)
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def merge(path: Path, rows: list[Row]) -> None:
+    """Add rows to a file; earlier ones of the same device, operation and case make way."""
+    measured = {(row["device"], row["operation"], row["case"]) for row in rows}
+    kept = read(path) if path.exists() else []
+    kept = [row for row in kept if (row["device"], row["operation"], row["case"]) not in measured]
+    write(path, [*kept, *rows])
+
+
+def key_of(row: Row) -> Key:
+    return tuple(row[name] for name in KEY)
+
+
+def by_key(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+    """The runs of each candidate, mode and case, in the table's order."""
+    found: dict[Key, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[key_of(row)].append(row)
+    return found
+
+
+def median(runs: list[Row], column: str) -> float | None:
+    """Median over the runs that have a number; None if none has."""
+    values = [float(row[column]) for row in runs if row[column] != ""]
+    return statistics.median(values) if values else None
+
+
+def spread(runs: list[Row], column: str = "ms") -> float:
+    """(largest − smallest) / median over the runs."""
+    values = [float(row[column]) for row in runs]
+    return (max(values) - min(values)) / statistics.median(values)
