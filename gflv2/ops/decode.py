@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.checks import bad_type, bad_value, check_tensor
-from gflv2.ops.dgqp import Predictor
+from gflv2.ops.autograd import no_vmap
+from gflv2.ops.checks import bad_type, bad_value, check_tensor, compute_dtype
+from gflv2.ops.dgqp import Predictor, dgqp
 from gflv2.ops.gfl_loss import check_head
+from gflv2.ops.implementation import implementation
+from gflv2.ops.levels import BoxLogits, check_projection
 from gflv2.ops.reference import decode as reference
 from gflv2.ops.reference.decode import Decoded
 
 __all__ = ["Decoded", "Detections", "batched_nms", "decode"]
+
+# On a GPU the points that a level keeps are sorted by one block, in its shared memory.
+MAX_SORTED = 4096
+
+_library = torch.library.Library("gflv2", "FRAGMENT")
+_library.define(
+    "decode(Tensor[] class_logits, Tensor[] box_logits, Tensor? quality_logits, Tensor projection, Tensor? scales, "
+    "Tensor? image_sizes, Tensor? scale_factors, float[] strides, int pre_topk, float score_thr, float offset, "
+    "bool distributions, str backend) -> Tensor[]"
+)
 
 
 class Detections(NamedTuple):
@@ -55,7 +69,9 @@ def decode(
     """Joint scores J, the ``pre_topk`` points of each level with the highest max J over the classes, and their boxes.
 
     A level that has no more points than that keeps its raster order; a larger one is sorted, of equal scores the
-    lower index first. All cells count, those of the padding too.
+    lower index first. All cells count, those of the padding too. Nothing of the result is differentiable, and no
+    backend waits for the device. (A list of ``image_sizes`` or ``scale_factors`` is copied to it: give a tensor where
+    the call is captured in a CUDA graph.)
 
     Args:
         class_logits: L levels (B, C, H_l, W_l).
@@ -69,6 +85,7 @@ def decode(
             clipping.
         scale_factors: (width, height) factors of the resize, (B, 2): boxes are divided by them, after clipping.
         pre_topk: points kept on each level.
+            At most 4096 on a GPU where a level has more of them.
         score_thr: scores not above it become 0.
         offset: the point of cell (i, j) is ((j + offset)·stride, (i + offset)·stride).
         legacy_background: the last class channel is the authors' unused background class. It takes part in everything
@@ -77,44 +94,68 @@ def decode(
 
     Returns:
         Decoded: boxes (B, N, 4), scores (B, N, C), points (B, N), counts (B,), with N = Σ_l min(pre_topk, H_l·W_l);
-            float32
-        (float64 for float64 box logits).
+            float32 (float64 for float64 box logits), and int64. A point with a logit that is not a number comes first
+            where its level is sorted; a score that is none becomes 0.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
-    call, box = check_head(class_logits, box_logits, strides, scales, projection, predictor, quality_logits)
-    batch = box.tensors[0].shape[0]
-    image_sizes = _pairs(image_sizes, "image_sizes", batch, box.device)
-    scale_factors = _pairs(scale_factors, "scale_factors", batch, box.device)
-    if isinstance(pre_topk, bool) or not isinstance(pre_topk, int):
-        bad_type("pre_topk", "an integer", pre_topk)
-    if pre_topk < 1:
-        bad_value("pre_topk", "at least 1", pre_topk)
-    if not 0 <= score_thr <= 1:
-        bad_value("score_thr", "a number in [0, 1]", score_thr)
-    if legacy_background and class_logits[0].shape[1] < 2:
-        bad_value(
-            "class_logits", "at least 2 channels with legacy_background, the last one the background", class_logits[0]
-        )
-    backends.select("decode", call)
-    return reference.decode(
+    call, box = _check(
         class_logits,
         box_logits,
-        strides=[float(stride) for stride in strides],
+        strides=strides,
         scales=scales,
         projection=projection,
         predictor=predictor,
         quality_logits=quality_logits,
-        image_sizes=image_sizes,
-        scale_factors=scale_factors,
         pre_topk=pre_topk,
-        score_thr=float(score_thr),
-        offset=offset,
+        score_thr=score_thr,
         legacy_background=legacy_background,
-        return_distributions=return_distributions,
     )
+    batch = box.tensors[0].shape[0]
+    image_sizes = _pairs(image_sizes, "image_sizes", batch, box.device)
+    scale_factors = _pairs(scale_factors, "scale_factors", batch, box.device)
+    strides, score_thr, offset = [float(stride) for stride in strides], float(score_thr), float(offset)
+    backend = backends.select("decode", call)
+    if backend == "reference":
+        with nullcontext() if torch.compiler.is_exporting() else torch.no_grad():
+            return reference.decode(
+                class_logits,
+                box_logits,
+                strides=strides,
+                scales=scales,
+                projection=projection,
+                predictor=predictor,
+                quality_logits=quality_logits,
+                image_sizes=image_sizes,
+                scale_factors=scale_factors,
+                pre_topk=pre_topk,
+                score_thr=score_thr,
+                offset=offset,
+                legacy_background=legacy_background,
+                return_distributions=return_distributions,
+            )
+    with torch.no_grad():
+        if predictor is not None:
+            statistics = {"topk": predictor.topk, "mean": predictor.mean, "variance": predictor.variance}
+            quality_logits = dgqp(box_logits, *predictor[:4], scales=scales, **statistics)
+        results = torch.ops.gflv2.decode(
+            [level.detach() for level in class_logits],
+            [level.detach() for level in box_logits],
+            quality_logits,
+            check_projection(projection, box),
+            scales,
+            image_sizes,
+            scale_factors,
+            strides,
+            pre_topk,
+            score_thr,
+            offset,
+            return_distributions,
+            backend,
+        )
+    return Decoded(*results[:4], results[4] if return_distributions else None, legacy_background)
 
 
 def batched_nms(
@@ -177,18 +218,98 @@ def _pairs(value: Any, name: str, batch: int, device: torch.device) -> Tensor | 
     return torch.tensor([[float(a), float(b)] for a, b in value]).to(device, non_blocking=True)
 
 
-def _describe(
+def _check(
     class_logits: Any,
     box_logits: Any,
-    *_: Any,
+    *,
     strides: Any,
     scales: Any = None,
     projection: Any = None,
     predictor: Any = None,
     quality_logits: Any = None,
-    **__: Any,
-) -> backends.Call:
-    return check_head(class_logits, box_logits, strides, scales, projection, predictor, quality_logits)[0]
+    pre_topk: Any = 1000,
+    score_thr: Any = 0.05,
+    legacy_background: bool = False,
+    **_: Any,
+) -> tuple[backends.Call, BoxLogits]:
+    call, box = check_head(class_logits, box_logits, strides, scales, projection, predictor, quality_logits)
+    classes = class_logits[0].shape[1]
+    if isinstance(pre_topk, bool) or not isinstance(pre_topk, int):
+        bad_type("pre_topk", "an integer", pre_topk)
+    if pre_topk < 1:
+        bad_value("pre_topk", "at least 1", pre_topk)
+    if not 0 <= score_thr <= 1:
+        bad_value("score_thr", "a number in [0, 1]", score_thr)
+    if classes < 1:
+        bad_value("class_logits", "at least 1 channel", class_logits[0])
+    if legacy_background and classes < 2:
+        bad_value(
+            "class_logits", "at least 2 channels with legacy_background, the last one the background", class_logits[0]
+        )
+    # Asked only where it matters: a graph of variable sizes would be bound to the answer.
+    too_many = pre_topk > MAX_SORTED and any(level.shape[2] * level.shape[3] > pre_topk for level in box.tensors)
+    call.facts.update(pre_topk=pre_topk, too_many=too_many)
+    return call, box
 
 
-backends.register("decode", {"reference": None}, _describe)
+def _describe(*arguments: Any, **options: Any) -> backends.Call:
+    return _check(*arguments, **options)[0]
+
+
+def _refuse_mixed(call: backends.Call) -> str | None:
+    if (call.dtype == torch.float64) != (call.facts["class_dtype"] == torch.float64):
+        return "class_logits and box_logits are not both float64"
+    return None
+
+
+def _refuse_on_gpu(call: backends.Call) -> str | None:
+    if call.facts["too_many"]:
+        return f"pre_topk is {call.facts['pre_topk']}: at most {MAX_SORTED} points of a level are sorted"
+    return backends.refuse_double(call) or _refuse_mixed(call)
+
+
+backends.register(
+    "decode", {"cuda": _refuse_on_gpu, "triton": _refuse_on_gpu, "cpu": _refuse_mixed, "reference": None}, _describe
+)
+
+
+def _new_outputs(
+    class_logits: list[Tensor], box_logits: list[Tensor], pre_topk: int, distributions: bool
+) -> list[Tensor]:
+    batch, channels = box_logits[0].shape[:2]
+    rows = sum(torch.sym_min(pre_topk, level.shape[2] * level.shape[3]) for level in class_logits)
+    kind = {"dtype": compute_dtype(box_logits[0].dtype), "device": box_logits[0].device}
+    boxes = torch.empty(batch, rows, 4, **kind)
+    scores = torch.empty(batch, rows, class_logits[0].shape[1], **kind)
+    points = boxes.new_empty(batch, rows, dtype=torch.int64)
+    outputs = [boxes, scores, points, points.new_empty(batch)]
+    if distributions:
+        outputs.append(torch.empty(batch, rows, 4, channels // 4, **kind))
+    return outputs
+
+
+def _forward(
+    class_logits, box_logits, quality_logits, projection, scales, image_sizes, scale_factors, strides, *settings
+) -> list[Tensor]:
+    *settings, distributions, backend = settings
+    outputs = _new_outputs(class_logits, box_logits, settings[0], distributions)
+    boxes, _, _, counts, *_ = outputs
+    if not boxes.numel():
+        counts.zero_()
+        return outputs
+    small = (quality_logits, projection, scales, image_sizes, scale_factors)
+    dense = [None if tensor is None else tensor.to(boxes.dtype).contiguous() for tensor in small]
+    missing = [] if distributions else [None]
+    implementation("decode", backend).decode(class_logits, box_logits, *dense, strides, *settings, *outputs, *missing)
+    return outputs
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("decode", _forward, _key)
+no_vmap("decode", _library)
+
+
+@torch.library.register_fake("gflv2::decode", lib=_library)
+def _(class_logits, box_logits, quality_logits, projection, scales, sizes, factors, strides, *settings) -> list[Tensor]:
+    pre_topk, _, _, distributions, _ = settings
+    return _new_outputs(class_logits, box_logits, pre_topk, distributions)

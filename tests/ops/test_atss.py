@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,18 +17,13 @@ from gflv2.ops import Assignment, atss, native
 from gflv2.ops.backends import BackendError
 from gflv2.ops.reference import atss as reference
 from tests.ops.atss_cases import KINDS, SHAPES, Case
-from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, running
+from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, running
 
 module = importlib.import_module("gflv2.ops.atss")
 KERNELS = backends_of("atss", kernels_only=True)
 EVERYTHING = Case(own_sizes=True, ignore=2, offset=0.5, twins=True)
 FEW_LEVELS = {"shapes": ((7, 9), (3, 4)), "strides": (8.0, 16.0)}
 SOME = [Case(), EVERYTHING, Case(form="padded"), Case(points="tied")]
-
-
-def few(values: Sequence[Any], count: int = 2) -> Sequence[Any]:
-    """All of them, but the first alone under the interpreter, which is slow."""
-    return values[:count] if INTERPRETED else values
 
 
 def assert_same(found: Assignment, want: Assignment, context: object = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -168,19 +169,29 @@ def test_gradient_of_joint_scores(case: str, backend: str) -> None:
         head.arrays.compare(f"grad_cls_score.{level}", leaf.grad)
 
 
-def decode_case(head: Head, *, rescale: bool = False, legacy: bool = False, **options) -> Decoded:
+@cache
+def quality_on(case: str, backend: str) -> Tensor:
+    """Once for all that decodes a case: it takes Triton's interpreter longer than the rest."""
+    with running(backend):
+        return quality(inference_head(case))
+
+
+def decode_case(case: str, backend: str, *, rescale: bool = False, **options) -> Decoded:
+    head = inference_head(case)
     images = head.meta["img_metas"]
     sizes = torch.tensor([image["img_shape"][:2] for image in images])
     factors = torch.tensor([image["scale_factor"][:2] for image in images]) if rescale else None
-    return decode(
-        head.class_logits,
-        head.box_logits,
-        image_sizes=sizes,
-        scale_factors=factors,
-        legacy_background=legacy,
-        **head.options,
-        **options,
-    )
+    with running(backend):
+        return decode(
+            head.class_logits,
+            head.box_logits,
+            strides=head.meta["strides"],
+            scales=head.scales,
+            quality_logits=quality_on(case, backend),
+            image_sizes=sizes,
+            scale_factors=factors,
+            **options,
+        )
 
 
 @pytest.mark.parametrize("backend", backends_of("decode"))
@@ -188,8 +199,8 @@ def decode_case(head: Head, *, rescale: bool = False, legacy: bool = False, **op
 def test_candidates(case: str, backend: str) -> None:
     """All boxes and scores before the threshold."""
     head = inference_head(case)
+    decoded = decode_case(case, backend, score_thr=0.0, return_distributions=True)
     with running(backend):
-        decoded = decode_case(head, score_thr=0.0, return_distributions=True)
         everywhere = integral(head.box_logits, scales=head.scales, strides=head.meta["strides"])
     reordered = any("raw_" in note for note in head.meta.get("raw_order_differs_in_f64", []))
     for image in head.images:
@@ -222,9 +233,8 @@ def test_detections(case: str, variant: str, backend: str) -> None:
     head = inference_head(case)
     options = {"pre_topk": head.meta["nms_pre_variant"]} if variant == "pre" else {}
     with_background = head.meta["cls_out_channels"] > head.meta["num_classes"]
-    with running(backend):
-        every = batched_nms(decode_case(head, rescale=variant == "nms_rescale", **options))
-        legacy = batched_nms(decode_case(head, rescale=variant == "nms_rescale", legacy=True, **options))
+    decoded = decode_case(case, backend, rescale=variant == "nms_rescale", **options)
+    every, legacy = batched_nms(decoded), batched_nms(decoded._replace(legacy_background=True))
     for image in head.images:
         found = every[image]
         head.arrays.compare(f"det_{variant}.labels.{image}", found.labels)

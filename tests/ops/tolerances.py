@@ -23,6 +23,8 @@ FLOOR = {
     "dfl in float64": 64 * torch.finfo(torch.float64).eps,
     "giou": 4 * torch.finfo(torch.float32).eps,
     "giou in float64": 64 * torch.finfo(torch.float64).eps,
+    "decode": 4 * torch.finfo(torch.float32).eps,
+    "decode in float64": 64 * torch.finfo(torch.float64).eps,
 }
 
 

@@ -11,8 +11,9 @@ The sources of the CUDA kernels run on a CPU as ``simt``: the first test of it b
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,11 @@ EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "10" if INTERPRETED else "1
 EMULATED_EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "25"))
 # Operations that share a file.
 _SOURCES = {"dgqp_statistics": "dgqp", "iou": "giou"}
+
+
+def few(values: Sequence[Any], count: int = 2) -> Sequence[Any]:
+    """All of them, but only the first ``count`` under the interpreter, which is slow."""
+    return values[:count] if INTERPRETED else values
 
 
 def backends_of(op: str, *, kernels_only: bool = False) -> list[str]:
