@@ -5,10 +5,11 @@
  2. ``atss_ignored``, where there are ignore boxes: which points they cover.
  3. ``atss_nearest``: a program takes some boxes of one image and one level. It looks for their nearest points in a
     window of cells that grows until it is proven to hold them: the cells just beyond its edges must be farther away
-    than the last candidate. It writes the candidates, nearest first, and their IoUs.
- 4. ``atss_claim``: a program takes some boxes, forms their thresholds, and claims their positive points. A claim is
+    than the last candidate. It writes the candidates, nearest first.
+ 4. ``atss_overlap``: their IoUs. (Formed by the search itself, they would cost it the registers that it needs.)
+ 5. ``atss_claim``: a program takes some boxes, forms their thresholds, and claims their positive points. A claim is
     (IoU bits, inverted box) as one 64-bit integer; the largest wins: the highest IoU, then the lower box.
- 5. ``atss_finish``: from claims to index, IoU and label of every point.
+ 6. ``atss_finish``: from claims to index, IoU and label of every point.
 
 Comparisons hang on every bit: no launch may fuse a product with a sum (``enable_fp_fusion=False``), and a division of
 float32 must be ``div_rn``.
@@ -28,9 +29,12 @@ from torch import Tensor
 from gflv2.kernels import common
 from gflv2.kernels.common import COUNT, INTERPRETED, SEAL, WIDTH, find_level, pick, pick_column, seal
 
-_BOXES = 64 if INTERPRETED else 16  # boxes a program: 32 took 96 to 128 registers a thread
+_BOXES = 64 if INTERPRETED else 16  # boxes a program of the search: 32 took 96 to 128 registers a thread
+_BOXES_OF_POINTS = 64 if INTERPRETED else 8  # the same where points are no grid: 16 spilled on sm_120
+_CLAIMING = 64 if INTERPRETED else 32  # boxes a program, one a thread
 _POINTS = 4096 if INTERPRETED else 256  # points a program
 _CELLS = 16  # cells looked at together: the first window of the usual nine candidates
+_CELLS_OF_POINTS = 1024 if INTERPRETED else _CELLS  # where there is no window, but every point is looked at
 _NUMBERS = 64  # of the table that one launch writes
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
@@ -67,6 +71,17 @@ def _boxes_of(row, limits, image):
     if limits is not None:
         count = tl.minimum(tl.maximum(tl.load(limits + image), 0), count)
     return count
+
+
+@triton.jit
+def _load_boxes(boxes, box, live):
+    """The four sides of boxes."""
+    at = boxes + box * 4
+    x1 = tl.load(at, mask=live, other=0.0)
+    y1 = tl.load(at + 1, mask=live, other=0.0)
+    x2 = tl.load(at + 2, mask=live, other=0.0)
+    y2 = tl.load(at + 3, mask=live, other=0.0)
+    return x1, y1, x2, y2
 
 
 @triton.jit
@@ -198,25 +213,25 @@ def _window(centre, size, cells, offset, stride, CELLS: tl.constexpr):
 @triton.jit
 def _merge(best, keys, TOPK: tl.constexpr, CELLS: tl.constexpr, NEVER: tl.constexpr):
     """The TOPK smallest of both tiles (BLOCK, CELLS), in ascending order; NEVER behind them."""
-    rest = tl.reshape(tl.join(best, keys), (best.shape[0], 2 * CELLS))
     place = tl.arange(0, CELLS)[None, :]
+    merged = tl.full(best.shape, NEVER, dtype=tl.int64)
     for n in range(0, TOPK):
-        least = tl.min(rest, axis=1)[:, None]
-        rest = tl.where(rest == least, NEVER, rest)
-        best = tl.where(place == n, least, best)
-    return best
+        least = tl.min(tl.minimum(best, keys), axis=1)[:, None]
+        best = tl.where(best == least, NEVER, best)
+        keys = tl.where(keys == least, NEVER, keys)
+        merged = tl.where(place == n, least, merged)
+    return merged
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def atss_nearest_kernel(
     cells_found,  # (L, TOPK, ΣG) int32, out: flat index in its level of each candidate, nearest first
-    ious_found,  # (L, TOPK, ΣG) float32, out
     boxes,  # (ΣG, 4) float32
     limits,  # (B,) int64, or None: boxes that exist
     ignored,  # (B, A) uint8, or None
     table,
     points_0, points_1, points_2, points_3, points_4, points_5, points_6, points_7,
-    levels, strides, halves,
+    levels, strides,
     offset: tl.float32,
     blocks: tl.int32,  # programs an image and level
     total_boxes: tl.int64,  # ΣG
@@ -239,15 +254,11 @@ def atss_nearest_kernel(
     number = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
     live = number < _boxes_of(row, limits, image)
     box = tl.load(row + FIRST_BOX) + number
-    x1 = tl.load(boxes + box * 4, mask=live, other=0.0)
-    y1 = tl.load(boxes + box * 4 + 1, mask=live, other=0.0)
-    x2 = tl.load(boxes + box * 4 + 2, mask=live, other=0.0)
-    y2 = tl.load(boxes + box * 4 + 3, mask=live, other=0.0)
+    x1, y1, x2, y2 = _load_boxes(boxes, box, live)
     x = (x1 + x2) * 0.5
     y = (y1 + y2) * 0.5
     width = tl.maximum(pick_column(levels, level, WIDTH).to(tl.int32), 1)  # 0 on an empty level
     stride = pick(strides, level, LEVELS)
-    half = pick(halves, level, LEVELS)
     every = (points_0, points_1, points_2, points_3, points_4, points_5, points_6, points_7)
     points = _points_of(every, level, LEVELS, GRID)
     ignored_level = ignored
@@ -266,8 +277,9 @@ def atss_nearest_kernel(
     while tl.max(pending.to(tl.int32), axis=0) > 0:
         wide = tl.minimum(size, columns)
         high = tl.minimum(size, rows)
-        first_column, left, right, least_x = _window(x, wide, columns, offset, stride, CELLS)
-        first_row, above, below, least_y = _window(y, high, rows, offset, stride, CELLS)
+        if GRID:
+            first_column, left, right, least_x = _window(x, wide, columns, offset, stride, CELLS)
+            first_row, above, below, least_y = _window(y, high, rows, offset, stride, CELLS)
         best = tl.where(pending[:, None], _NEVER, best)
         farthest = tl.where(pending, _NEVER, farthest)
         for start in range(0, wide * high, CELLS):
@@ -305,14 +317,49 @@ def atss_nearest_kernel(
         pending = pending & (tl.maximum(columns - wide, rows - high) + tl.zeros([BLOCK], dtype=tl.int32) > 0)
         size = tl.where(size < 2 * TOPK - 1, 2 * TOPK - 1, size * 8)
 
-    # 3. Their IoUs.
+    # 3. What was found.
     wanted = live[:, None] & (place < tl.minimum(rows * columns, TOPK))
-    known = wanted & (best != _NEVER)
-    cell = tl.where(known, best & 0xFFFFFFFF, 0).to(tl.int32)
-    px, py = _place(points, cell, known, width, offset, stride, GRID)
-    to = (level * TOPK + place) * total_boxes + box[:, None]
-    tl.store(cells_found + to, cell, mask=wanted)
-    tl.store(ious_found + to, _iou(px, py, half, x1[:, None], y1[:, None], x2[:, None], y2[:, None]), mask=wanted)
+    cell = tl.where(best != _NEVER, best & 0xFFFFFFFF, 0).to(tl.int32)
+    tl.store(cells_found + (level * TOPK + place) * total_boxes + box[:, None], cell, mask=wanted)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def atss_overlap_kernel(
+    ious_found,  # (L, TOPK, ΣG) float32, out
+    cells_found, boxes, limits, table,
+    points_0, points_1, points_2, points_3, points_4, points_5, points_6, points_7,
+    levels, strides, halves,
+    offset: tl.float32,
+    blocks: tl.int32,  # programs an image and level
+    total_boxes: tl.int64,
+    GRID: tl.constexpr,
+    TOPK: tl.constexpr,
+    CELLS: tl.constexpr,  # a power of two, at least TOPK
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    LEVELS: tl.constexpr = len(levels)
+
+    # 1. The image, the level and the boxes of this program.
+    program = tl.program_id(0)
+    image = program // (blocks * LEVELS)
+    level = program // blocks - image * LEVELS
+    row = table + image.to(tl.int64) * (VALID + 2 * LEVELS)
+    number = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+    live = number < _boxes_of(row, limits, image)
+    box = tl.load(row + FIRST_BOX) + number
+    x1, y1, x2, y2 = _load_boxes(boxes, box, live)
+
+    # 2. Their candidates.
+    place = tl.arange(0, CELLS)[None, :]
+    wanted = live[:, None] & (place < _found_on(row, level, TOPK))
+    at = (level * TOPK + place) * total_boxes + box[:, None]
+    cell = tl.load(cells_found + at, mask=wanted, other=0)
+    width = tl.maximum(pick_column(levels, level, WIDTH).to(tl.int32), 1)  # 0 on an empty level
+    every = (points_0, points_1, points_2, points_3, points_4, points_5, points_6, points_7)
+    points = _points_of(every, level, LEVELS, GRID)
+    x, y = _place(points, cell, wanted, width, offset, pick(strides, level, LEVELS), GRID)
+    half = pick(halves, level, LEVELS)
+    tl.store(ious_found + at, _iou(x, y, half, x1[:, None], y1[:, None], x2[:, None], y2[:, None]), mask=wanted)
 
 
 @triton.jit
@@ -365,10 +412,7 @@ def atss_claim_kernel(
     live = live & (count + tl.zeros([BLOCK], dtype=tl.int32) > 1)
 
     # 3. Candidates that reach it and lie inside their box.
-    x1 = tl.load(boxes + box * 4, mask=live, other=0.0)
-    y1 = tl.load(boxes + box * 4 + 1, mask=live, other=0.0)
-    x2 = tl.load(boxes + box * 4 + 2, mask=live, other=0.0)
-    y2 = tl.load(boxes + box * 4 + 3, mask=live, other=0.0)
+    x1, y1, x2, y2 = _load_boxes(boxes, box, live)
     every = (points_0, points_1, points_2, points_3, points_4, points_5, points_6, points_7)
     for level in range(0, LEVELS):
         width = tl.maximum(pick_column(levels, level, WIDTH).to(tl.int32), 1)  # 0 on an empty level
@@ -477,23 +521,37 @@ def atss(
             found = (len(sizes), topk, total_boxes)
             cells_found = index.new_empty(found, dtype=torch.int32)
             ious_found = index.new_empty(found, dtype=torch.float32)
-            blocks = -(-slots // _BOXES)
+            searching = _BOXES_OF_POINTS if points else _BOXES
+            blocks = -(-slots // searching)
             atss_nearest_kernel[(batch * len(sizes) * blocks,)](
                 cells_found,
-                ious_found,
                 flat,
                 counts,
                 ignored,
+                table,
+                blocks=blocks,
+                total_boxes=total_boxes,
+                TOPK=topk,
+                FIRST=_first_window(topk),
+                CELLS=max(_CELLS_OF_POINTS if points else _CELLS, triton.next_power_of_2(topk)),
+                BLOCK=searching,
+                **shared,
+            )
+            atss_overlap_kernel[(batch * len(sizes) * blocks,)](
+                ious_found,
+                cells_found,
+                flat,
+                counts,
                 table,
                 halves=halves,
                 blocks=blocks,
                 total_boxes=total_boxes,
                 TOPK=topk,
-                FIRST=_first_window(topk),
-                CELLS=max(_CELLS, triton.next_power_of_2(topk)),
-                BLOCK=_BOXES,
-                **shared,
+                CELLS=triton.next_power_of_2(topk),
+                BLOCK=searching,
+                **{name: value for name, value in shared.items() if name != "total_points"},
             )
+            blocks = -(-slots // _CLAIMING)
             atss_claim_kernel[(batch * blocks,)](
                 index,
                 cells_found,
@@ -504,8 +562,8 @@ def atss(
                 blocks=blocks,
                 total_boxes=total_boxes,
                 TOPK=topk,
-                BLOCK=_BOXES,
-                **shared,
+                BLOCK=_CLAIMING,
+                **shared | {"num_warps": 1},
             )
         blocks = -(-total_points // _POINTS)
         atss_finish_kernel[(batch * blocks,)](
