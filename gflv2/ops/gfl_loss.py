@@ -74,6 +74,7 @@ def gfl_targets(
     for name in ("index", "labels"):
         values = getattr(assignment, name)
         check_tensor(values, f"assignment.{name}", shape=(batch, points), dtypes=(torch.int64,), device=box.device)
+    check_tensor(assignment.iou, "assignment.iou", shape=(batch, points), device=box.device)
     images, device = check_boxes(boxes, counts)
     if images != batch or device != box.device:
         bad_value("boxes", f"boxes of {batch} images on {box.device} like the logits", boxes)
@@ -166,10 +167,11 @@ def gfl_loss(
     batch, points, _ = box.result_shape(0)
     if not isinstance(targets, GFLTargets):
         bad_type("targets", "a gflv2.ops.GFLTargets, as gfl_targets returns it", targets)
-    for name in ("labels", "scores", "weights", "label_weights"):
-        dtypes = (torch.int64,) if name == "labels" else (torch.float32, torch.float64)
+    for name in ("index", "labels", "scores", "weights", "label_weights"):
+        dtypes = (torch.int64,) if name in ("index", "labels") else (torch.float32, torch.float64)
         check_tensor(getattr(targets, name), f"targets.{name}", shape=(batch, points), dtypes=dtypes, device=box.device)
     check_tensor(targets.boxes, "targets.boxes", shape=(batch, points, 4), device=box.device)
+    check_tensor(targets.sums, "targets.sums", shape=(2,), device=box.device)
     check_tensor(normalisers, "normalisers", shape=(2,), device=box.device)
     if isinstance(beta, bool) or not isinstance(beta, (int, float)):
         bad_type("beta", "a number", beta)
