@@ -24,7 +24,7 @@ from tests.simt.building import ROOT, emulation_expected, provide_emulation
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 # Examples that a hypothesis test draws. The interpreter takes about a second for one.
-EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "10" if INTERPRETED else "100"))
+EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "25" if INTERPRETED else "200"))
 # The same on simt, where the emulation is slower than a kernel.
 EMULATED_EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "25"))
 # Operations that share a file.
