@@ -386,15 +386,6 @@ class TestHost:
             with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16):
                 assert_same(atss(boxes, labels, *grid), found)
 
-    def test_vmap_is_refused(self, backend: str) -> None:
-        with running(backend) as device:
-            boxes, labels = (
-                torch.rand(2, 1, 3, 4, device=device),
-                torch.zeros(2, 1, 3, dtype=torch.int64, device=device),
-            )
-            with pytest.raises(RuntimeError, match="atss.*vmap"):
-                torch.vmap(lambda b, n: atss(b, n, [(4, 4)], [8.0]).iou)(boxes, labels)
-
     def test_refusals_have_words(self, backend: str) -> None:
         with running(backend) as device:
             boxes, labels = [torch.zeros(1, 4, device=device)], [torch.zeros(1, dtype=torch.int64, device=device)]

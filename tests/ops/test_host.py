@@ -1,4 +1,4 @@
-"""What holds of every operation alike, on every backend, beside its numbers: compiling, autograd, errors, memory, modes.
+"""What holds of every operation alike, on every backend, beside its numbers: autograd, errors, memory, modes.
 
 An operation or a backend that is registered is tested here without another line, but for its call in ``calls``.
 """
@@ -130,9 +130,7 @@ def test_upstream_gradient_of_any_strides(op: str, backend: str) -> None:
             lambda out: torch.stack([torch.ones_like(out), torch.full_like(out, 9)], dim=-1)[..., 0],
         ):
             upstream = [form(out.detach()) for out in outputs]
-            found = torch.autograd.grad(
-                outputs, calls.leaves(made), upstream, allow_unused=True, retain_graph=True
-            )
+            found = torch.autograd.grad(outputs, calls.leaves(made), upstream, allow_unused=True, retain_graph=True)
             every.append([gradient for gradient in found if gradient is not None])
     assert_same(every[1], every[0])
     assert_same(every[2], every[0])

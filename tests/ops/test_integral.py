@@ -286,15 +286,6 @@ class TestAutograd:
             want = results(integral, Case(sizes=((3, 4), (2, 3))).inputs(device))["grad of logits 1"]
         assert torch.equal(found, want)
 
-    def test_backward_twice_over_a_retained_graph(self, backend: str) -> None:
-        with running(backend) as device:
-            inputs = EVERYTHING.inputs(device)
-            leaves = [leaf.requires_grad_() for leaf in inputs.leaves().values()]
-            out = inputs.call(integral)
-            first = torch.autograd.grad(out, leaves, cotangent(out), retain_graph=True)
-            second = torch.autograd.grad(out, leaves, cotangent(out))
-        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
     def test_backward_runs_on_the_backend_of_its_forward(self, backend: str) -> None:
         with running(backend) as device:
             inputs = EVERYTHING.inputs(device)
@@ -305,24 +296,6 @@ class TestAutograd:
             found = torch.autograd.grad(out, leaves, cotangent(out))
         assert all(torch.equal(a, b) for a, b in zip(found, list(want.values())[1:], strict=True))
 
-    def test_upstream_gradient_of_any_strides(self, backend: str) -> None:
-        with running(backend) as device:
-            inputs = Case().inputs(device)
-            leaves = [leaf.requires_grad_() for leaf in inputs.leaves().values()]
-            out = inputs.call(integral)
-            expanded = torch.autograd.grad(out.sum(), leaves, retain_graph=True)  # arrives as one number, expanded
-            dense = torch.autograd.grad(out, leaves, torch.ones_like(out))
-        assert all(torch.equal(a, b) for a, b in zip(expanded, dense, strict=True))
-
-    def test_activation_checkpointing(self, backend: str) -> None:
-        with running(backend) as device:
-            inputs = Case(sizes=((3, 4),)).inputs(device)
-            leaf = inputs.tensors[0].requires_grad_()
-            plain = torch.autograd.grad(integral([leaf * 2]).sum(), leaf)[0]
-            out = torch.utils.checkpoint.checkpoint(lambda level: integral([level * 2]), leaf, use_reentrant=False)
-            found = torch.autograd.grad(out.sum(), leaf)[0]
-        assert torch.equal(found, plain)
-
     @pytest.mark.parametrize("dtype", FLOATS, ids=str)
     def test_autocast_changes_nothing(self, dtype: torch.dtype, backend: str) -> None:
         with running(backend) as device:
@@ -331,27 +304,6 @@ class TestAutograd:
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 found = results(integral, case.inputs(device))
         assert all(torch.equal(plain[name], found[name]) for name in plain)
-
-
-@pytest.mark.parametrize("backend", KERNELS)
-class TestRefusedTransforms:
-    @pytest.mark.filterwarnings("ignore:Using backward")
-    def test_double_backward(self, backend: str) -> None:
-        with running(backend) as device:
-            inputs = EVERYTHING.inputs(device)
-            leaves = [leaf.requires_grad_() for leaf in inputs.leaves().values()]
-            out = inputs.call(integral)
-            with pytest.raises(RuntimeError, match="integral: double backward"):
-                torch.autograd.grad(out, leaves, cotangent(out), create_graph=True)
-            with pytest.raises(RuntimeError, match="integral: double backward"):
-                inputs.call(integral).square().sum().backward(create_graph=True)
-
-    @pytest.mark.parametrize("gradient", [False, True])
-    def test_vmap(self, gradient: bool, backend: str) -> None:
-        with running(backend) as device:
-            rows = torch.randn(3, 5, 4, 17, device=device, requires_grad=gradient)
-            with pytest.raises(RuntimeError, match="integral.*vmap"):
-                torch.vmap(integral)(rows)
 
 
 @pytest.mark.parametrize("backend", KERNELS)
