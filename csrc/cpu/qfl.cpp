@@ -331,8 +331,9 @@ template <class T> struct PointRun {
     std::int64_t grad_step, grad_class_step;
 };
 
-// A sum over thousands of classes is formed of sums over so many, lest rounding errors add up.
-constexpr std::int64_t classes_per_sum = 64;
+// A sum over thousands of classes is formed of sums over so many, lest rounding errors add up; where the classes lie across the
+// lanes, over so many vectors of them.
+constexpr std::int64_t classes_per_sum = 64, vectors_per_sum = 64;
 
 template <QflForm FORM, bool BACKWARD, class T, class S>
 void run_over_points(const QflArguments& a, const PointRun<T>& r, const S* dense, Kind kind, TaskRows<S>& rows, const Modulation<S>& modulation) {
@@ -370,12 +371,13 @@ void run_over_classes(const QflArguments& a, const PointRun<T>& r, const S* dens
     constexpr std::int64_t room = class_room, points = 16;
     constexpr int n = lanes<S>;
     alignas(64) S values[room], targets[room], slopes[room];
-    const std::int64_t padded = (a.classes + n - 1) / n * n, width = std::min(padded, room), some_points = std::min(points, room / width);
+    const std::int64_t padded = (a.classes + n - 1) / n * n, width = std::min(padded, std::min(room, n * vectors_per_sum));
+    const std::int64_t some_points = std::min(points, room / width);
     for (std::int64_t p = 0; p < r.count; p += some_points) {
         const std::int64_t count = std::min(some_points, r.count - p);
-        vector_t<S> sums[points] = {};
         for (std::int64_t c = 0; c < a.classes; c += width) {
             const std::int64_t classes = std::min(width, a.classes - c), vectors = (classes + n - 1) / n;
+            vector_t<S> sums[points] = {};
             const bool direct = in_place<T, S>(r.class_step, classes) && width == padded && !dense;
             const bool direct_grad = r.grad && in_place<T, S>(r.grad_class_step, classes);
             const T* at = r.at + p * r.step + c * r.class_step;
@@ -395,10 +397,10 @@ void run_over_classes(const QflArguments& a, const PointRun<T>& r, const S* dens
             for (std::int64_t i = 0; i < count; ++i) rows.label[r.first + p + i] += typename TaskRows<S>::Label(c);
             if (grad && !direct_grad)
                 for (std::int64_t i = 0; i < count; ++i) copy_out(slopes + i * width, grad + i * r.grad_step, r.grad_class_step, classes);
-        }
-        for (std::int64_t i = 0; i < count; i += n) {
-            sum_each<S>(sums + i);
-            for (int lane = 0; lane < std::min<std::int64_t>(n, count - i); ++lane) rows.sum[r.first + p + i + lane] += sums[i][lane];
+            for (std::int64_t i = 0; i < count; i += n) {
+                sum_each<S>(sums + i);
+                for (int lane = 0; lane < std::min<std::int64_t>(n, count - i); ++lane) rows.sum[r.first + p + i + lane] += sums[i][lane];
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 //   rows     where the bins are adjacent (channels_last, rows (M, 4, R)): the block's rows travel through shared memory, so
 //            that global memory sees whole lines and each thread still owns one row.
 
+#include "cuda/points.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/rows.cuh"
 #include "gflv2/api.hpp"
@@ -24,8 +25,6 @@ template <class T, int BINS> constexpr int pack = sizeof(T) == 2 && BINS == 17 ?
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What both kinds share
-
-template <class T> struct alignas(2 * sizeof(T)) Pair { T first, second; };
 
 __device__ inline float scale_of(const IntegralArguments& a, int level) {
     return a.scales ? static_cast<const float*>(a.scales)[level] : 1.0f;
@@ -63,30 +62,6 @@ __device__ inline float* projection_partial(const IntegralArguments& a, const Bl
 
 // ---------------------------------------------------------------------------------------------------------------------
 // strided
-
-// The rows of one thread: `pack` neighbouring points of one side.
-template <int PACK> struct ThreadPoints {
-    std::uint32_t point[PACK];  // clamped to the level, so that every read is in bounds
-    bool valid[PACK];
-};
-
-template <int PACK> __device__ inline ThreadPoints<PACK> place_of(std::uint32_t first, std::uint32_t points) {
-    ThreadPoints<PACK> place;
-    each<PACK>(PACK, [&](int k) {
-        const std::uint32_t point = first + k;
-        place.valid[k] = point < points;
-        // Past the end: the last points, a pair kept together; a level of one point has no pair.
-        place.point[k] = place.valid[k] ? point : points < PACK ? 0 : points - PACK + k;
-    });
-    return place;
-}
-
-// Can the points of a level be read in pairs: adjacent, an even number of them, and every pair aligned?
-template <class T> __device__ inline bool paired(const Level& level, const Strides& s, const void* data) {
-    const bool adjacent = s.x == 1 && (level.height == 1 || s.y == level.width);
-    const bool even = ((level.height * level.width | s.image | s.side | s.bin) & 1) == 0;
-    return adjacent && even && reinterpret_cast<std::uintptr_t>(data) % sizeof(Pair<T>) == 0;
-}
 
 template <class T, int BINS, int PACK>
 __device__ inline void load_rows(float (&z)[PACK][BINS > 0 ? BINS : 1], const Level& level, const T* at, const ThreadPoints<PACK>& place) {

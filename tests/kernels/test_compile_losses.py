@@ -10,12 +10,12 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
-from gflv2.kernels import dfl, giou, variants  # noqa: E402
+from gflv2.kernels import dfl, giou, qfl, variants  # noqa: E402
 from gflv2.ops.reduction import Reduction  # noqa: E402
 from tests.kernels.launches import variants_of  # noqa: E402
 from tests.kernels.test_compile import resources  # noqa: E402
 
-OPERATIONS = ("dfl", "giou")
+OPERATIONS = ("qfl", "dfl", "giou")
 
 
 @pytest.mark.parametrize("op", OPERATIONS)
@@ -55,10 +55,40 @@ def launch_giou(rows: int, extra: int) -> None:
     giou.giou_backward(torch.empty(()), *arguments, torch.empty(rows, 4), torch.empty(rows, 4))
 
 
-@pytest.mark.parametrize("launch", [launch_dfl, launch_giou])
+def launch_qfl(rows: int, extra: int) -> None:
+    reduction = Reduction(torch.ones(rows), torch.ones(()), 1.0 + extra, "sum")
+    values = [torch.empty(rows, 80 + extra)[:, extra:]]
+    labels, scores = torch.zeros(rows, dtype=torch.int64), torch.empty(rows + 1)[1:]
+    arguments = (values, torch.empty(rows), labels, scores, "class_logits", 2.0, reduction)
+    qfl.qfl_forward(*arguments, torch.empty(()))
+    qfl.qfl_backward(torch.empty(()), *arguments, [torch.empty(rows, 80)], torch.empty(rows))
+
+
+@pytest.mark.parametrize("launch", [launch_qfl, launch_dfl, launch_giou])
 def test_fifty_row_counts_and_strides_compile_once(launch: Callable[[int, int], None]) -> None:
     """The row stride and the alignment of the first element change with the number of further columns."""
     found: set[variants.Variant] = set()
     for index in range(50):
         found.update(variants.record(lambda index=index: launch(1 + 37 * index, index % 17)))
+    assert len(found) == 3, sorted(variant.kernel for variant in found)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
+def test_fifty_image_sizes_compile_qfl_once(last: bool) -> None:
+    form = torch.channels_last if last else torch.contiguous_format
+
+    def launch(batch: int, height: int, width: int) -> None:
+        sizes = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64, 128)]
+        values = [torch.empty(batch, 80, *size, dtype=torch.bfloat16).to(memory_format=form) for size in sizes]
+        shape = (batch, sum(height * width for height, width in sizes))
+        labels = torch.zeros(shape, dtype=torch.int64)
+        reduction = Reduction(None, torch.ones(()), 1.0, "sum")
+        arguments = (values, torch.empty(shape), labels, torch.empty(shape), "class_logits", 2.0, reduction)
+        qfl.qfl_forward(*arguments, torch.empty(()))
+        qfl.qfl_backward(torch.empty(()), *arguments, values, torch.empty(shape))
+
+    found: set[variants.Variant] = set()
+    for index in range(50):
+        size = (1 + index % 5, 129 + 32 * index + index % 3, 161 + 13 * index)
+        found.update(variants.record(lambda size=size: launch(*size)))
     assert len(found) == 3, sorted(variant.kernel for variant in found)

@@ -141,7 +141,9 @@ class Promises(Promising):
             call = self.on(device, reduction="none")
             straight = call(self.function)
             moved = call.map(lambda tensor: tensor[order.to(device)] if tensor.dim() else tensor)(self.function)
-        assert torch.equal(moved, straight[order.to(device)])
+        # Plain PyTorch computes the last elements of a tensor, which do not fill a vector, in another way.
+        tolerance = 1e-6 if backend == "reference" else 0.0
+        torch.testing.assert_close(moved, straight[order.to(device)], rtol=tolerance, atol=tolerance)
 
     @pytest.mark.parametrize("dtype", FLOATS, ids=str)
     def test_scaled_loss_scales_the_gradients(self, dtype: torch.dtype, backend: str) -> None:

@@ -19,6 +19,8 @@ FLOOR = {
     "integral in float64": 64 * torch.finfo(torch.float64).eps,
     "dgqp": 8 * torch.finfo(torch.float32).eps,
     "dgqp in float64": 64 * torch.finfo(torch.float64).eps,
+    "qfl": 4 * torch.finfo(torch.float32).eps,
+    "qfl in float64": 64 * torch.finfo(torch.float64).eps,
     "dfl": 4 * torch.finfo(torch.float32).eps,
     "dfl in float64": 64 * torch.finfo(torch.float64).eps,
     "giou": 4 * torch.finfo(torch.float32).eps,

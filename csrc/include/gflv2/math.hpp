@@ -34,6 +34,16 @@ GFLV2_HD double exponential(double x) {
 GFLV2_HD float exponential_wide(float x) { return exponential(x); }
 GFLV2_HD double exponential_wide(double x) { return exponential(x); }
 
+// a/b, on a GPU within two units in the last place instead of half of one (a third of the instructions); b < 2^126 or infinite.
+template <class V> GFLV2_HD V quotient(V a, V b) { return a / b; }
+GFLV2_HD float quotient(float a, float b) {
+#if defined(__CUDA_ARCH__)
+    return __fdividef(a, b);
+#else
+    return a / b;
+#endif
+}
+
 // a·b + c, fused where the hardware has it. Not for values on which a comparison hangs: contraction is off elsewhere so
 // that those have the same bits on every backend.
 GFLV2_HD float multiply_add(float a, float b, float c) {

@@ -25,6 +25,7 @@ GFLV2_BEGIN
 
 // exp(−x) and exp(x) stay normal numbers up to here.
 template <class S> constexpr S far_logit = sizeof(S) == 4 ? S(87) : S(700);
+template <class S> constexpr S not_a_number = std::numeric_limits<S>::quiet_NaN();
 // From here on σ is 1 in either precision; above it logits are moved down.
 template <class S> constexpr S large_logit = S(40);
 
@@ -53,7 +54,7 @@ template <class S> struct Modulation {
         const V size = magnitude(d);
         const V power = exponential_wide(
             minimum(broadcast<V>(far_logit<S>), maximum(broadcast<V>(-far_logit<S>), V(minus_log(size, V(S(1) - size)) * -beta))));
-        return d == S(0) ? broadcast<V>(beta > S(0) ? S(0) : S(1)) : power;
+        return d == S(0) ? broadcast<V>(beta > S(0) ? S(0) : S(1)) : V(power + (d - d));  // a NaN stays one, also for β = 0
     }
 
     template <class V> GFLV2_HD V slope(V d, V factor) const {
@@ -99,11 +100,10 @@ template <QflForm FORM, bool LARGE, class S, class V> GFLV2_HD JointScore<V> joi
     JointScore<V> j{};
     if constexpr (FORM == QflForm::probabilities) {
         // Logarithms limited to 100 and the product to 1e-12, as in torch's own binary cross-entropy; outside [0, 1]: NaN.
-        constexpr S not_a_number = std::numeric_limits<S>::quiet_NaN();
         const V rest = one - value;
         j.score = value;
-        j.loss = value <= S(1) ? limited_minus_log<S>(rest, value) : broadcast<V>(not_a_number);
-        j.gain = value >= S(0) ? limited_minus_log<S>(value, rest) : broadcast<V>(not_a_number);
+        j.loss = value <= S(1) ? limited_minus_log<S>(rest, value) : broadcast<V>(not_a_number<S>);
+        j.gain = value >= S(0) ? limited_minus_log<S>(value, rest) : broadcast<V>(not_a_number<S>);
         j.inverse = one / maximum(broadcast<V>(S(1e-12)), V(value * rest));
     } else {
         V shift = V{};
@@ -187,7 +187,7 @@ template <class V> GFLV2_HD V small_loss(V j) {
 
 // odds: exp(−c); score: σ(r), or 1 without a quality. J is left in `joint`.
 template <class S, class V> GFLV2_HD V qfl_small_value(V odds, V score, V& joint) {
-    joint = score / (S(1) + odds);
+    joint = quotient(score, V(S(1) + odds));
     return small_loss(joint) * (joint * joint);
 }
 
@@ -195,13 +195,13 @@ template <class S, class V> GFLV2_HD V qfl_small_value(V odds, V score, V& joint
 template <QflForm FORM, class S, class V> GFLV2_HD QflSlopes<V> qfl_small_slopes(V odds, V score, V rest, V upstream, V& joint) {
     const V two = broadcast<V>(S(2)), whole = S(1) + odds;
     if constexpr (FORM == QflForm::logits) {
-        joint = S(1) / whole;
+        joint = quotient(broadcast<V>(S(1)), whole);
         const V complement = odds * joint;  // 1 − σ(c)
         return {V(joint * joint * multiply_add(V(small_loss(joint) * complement), two, joint) * upstream), V{}};
     } else {
         // One division for J = σ(r)/(1 + E) and J/(1 − J) = σ(r)/(E + q). Where the product overflows both are 0, and so are
         // the slopes. 1 − σ(c) = E·J/σ(r).
-        const V sum = odds + rest, both = score / (whole * sum);
+        const V sum = odds + rest, both = quotient(score, V(whole * sum));
         joint = both * sum;
         const V t = joint * joint * multiply_add(small_loss(joint), two, V(both * whole));
         return {V(odds * joint * t * upstream), V(rest * t)};

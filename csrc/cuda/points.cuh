@@ -1,0 +1,37 @@
+// The neighbouring points of one thread. 16-bit elements are read two points at a time where the layout allows it: a warp then
+// moves 128 bytes per load, as with float32.
+#pragma once
+
+#include <cstdint>
+
+#include "gflv2/macros.hpp"
+#include "gflv2/types.hpp"
+
+namespace gflv2::cuda {
+
+template <class T> struct alignas(2 * sizeof(T)) Pair { T first, second; };
+
+template <int PACK> struct ThreadPoints {
+    std::uint32_t point[PACK];  // clamped to the level, so that every read is in bounds
+    bool valid[PACK];
+};
+
+template <int PACK> __device__ inline ThreadPoints<PACK> place_of(std::uint32_t first, std::uint32_t points) {
+    ThreadPoints<PACK> place;
+    each<PACK>(PACK, [&](int k) {
+        const std::uint32_t point = first + k;
+        place.valid[k] = point < points;
+        // Past the end: the last points, a pair kept together; a level of one point has no pair.
+        place.point[k] = place.valid[k] ? point : points < PACK ? 0 : points - PACK + k;
+    });
+    return place;
+}
+
+// Can the points of a level be read in pairs: adjacent, an even number of them, and every pair aligned?
+template <class T> __device__ inline bool paired(const Level& level, const Strides& s, const void* data) {
+    const bool adjacent = s.x == 1 && (level.height == 1 || s.y == level.width);
+    const bool even = ((level.height * level.width | s.image | s.side | s.bin) & 1) == 0;
+    return adjacent && even && reinterpret_cast<std::uintptr_t>(data) % sizeof(Pair<T>) == 0;
+}
+
+}  // namespace gflv2::cuda

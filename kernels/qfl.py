@@ -1,0 +1,490 @@
+"""``qfl`` in Triton: Quality Focal Loss (2006.04388, equation 5) on a logit, on class × quality, or on a probability.
+
+A program takes BLOCK points of one level of one image and goes through their classes, TILE at a time. Classes and
+points form a tile; whichever of the two lies closer together in memory is its last dimension, so that neighbouring
+threads read neighbouring elements in NCHW as well as in channels_last and in rows (N, C).
+
+Nearly every element is a negative, which costs half of what another does: with labels the tiles hold negatives only,
+and the elements of the labels follow, one a point. The arithmetic is that of csrc/include/gflv2/qfl.hpp: with
+E = exp(−c) and q = 1 − σ(r), σ(c) = 1/(1 + E) and 1 − J = (E + q)/(1 + E), so that nothing is subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gflv2.kernels import common
+from gflv2.kernels.common import BIN_STRIDE, COUNT, INTERPRETED, cell_offsets, find_level, pick, pick_column
+from gflv2.kernels.logarithm import minus_log
+from gflv2.kernels.reduction import new_partials, reduce_rows, upstream_of_rows, write_total
+from gflv2.ops.reduction import Reduction
+
+# Elements of a tile by AXIS, for four warps. With the classes last a thread holds what it knows of each of its points:
+# with sixteen of them it spilled.
+_TILE_ELEMENTS = {False: 2048, True: 512}
+# The interpreter pays for each operation of a program, not for each element: large blocks.
+_CELLS_INTERPRETED, _CLASSES_INTERPRETED = 512, 256
+
+LOGITS = tl.constexpr(0)
+JOINT = tl.constexpr(1)
+PROBABILITIES = tl.constexpr(2)
+_FORMS = {"logits": LOGITS.value, "class_logits": JOINT.value, "probabilities": PROBABILITIES.value}
+
+# exp(−x) and exp(x) stay normal numbers up to here.
+FAR = tl.constexpr(87.0)
+# From here on σ is 1; above it logits are moved down.
+LARGE = tl.constexpr(40.0)
+SMALLEST = tl.constexpr(1.17549435e-38)
+
+# Nothing of these is compiled in: neither a size, nor a stride, nor the alignment of an input.
+_RUN_TIME = [f"{name}_{level}" for name in ("values", "grad") for level in range(common.MAX_LEVELS)]
+_RUN_TIME += ["out", "upstream", "quality", "labels", "scores", "weight", "factor", "partials", "grad_quality"]
+_RUN_TIME += ["score_row", "score_class", "divisor", "beta", "blocks", "total", "classes"]
+
+
+@triton.jit
+def _limited_exp(x):
+    """exp(x) for |x| ≤ FAR, else its value there. A NaN is kept."""
+    x = tl.where(x > FAR, FAR, x)
+    return tl.exp(tl.where(x < -FAR, -FAR, x))
+
+
+@triton.jit
+def _beyond_far(x):
+    """−x where x lies below −FAR: what −log σ(x) lacks there."""
+    return tl.where(x < -FAR, -x - FAR, 0.0)
+
+
+@triton.jit
+def _limited_minus_log(value, complement):
+    """min(−log(value), 100), also for 0 and for the numbers below the smallest normal one."""
+    small = value < 1e-30
+    found = minus_log(tl.where(small, value * 18446744073709551616.0, value), complement)
+    return tl.minimum(found + tl.where(small, 44.36141955583650, 0.0), 100.0)
+
+
+@triton.jit
+def _modulation(d, beta, SQUARE: tl.constexpr):
+    """|d|^β."""
+    if SQUARE:
+        found = d * d
+    else:
+        size = tl.maximum(tl.abs(d), SMALLEST)
+        power = _limited_exp(-beta * minus_log(size, 1.0 - size)) + (d - d)  # d − d: a NaN stays one
+        found = tl.where(d == 0.0, tl.where(beta > 0.0, 0.0, 1.0), power)
+    return found
+
+
+@triton.jit
+def _modulation_slope(d, factor, beta, SQUARE: tl.constexpr):
+    """Its derivative, 0 at d = 0."""
+    if SQUARE:
+        found = d + d
+    else:
+        slope = beta * factor / tl.maximum(tl.abs(d), SMALLEST)
+        found = tl.where(d == 0.0, 0.0, tl.where(d < 0.0, -slope, slope))
+    return found
+
+
+@triton.jit
+def _quality(quality, rows, live, FORM: tl.constexpr):
+    """r, σ(r) and 1 − σ(r) of each point; without a quality σ(r) = 1."""
+    logit = tl.where(live, 0.0, 0.0)
+    score = logit + 1.0
+    rest = logit
+    if FORM == JOINT:
+        logit = tl.load(quality + rows, mask=live, other=0.0)
+        odds = _limited_exp(-logit)
+        score = 1.0 / (1.0 + odds)
+        rest = odds * score
+    return logit, score, rest
+
+
+@triton.jit
+def _score(value, r, score_r, rest_r, FORM: tl.constexpr):
+    """J, −log(1 − J), −log J; then 1 − σ(c), 1 − σ(r), and 1/(1 − J), or 1/(J·(1 − J)) of probabilities."""
+    if FORM == PROBABILITIES:
+        # Logarithms limited to 100, the product to 1e-12, as in torch's own binary cross-entropy; outside [0, 1]: NaN.
+        joint = value
+        class_rest = 1.0 - value
+        quality_rest = class_rest
+        loss = tl.where(value <= 1.0, _limited_minus_log(class_rest, value), float("nan"))
+        gain = tl.where(value >= 0.0, _limited_minus_log(value, class_rest), float("nan"))
+        inverse = 1.0 / tl.maximum(value * class_rest, 1e-12)
+    elif FORM == LOGITS:
+        shift = tl.maximum(value - LARGE, 0.0)
+        odds = _limited_exp(shift - value)
+        joint = 1.0 / (1.0 + odds)
+        class_rest = odds * joint
+        quality_rest = class_rest
+        loss = minus_log(class_rest, joint) + shift
+        gain = minus_log(joint, class_rest) + _beyond_far(value)
+        inverse = class_rest
+    else:
+        # Where J is so near 1 that 1 − J would leave the range of the numbers, both logits are moved down by the same:
+        # 1 − J grows by a factor that is added back to its logarithm, and no ratio changes. σ(r) is 1 there.
+        shift = tl.maximum(tl.minimum(r, value) - LARGE, 0.0)
+        quality_rest = tl.where(shift > 0.0, _limited_exp(shift - r), rest_r)
+        odds = _limited_exp(shift - value)
+        whole = 1.0 + odds
+        sigma = 1.0 / whole
+        class_rest = odds * sigma
+        joint = sigma * score_r
+        loss = minus_log((odds + quality_rest) * sigma, joint) + shift
+        gain = minus_log(sigma, class_rest) + _beyond_far(value) + minus_log(score_r, rest_r) + _beyond_far(r)
+        inverse = whole / (odds + quality_rest)
+    return joint, loss, gain, class_rest, quality_rest, inverse
+
+
+@triton.jit
+def _loss(value, r, score_r, rest_r, y, beta, FORM: tl.constexpr, SQUARE: tl.constexpr, NEGATIVE: tl.constexpr):
+    """BCE(J, y)·|J − y|^β. NEGATIVE: y is 0."""
+    joint, loss, gain, class_rest, quality_rest, inverse = _score(value, r, score_r, rest_r, FORM)
+    if NEGATIVE:
+        found = loss * _modulation(joint, beta, SQUARE)
+    else:
+        found = (y * gain + (1.0 - y) * loss) * _modulation(joint - y, beta, SQUARE)
+    return found
+
+
+@triton.jit
+def _slopes(value, r, score_r, rest_r, y, beta, FORM: tl.constexpr, SQUARE: tl.constexpr, NEGATIVE: tl.constexpr):
+    """Its derivatives by the class logit, or the probability, and by the quality logit."""
+    joint, loss, gain, class_rest, quality_rest, inverse = _score(value, r, score_r, rest_r, FORM)
+    if NEGATIVE:
+        difference = joint
+    else:
+        difference = joint - y
+        loss = y * gain + (1.0 - y) * loss
+    factor = _modulation(difference, beta, SQUARE)
+    direct = factor * difference
+    through = loss * _modulation_slope(difference, factor, beta, SQUARE)
+    if FORM == LOGITS:
+        of_value = through * (joint * class_rest) + direct
+        of_quality = of_value
+    elif FORM == PROBABILITIES:
+        of_value = direct * inverse + through
+        of_quality = of_value
+    else:
+        t = direct * inverse + through * joint
+        of_value = class_rest * t
+        of_quality = quality_rest * t
+    return of_value, of_quality
+
+
+@triton.jit
+def _read_labels(labels, rows, live, classes):
+    """Labels of the points, −1 for background."""
+    label = tl.load(labels + rows, mask=live, other=-1)
+    return tl.where((label >= 0) & (label < classes), label, -1)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def qfl_forward_kernel(
+    out,  # (B, A) or (N,) float32, contiguous; not read where `partials` is not None
+    values_0, values_1, values_2, values_3, values_4, values_5, values_6, values_7,  # (B, C, H_l, W_l) or (N, 1, C)
+    levels,  # table of the levels, see common.level_table
+    quality,  # (B, A) or (N,) float32, contiguous, or None
+    labels,  # (B, A) or (N,) int64, contiguous, or None: the target is dense
+    scores,  # (B, A) or (N,) float32, contiguous; dense: (N, C) with the two strides below
+    weight,  # (B, A) or (N,) float32, contiguous, or None
+    partials,  # (programs,) float32, or None
+    score_row: tl.int64,
+    score_class: tl.int64,
+    beta: tl.float32,
+    blocks: tl.int32,  # programs an image
+    total: tl.int64,  # A
+    classes: tl.int32,
+    FORM: tl.constexpr,
+    SQUARE: tl.constexpr,  # β is 2
+    AXIS: tl.constexpr,  # of the classes in the tile: 0 with the points last (NCHW), 1 with the classes last
+    TOUCHING: tl.constexpr,  # neighbours in the tile's last dimension are neighbours in memory
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    LEVELS: tl.constexpr = len(levels)
+
+    # 1. The image, the level and the points of this program.
+    program = tl.program_id(0)
+    image = program // blocks
+    level, first_block, first_point = find_level(levels, program - image * blocks, BLOCK)
+    cells = (program - image * blocks - first_block) * BLOCK + tl.arange(0, BLOCK)
+    live = cells < pick_column(levels, level, COUNT)
+    offsets, y, x = cell_offsets(levels, level, image, cells, TOUCHING and AXIS == 0)
+    every = (values_0, values_1, values_2, values_3, values_4, values_5, values_6, values_7)
+    values = pick(every, level, LEVELS)
+    step = 1
+    if AXIS == 0 or not TOUCHING:
+        step = pick_column(levels, level, BIN_STRIDE)
+    rows = image.to(tl.int64) * total + first_point + cells
+
+    # 2. What the classes of a point share.
+    r, score_r, rest_r = _quality(quality, rows, live, FORM)
+    wide_r, wide_score, wide_rest = tl.expand_dims(r, AXIS), tl.expand_dims(score_r, AXIS), tl.expand_dims(rest_r, AXIS)
+    at = tl.expand_dims(offsets, AXIS)
+    targets = tl.expand_dims(rows * score_row, AXIS)
+    NEGATIVE: tl.constexpr = labels is not None
+    if labels is not None:
+        label = _read_labels(labels, rows, live, classes)
+        own = tl.expand_dims(label, AXIS)
+
+    # 3. All elements; with labels, those of the labels are left out.
+    lanes = tl.expand_dims(tl.arange(0, TILE), 1 - AXIS)
+    sums = lanes * tl.expand_dims(tl.zeros((BLOCK,), tl.float32), AXIS)
+    for first in range(0, classes, TILE):
+        number = first + lanes
+        mask = (number < classes) & tl.expand_dims(live, AXIS)
+        value = tl.load(values + (at + number.to(tl.int64) * step), mask=mask, other=0.0).to(tl.float32)
+        target = 0.0
+        if labels is None:
+            target = tl.load(scores + (targets + number.to(tl.int64) * score_class), mask=mask, other=0.0)
+        else:
+            mask = mask & (number != own)
+        found = _loss(value, wide_r, wide_score, wide_rest, target, beta, FORM, SQUARE, NEGATIVE)
+        sums += tl.where(mask, found, 0.0)
+    losses = tl.sum(sums, axis=AXIS)
+
+    # 4. Those of the labels.
+    if labels is not None:
+        hit = label >= 0
+        value = tl.load(values + (offsets + label * step), mask=hit, other=0.0).to(tl.float32)
+        target = tl.load(scores + rows, mask=hit, other=0.0)
+        losses += tl.where(hit, _loss(value, r, score_r, rest_r, target, beta, FORM, SQUARE, False), 0.0)
+
+    # 5. To the result.
+    reduce_rows(losses, weight, out, partials, rows, live, program)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def qfl_backward_kernel(
+    upstream,  # of the result: (B, A) or (N,) float32, contiguous; () with TOTAL
+    values_0, values_1, values_2, values_3, values_4, values_5, values_6, values_7,
+    levels,
+    grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7,  # shaped as the values, or None
+    grad_levels,  # their table
+    quality, labels, scores, weight,  # as in forward
+    factor,  # () float32: one more divisor of the total, or None
+    grad_quality,  # (B, A) or (N,) float32, contiguous, or None
+    score_row: tl.int64,
+    score_class: tl.int64,
+    divisor: tl.float32,
+    beta: tl.float32,
+    blocks: tl.int32,
+    total: tl.int64,
+    classes: tl.int32,
+    TOTAL: tl.constexpr,
+    FORM: tl.constexpr,
+    SQUARE: tl.constexpr,
+    AXIS: tl.constexpr,
+    TOUCHING: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    LEVELS: tl.constexpr = len(levels)
+
+    # 1. The image, the level and the points of this program.
+    program = tl.program_id(0)
+    image = program // blocks
+    level, first_block, first_point = find_level(levels, program - image * blocks, BLOCK)
+    cells = (program - image * blocks - first_block) * BLOCK + tl.arange(0, BLOCK)
+    live = cells < pick_column(levels, level, COUNT)
+    offsets, y, x = cell_offsets(levels, level, image, cells, TOUCHING and AXIS == 0)
+    every = (values_0, values_1, values_2, values_3, values_4, values_5, values_6, values_7)
+    values = pick(every, level, LEVELS)
+    step = 1
+    if AXIS == 0 or not TOUCHING:
+        step = pick_column(levels, level, BIN_STRIDE)
+    if grad_0 is not None:
+        every = (grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7)
+        grad = pick(every, level, LEVELS)
+        grad_step = 1
+        if AXIS == 0 or not TOUCHING:
+            grad_step = pick_column(grad_levels, level, BIN_STRIDE)
+        grad_offsets, y, x = cell_offsets(grad_levels, level, image, cells, TOUCHING and AXIS == 0)
+        grad_at = tl.expand_dims(grad_offsets, AXIS)
+    rows = image.to(tl.int64) * total + first_point + cells
+
+    # 2. What the classes of a point share.
+    given = upstream_of_rows(upstream, weight, factor, divisor, rows, live, TOTAL)
+    wide_given = tl.expand_dims(given, AXIS)
+    r, score_r, rest_r = _quality(quality, rows, live, FORM)
+    wide_r, wide_score, wide_rest = tl.expand_dims(r, AXIS), tl.expand_dims(score_r, AXIS), tl.expand_dims(rest_r, AXIS)
+    at = tl.expand_dims(offsets, AXIS)
+    targets = tl.expand_dims(rows * score_row, AXIS)
+    NEGATIVE: tl.constexpr = labels is not None
+    if labels is not None:
+        label = _read_labels(labels, rows, live, classes)
+        own = tl.expand_dims(label, AXIS)
+
+    # 3. All elements; with labels, those of the labels are left out.
+    lanes = tl.expand_dims(tl.arange(0, TILE), 1 - AXIS)
+    sums = lanes * tl.expand_dims(tl.zeros((BLOCK,), tl.float32), AXIS)
+    for first in range(0, classes, TILE):
+        number = first + lanes
+        mask = (number < classes) & tl.expand_dims(live, AXIS)
+        value = tl.load(values + (at + number.to(tl.int64) * step), mask=mask, other=0.0).to(tl.float32)
+        target = 0.0
+        if labels is None:
+            target = tl.load(scores + (targets + number.to(tl.int64) * score_class), mask=mask, other=0.0)
+        else:
+            mask = mask & (number != own)
+        slope, slope_r = _slopes(value, wide_r, wide_score, wide_rest, target, beta, FORM, SQUARE, NEGATIVE)
+        if grad_0 is not None:
+            to = grad + (grad_at + number.to(tl.int64) * grad_step)
+            tl.store(to, (slope * wide_given).to(grad.dtype.element_ty), mask=mask)
+        if grad_quality is not None:
+            sums += tl.where(mask, slope_r, 0.0)
+
+    # 4. Those of the labels.
+    if grad_quality is not None:
+        slopes = tl.sum(sums, axis=AXIS)
+    if labels is not None:
+        hit = label >= 0
+        value = tl.load(values + (offsets + label * step), mask=hit, other=0.0).to(tl.float32)
+        target = tl.load(scores + rows, mask=hit, other=0.0)
+        slope, slope_r = _slopes(value, r, score_r, rest_r, target, beta, FORM, SQUARE, False)
+        if grad_0 is not None:
+            tl.store(grad + (grad_offsets + label * grad_step), (slope * given).to(grad.dtype.element_ty), mask=hit)
+        if grad_quality is not None:
+            slopes += tl.where(hit, slope_r, 0.0)
+
+    # 5. The quality's gradient.
+    if grad_quality is not None:
+        tl.store(grad_quality + rows, slopes * given, mask=live)
+
+
+def qfl_forward(
+    values: Sequence[Tensor],
+    quality: Tensor | None,
+    labels: Tensor | None,
+    scores: Tensor,
+    form: str,
+    beta: float,
+    reduction: Reduction,
+    out: Tensor,
+) -> None:
+    """Write the losses of the rows, or their total, into ``out``, float32 contiguous.
+
+    Args:
+        values: L levels (B, C, H, W), or [rows (N, C)]; float32, float16 or bfloat16, any strides.
+        quality: (B, A) or (N,) float32 contiguous with form "class_logits", else None.
+        labels: (B, A) or (N,) int64 contiguous; None: the target is dense.
+        scores: (B, A) or (N,) float32 contiguous; dense: (N, C) float32, any strides.
+        reduction: as ``Reduction.on`` gives it.
+    """
+    levels = _levels(values)
+    shape = _shape(levels, levels, form, beta)
+    blocks = common.blocks_of(levels, shape["BLOCK"])
+    programs = blocks * _batch(values)
+    partials = new_partials(reduction, programs, out)
+    with common.device_of(out):
+        qfl_forward_kernel[(programs,)](
+            out,
+            *common.pointers(levels),
+            common.level_table(levels),
+            quality,
+            labels,
+            scores,
+            reduction.weight,
+            partials,
+            *_score_strides(labels, scores),
+            beta,
+            blocks,
+            _points(values),
+            values[0].shape[1],
+            **shape,
+        )
+        write_total(reduction, partials, out)
+
+
+def qfl_backward(
+    grad: Tensor,
+    values: Sequence[Tensor],
+    quality: Tensor | None,
+    labels: Tensor | None,
+    scores: Tensor,
+    form: str,
+    beta: float,
+    reduction: Reduction,
+    grad_values: Sequence[Tensor],
+    grad_quality: Tensor | None,
+) -> None:
+    """Write the gradients that are wanted.
+
+    Args:
+        grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
+        grad_values: tensors shaped as ``values``, in their dtype, any strides; empty: not wanted.
+        grad_quality: like ``quality``, or None: not wanted.
+    """
+    levels, gradients = _levels(values), _levels(grad_values)
+    shape = _shape(levels, [*levels, *gradients], form, beta)
+    blocks = common.blocks_of(levels, shape["BLOCK"])
+    with common.device_of(grad):
+        qfl_backward_kernel[(blocks * _batch(values),)](
+            grad,
+            *common.pointers(levels),
+            common.level_table(levels),
+            *common.pointers(gradients),
+            common.level_table(gradients) if gradients else None,
+            quality,
+            labels,
+            scores,
+            reduction.weight,
+            reduction.factor,
+            grad_quality,
+            *_score_strides(labels, scores),
+            reduction.divisor,
+            beta,
+            blocks,
+            _points(values),
+            values[0].shape[1],
+            TOTAL=reduction.total,
+            **shape,
+        )
+
+
+def _levels(values: Sequence[Tensor]) -> list[Tensor]:
+    """Rows (N, C) as the table of levels knows them: (N, 1, C), one side."""
+    return [value.unsqueeze(1) if value.dim() == 2 else value for value in values]
+
+
+def _batch(values: Sequence[Tensor]) -> int:
+    return 1 if values[0].dim() == 2 else values[0].shape[0]
+
+
+def _points(values: Sequence[Tensor]) -> int:
+    return sum(value.shape[0] if value.dim() == 2 else value.shape[2] * value.shape[3] for value in values)
+
+
+def _score_strides(labels: Tensor | None, scores: Tensor) -> tuple[int, ...]:
+    return scores.stride() if labels is None else (0, 0)
+
+
+def _shape(levels: Sequence[Tensor], touched: Sequence[Tensor], form: str, beta: float) -> dict[str, Any]:
+    """Constants and options of the kernels: they depend on the form, β, the classes and the memory layout.
+
+    Args:
+        touched: every tensor that is read or written in tiles.
+    """
+    classes = levels[0].shape[-1 if levels[0].dim() == 3 else 1]
+    classes_last = common.bins_are_last(levels)
+    # Of some sizes of a tile the one that leaves the fewest places empty; the larger where two are equal.
+    most = triton.next_power_of_2(classes)
+    sizes = (32, 16, 8) if classes_last else (16, 8)
+    sizes = [min(size, most) for size in ((_CLASSES_INTERPRETED,) if INTERPRETED else sizes)]
+    tile = min(sizes, key=lambda size: -(-classes // size) * size)
+    return {
+        "FORM": _FORMS[form],
+        "SQUARE": int(beta == 2),
+        "AXIS": int(classes_last),
+        "TOUCHING": common.neighbours_touch(touched, classes_last),
+        "TILE": tile,
+        "BLOCK": _CELLS_INTERPRETED if INTERPRETED else _TILE_ELEMENTS[classes_last] // max(tile, 16),
+        "num_warps": 4,
+        "enable_fp_fusion": True,  # said aloud: Triton's default for it differs between versions
+    }
