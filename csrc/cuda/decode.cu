@@ -7,6 +7,7 @@
 //   3. decode_scores, decode_boxes    the rows of the result
 // Every order is that of (key, index), which no two points share, so that the order in which threads arrive never shows.
 
+#include "cuda/rows.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/decode.hpp"
@@ -17,9 +18,8 @@
 namespace gflv2::cuda {
 namespace {
 
-constexpr unsigned warp = 32;  // points or rows of a block
-constexpr unsigned slices = 4;  // threads that share the classes of a point, or the sides of a row
-constexpr unsigned threads = warp * slices;
+// A block takes `warp` points or rows.
+constexpr unsigned slices = threads / warp;  // threads that share the classes of a point, or the sides of a row
 
 __device__ inline float quality_of(const DecodeArguments& a, std::int64_t point) {
     return a.quality ? sigmoid(static_cast<const float*>(a.quality)[point]) : 1.0f;
@@ -271,12 +271,6 @@ template <class T> GFLV2_KERNEL(threads) decode_scores(GFLV2_CONSTANT DecodeArgu
     }
 }
 
-template <class T> struct BoxRow {
-    const T* at;
-    std::int64_t bin_step;
-    __device__ float operator[](int bin) const { return widen(at[bin * bin_step]); }
-};
-
 template <class T> GFLV2_KERNEL(threads) decode_boxes(GFLV2_CONSTANT DecodeArguments a, GFLV2_CONSTANT BlockTable blocks) {
     const BlockRows block(a, blocks);
     const Level& level = a.box_levels.level[block.chunk.level];
@@ -288,7 +282,7 @@ template <class T> GFLV2_KERNEL(threads) decode_boxes(GFLV2_CONSTANT DecodeArgum
 
     // 1. Softmax and expectation.
     const float scale = a.scales ? static_cast<const float*>(a.scales)[block.chunk.level] : 1.0f;
-    const BoxRow<T> logits{static_cast<const T*>(level.logits) + image * level.strides.image +
+    const MemoryRow<T> logits{static_cast<const T*>(level.logits) + image * level.strides.image +
                                point_offset(level, level.strides, point) + side * level.strides.side,
                            level.strides.bin};
     NoExponentials none;

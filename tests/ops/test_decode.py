@@ -237,15 +237,6 @@ class TestMemory:
         finally:
             torch.use_deterministic_algorithms(False)
 
-    def test_inputs_are_left_alone_and_not_passed_on(self, backend: str) -> None:
-        with running(backend) as device:
-            inputs = EVERYTHING.inputs(device)
-            before = [tensor.clone() for tensor in inputs.tensors]
-            found = inputs.call(decode)
-        assert all(torch.equal(a, b) for a, b in zip(inputs.tensors, before, strict=True))
-        theirs = {tensor.untyped_storage().data_ptr() for tensor in inputs.tensors}
-        assert not theirs & {part.untyped_storage().data_ptr() for part in found[:5]}
-
     def test_strided_small_arguments(self, backend: str) -> None:
         with running(backend) as device:
             inputs = EVERYTHING.inputs(device)
@@ -289,11 +280,6 @@ class TestMetamorphic:
         assert torch.equal(moved.points, found.points) and torch.equal(moved.scores, found.scores)
         # The order of a sum over the bins may differ, and its terms are far larger than it.
         torch.testing.assert_close(moved.boxes, found.boxes, rtol=1e-5, atol=1e-3)
-
-    def test_twice_the_same_bits(self, backend: str) -> None:
-        with running(backend) as device:
-            inputs = EVERYTHING.but(kind="tied").inputs(device)
-            assert_same(inputs.call(decode), inputs.call(decode))
 
 
 @pytest.mark.parametrize("backend", [name for name in KERNELS if name == "cpu"])
@@ -354,15 +340,15 @@ class TestHost:
             patch.undo()
             torch.library.opcheck(torch.ops.gflv2.decode.default, calls[0])
 
-    @pytest.mark.parametrize("distributions", few([True, False], 1))
-    def test_full_graph(self, distributions: bool, backend: str) -> None:
+    def test_distributions_in_a_full_graph(self, backend: str) -> None:
         with running(backend) as device:
             torch._dynamo.reset()
             compiled = torch.compile(decode, fullgraph=True, backend="aot_eager")
             inputs = EVERYTHING.inputs(device)
-            found = inputs.call(compiled, return_distributions=distributions)
-            assert_same(found, inputs.call(decode, return_distributions=distributions))
-        assert (found.distributions is not None) == distributions
+            found = inputs.call(compiled)
+            assert_same(found, inputs.call(decode))
+            assert found.distributions is not None
+            assert inputs.call(decode, return_distributions=False).distributions is None
 
     def test_other_sizes_in_one_graph(self, backend: str) -> None:
         """Levels that are sorted and levels that are not."""
@@ -382,15 +368,7 @@ class TestHost:
                 if tensor.is_floating_point():
                     tensor.requires_grad_()
             found = inputs.call(decode)
-            assert not any(part.requires_grad for part in found[:5])
-            with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16):
-                assert_same(inputs.call(decode), found)
-
-    def test_vmap_is_refused(self, backend: str) -> None:
-        with running(backend) as device:
-            cls, box = torch.zeros(2, 1, 3, 4, 4, device=device), torch.zeros(2, 1, 8, 4, 4, device=device)
-            with pytest.raises(RuntimeError, match="decode.*vmap"):
-                torch.vmap(lambda c, b: decode([c], [b], strides=[8]).boxes)(cls, box)
+        assert not any(part.requires_grad for part in found[:5])
 
     def test_refusals_have_words(self, backend: str) -> None:
         with running(backend) as device:
@@ -402,7 +380,7 @@ class TestHost:
                     decode(cls, box, strides=[8], pre_topk=4500)
         with gflv2.use_backend(None):
             reasons = gflv2.explain("decode", cls, box, strides=[8], pre_topk=4500)
-        assert any("4096" in choice.reason for choice in reasons) or INTERPRETED is False
+        assert reasons[0].backend == "cuda" and not reasons[0].chosen
 
     def test_no_class_is_an_error(self, backend: str) -> None:
         with running(backend) as device, pytest.raises(ValueError, match="class_logits: expected at least 1 channel"):
