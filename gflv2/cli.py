@@ -262,6 +262,26 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"wrote {path}")
 
 
+def _bench(options: argparse.Namespace) -> None:
+    from gflv2.engine.bench import bench
+
+    result = bench(
+        options.config,
+        weights=options.weights,
+        overrides=options.overrides,
+        batch_size=options.batch_size,
+        image_size=options.size,
+        device=options.device,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        seconds=options.seconds,
+    )
+    print(result)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result.to_dict(), indent=2))
+
+
 def _model(source: str | Path, weights: str | None, overrides: dict[str, Any], device: str | None) -> Any:
     """The detector of a configuration and weights, or of weights that carry their configuration."""
     import torch
@@ -325,6 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_val(verbs)
     _add_predict(verbs)
+    _add_bench(verbs)
     _add_convert(verbs)
     _add_configs(verbs)
     verbs.add_parser("demo", help="generate a small data set, train a light model, draw what it sees")
@@ -442,6 +463,28 @@ def _add_predict(verbs: Any) -> None:
     parser.add_argument("--distributions", action="store_true", help="draw the distributions of each image's best box")
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="write the JSON file only")
     _add_model_options(parser)
+
+
+def _add_bench(verbs: Any) -> None:
+    note = "Settings may follow as --SECTION.KEY VALUE, for example --model.num_classes 3."
+    about = "measure the speed of a detector on this machine: latency, images per second, parameters"
+    parser = _verb(verbs, "bench", _bench, about, epilog=note)
+    parser.set_defaults(takes_overrides=True)
+    parser.add_argument("config", metavar="CONFIG|WEIGHTS", help="a configuration, or a checkpoint of gflv2")
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint (default: random weights, which detect nothing)")
+    parser.add_argument("--batch-size", type=_positive, default=1, metavar="N")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=_positive,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the images (default: the configuration's test size)",
+    )
+    parser.add_argument("--device", help="for example cpu or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--precision", default="32", choices=("32", "bf16", "16"))
+    parser.add_argument("--channels-last", action="store_true", help="memory layout of images and weights")
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="measure at least so long (5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
 
 
 def _add_convert(verbs: Any) -> None:
