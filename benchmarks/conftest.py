@@ -96,8 +96,8 @@ def cases(config: pytest.Config) -> Iterator:
                 chosen = [(operation.tiny(), True)]
             else:
                 chosen = [(case, True) for case in operation.bases(device)]
-                if not config.getoption("--no-curves") and operation.curves:
-                    chosen += [(case, False) for case in operation.curve_cases(device)]
+                if not config.getoption("--no-curves"):
+                    chosen += [(case, False) for case in operation.curve_cases(device) if (case, True) not in chosen]
             for case, full in chosen:
                 name = f"{device.type}-{operation.name}-{case.text(operation.axes).replace(' ', ',')}"
                 yield pytest.param(operation, case, device, full, id=name + ("" if full else "-curve"))

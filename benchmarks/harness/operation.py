@@ -82,8 +82,9 @@ class Operation:
         return TINY
 
     def curve_cases(self, device: torch.device) -> list[Case]:
+        """The cases of the curves, their common start first; none for an operation without curves."""
         base = self.curve_base(device)
-        cases = [base]
+        cases = [base] if self.curves else []
         for axis, values in self.curves.items():
             cases += [base.but(**{axis: value}) for value in values if value != getattr(base, axis)]
         return cases

@@ -1,0 +1,166 @@
+"""``python -m benchmarks.report``: REPORT.md and its plots, from the tables in ``results/``; nothing in it is typed.
+
+``--compare OLD.csv NEW.csv`` ends with exit code 1 where this project became slower, or hungrier, beyond the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import compare, plots
+from benchmarks.harness import machine, table
+from benchmarks.harness.cases import facts, read
+from benchmarks.harness.operation import Operation
+from benchmarks.registry import operations
+from benchmarks.training_step import WITHOUT_LOSS
+
+HERE = Path(__file__).parent
+_MODES = ("forward", "backward", "both")
+
+_HEAD = """# Benchmarks
+
+Written by `python -m benchmarks.report` from the tables in `benchmarks/results`, which `make bench` fills; what the
+columns mean, and how everything is measured, stands in [docs/benchmarks.md](../docs/benchmarks.md).
+"""
+
+
+def write(results: Path, output: Path) -> list[Path]:
+    """Write the report of all tables of a folder and its plots, and return the files.
+
+    Raises:
+        FileNotFoundError: the folder holds no table.
+    """
+    tables = sorted(results.glob("*.csv"))
+    if not tables:
+        raise FileNotFoundError(f"no table in {results}: run make bench first")
+    rows = [row for path in tables for row in table.read(path)]
+    files, parts = [output], [_HEAD]
+    for device in dict.fromkeys(row["device"] for row in rows):
+        here = [row for row in rows if row["device"] == device]
+        parts.append("\n".join(_device(device, here)))
+        for operation in operations():
+            own = [row for row in here if row["operation"] == operation.name]
+            if not own:
+                continue
+            parts.append("\n".join(_operation(operation, own)))
+            picture = output.parent / "plots" / f"{machine.slug(device)}-{operation.name}.svg"
+            if plots.draw(operation, operation.curve_base(_kind(own)), own, picture):
+                parts.append(_picture(operation, own, picture.relative_to(output.parent)))
+                files.append(picture)
+    output.write_text("\n".join(parts))
+    return files
+
+
+def _kind(rows: list[table.Row]) -> torch.device:
+    """GPUs have a driver."""
+    return torch.device("cuda" if rows[0]["driver"] else "cpu")
+
+
+def _device(device: str, rows: list[table.Row]) -> Iterator[str]:
+    yield f"\n## {device}\n"
+    software: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for row in rows:
+        measured = software[tuple(row[name] for name in ("torch", "triton", "driver", "commit"))]
+        if row["operation"] not in measured:
+            measured.append(row["operation"])
+    for (version, triton, driver, commit), names in software.items():
+        parts = [f"torch {version}", f"triton {triton}" * bool(triton), f"driver {driver}" * bool(driver)]
+        which = "" if len(software) == 1 else f": {', '.join(names)}"
+        yield f"* {', '.join(part for part in parts if part)}, commit {commit or 'unknown'}{which}"
+    yield ""
+
+
+def _operation(operation: Operation, rows: list[table.Row]) -> Iterator[str]:
+    """One table a case that is not of a curve alone."""
+    yield f"\n### {operation.name}\n"
+    device = _kind(rows)
+    bases = {case.text(operation.axes) for case in operation.bases(device)}
+    curves = {case.text(operation.axes) for case in operation.curve_cases(device)}
+    for case in dict.fromkeys(row["case"] for row in rows):
+        if case in curves and case not in bases:
+            continue
+        runs = table.by_key(row for row in rows if row["case"] == case)
+        yield from _case(operation, case, runs)
+
+
+def _case(operation: Operation, case: str, runs: dict[table.Key, list[table.Row]]) -> Iterator[str]:
+    modes = [operation.mode] if operation.mode else list(_MODES)
+    last = modes[-1]
+    moved = operation.moved(read(case)).get(last)
+    floor = f"; {moved / 1e6:.4g} MB must move ({last})" if moved else ""
+    yield f"{case.replace(' ', ', ')}{floor}\n"
+    images = facts(case).get("batch") if operation.name == "inference" else None
+    heads = ["candidate", *(f"{mode} ms" for mode in modes), "spread", "× eager", "× compile", "launches", "syncs"]
+    heads += ["host µs", "peak MB", "saved MB", "of copy bandwidth", *(["images/s"] if images else [])]
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    medians = {}
+    for backend in dict.fromkeys(key[2] for key in runs):
+        of = {key[3]: found for key, found in runs.items() if key[2] == backend}
+        cells = [backend, *(_number(table.median(of[mode], "ms")) for mode in modes)]
+        cells.append(f"{100 * table.spread(of[last]):.0f} %")
+        cells += [_number(table.median(of[last], name)) for name in ("vs_eager", "vs_compile", "launches", "syncs")]
+        cells.append(_number(table.median(of[last], "host_us")))
+        cells += [_number(table.median(of[last], name), 1e-6) for name in ("peak_bytes", "saved_bytes")]
+        share = table.median(of[last], "bandwidth_share")
+        cells.append("" if share is None else f"{100 * share:.0f} %")
+        medians[backend] = table.median(of[last], "ms")
+        if images:
+            cells.append(_number(int(images) / medians[backend] * 1e3))
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    if WITHOUT_LOSS in medians:
+        yield f"Share of targets, losses and their backward in the step: {_shares(medians)}.\n"
+
+
+def _shares(medians: dict[str, float]) -> str:
+    rest = medians[WITHOUT_LOSS]
+    shares = {name: 100 * (1 - rest / took) for name, took in medians.items() if name != WITHOUT_LOSS}
+    return ", ".join(f"{name} {share:.0f} %" for name, share in shares.items())
+
+
+def _picture(operation: Operation, rows: list[table.Row], path: Path) -> str:
+    base = operation.curve_base(_kind(rows)).text(operation.axes).replace(" ", ", ")
+    mode = operation.mode or "forward and backward"
+    return f"![{operation.name}: time over the sizes of its input]({path.as_posix()})\n\n*{mode}, from {base}*\n"
+
+
+def _number(value: float | None, factor: float = 1.0) -> str:
+    """Three significant digits."""
+    if value is None:
+        return ""
+    value *= factor
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the tables")
+    parser.add_argument("--output", type=Path, default=HERE / "REPORT.md")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD.csv", "NEW.csv"))
+    options = parser.parse_args(arguments)
+    try:
+        if options.compare is None:
+            for path in write(options.results, options.output):
+                print(f"wrote {path}")
+            return 0
+        old, new = (table.read(path) for path in options.compare)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    worse = compare.regressions(old, new)
+    for line in worse:
+        print(line)
+    print(f"{compare.compared(old, new)} compared, {len(worse)} worse")
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
