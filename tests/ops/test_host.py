@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from gflv2.ops import backends, native
 from tests.ops import calls
-from tests.ops.under_test import backends_of, running
+from tests.ops.under_test import INTERPRETED, backends_of, running
 
 # The emulation shares its host side with cpu and cuda, whose tests these are.
 EVERY = [(op, name) for op in calls.operations() for name in backends_of(op) if name != "simt"]
@@ -23,9 +23,17 @@ KERNELS = [(op, name) for op, name in EVERY if name != "reference"]
 WITH_GRADIENT = [(op, name) for op, name in EVERY if op in calls.DIFFERENTIABLE]
 KERNELS_WITH_GRADIENT = [(op, name) for op, name in KERNELS if op in calls.DIFFERENTIABLE]
 
+
+def _quick(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """For what has nothing to do with a kernel's inside: not in the slow interpreter, which takes no other backend."""
+    return [(op, "reference") for op, _ in pairs] if INTERPRETED else pairs
+
+
 each_operation = pytest.mark.parametrize(("op", "backend"), EVERY)
+each_call = pytest.mark.parametrize(("op", "backend"), _quick(EVERY))
 each_kernel = pytest.mark.parametrize(("op", "backend"), KERNELS)
-each_gradient = pytest.mark.parametrize(("op", "backend"), WITH_GRADIENT)
+each_kernel_call = pytest.mark.parametrize(("op", "backend"), _quick(KERNELS))
+each_gradient = pytest.mark.parametrize(("op", "backend"), _quick(WITH_GRADIENT))
 each_kernel_gradient = pytest.mark.parametrize(("op", "backend"), KERNELS_WITH_GRADIENT)
 
 
@@ -56,7 +64,7 @@ def test_full_graph(op: str, backend: str) -> None:
     assert_same([gradient for gradient in found if gradient is not None], want, rtol=1e-6, atol=1e-6)
 
 
-@each_operation
+@each_call
 def test_twice_the_same_bits(op: str, backend: str) -> None:
     with running(backend) as device:
         assert_same(run(op, device), run(op, device))
@@ -77,7 +85,7 @@ def test_results_and_gradients_are_memory_of_their_own(op: str, backend: str) ->
         assert tensor.untyped_storage().data_ptr() not in inputs
 
 
-@each_operation
+@each_call
 def test_inference_mode(op: str, backend: str) -> None:
     with running(backend) as device:
         plain, _ = run(op, device)
@@ -88,7 +96,7 @@ def test_inference_mode(op: str, backend: str) -> None:
     assert_same([tensor.clone() for tensor in calls.tensors(found)], [t.detach() for t in calls.tensors(plain)])
 
 
-@each_kernel
+@each_kernel_call
 def test_autocast_changes_nothing(op: str, backend: str) -> None:
     with running(backend) as device:
         plain = run(op, device)
@@ -173,7 +181,7 @@ def assert_refused(op: str, name: str, made: calls.Arguments, got: str) -> None:
     assert got in message, f"{op}({name}=…): {message}"
 
 
-@each_operation
+@each_call
 def test_mixed_devices_are_refused(op: str, backend: str) -> None:
     with running(backend) as device:
         made = calls.arguments(op, device)
@@ -185,7 +193,7 @@ def test_mixed_devices_are_refused(op: str, backend: str) -> None:
                 assert_refused(op, name, changed, "meta")
 
 
-@each_operation
+@each_call
 def test_wrong_dtypes_are_refused(op: str, backend: str) -> None:
     with running(backend) as device:
         for name, changed in calls.variations(
@@ -194,7 +202,7 @@ def test_wrong_dtypes_are_refused(op: str, backend: str) -> None:
             assert_refused(op, name, changed, "complex64")
 
 
-@each_operation
+@each_call
 def test_wrong_shapes_are_refused(op: str, backend: str) -> None:
     with running(backend) as device:
         for name, changed in calls.variations(
