@@ -1,8 +1,9 @@
-"""Under Triton's interpreter only the tests of the ``triton`` backend run, and the emulation gets fewer examples: see
-``under_test``."""
+"""Under Triton's interpreter only the tests of the ``triton`` backend run, under ``GFLV2_TEST_BACKENDS`` those of the
+backends that it names; the emulation gets fewer examples: see ``under_test``."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from hypothesis import is_hypothesis_test, settings
 from tests.ops.under_test import EMULATED_EXAMPLES, INTERPRETED
 
 HERE = Path(__file__).parent
+ONLY = os.environ.get("GFLV2_TEST_BACKENDS", "")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not INTERPRETED:
+    wanted = ["triton"] if INTERPRETED else [name for name in ONLY.split(",") if name]
+    if not wanted:
         return
-    others = [item for item in items if HERE in item.path.parents and _backend(item) != "triton"]
+    others = [item for item in items if HERE in item.path.parents and _backend(item) not in wanted]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
 
