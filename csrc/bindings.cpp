@@ -23,6 +23,9 @@ PYBIND11_MODULE(_native, m) {
         if (!set_instruction_set(name.c_str()))
             throw std::invalid_argument("instruction set: expected one that was built and that this processor has, got " + name);
     });
+#if defined(GFLV2_SIMT)
+    simt::bind_recorder(m);
+#endif
 #if defined(GFLV2_HAS_CUDA)
     m.def("cuda_problem", &cuda::problem);
     m.attr("cuda_architectures") = GFLV2_CUDA_ARCHITECTURES;

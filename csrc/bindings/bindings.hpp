@@ -11,6 +11,9 @@
 #include <vector>
 
 #include "gflv2/types.hpp"
+#if defined(GFLV2_SIMT)
+#include "simt/recorder.hpp"
+#endif
 
 namespace gflv2 {
 
@@ -37,7 +40,9 @@ void run(int device, std::int64_t where, const Arguments& arguments, void (*on_c
     if (on_cuda == nullptr) throw std::runtime_error("the native library was built without CUDA");
     on_cuda(arguments, {device, pointer<void>(where)});
 }
-#if defined(GFLV2_HAS_CUDA)
+#if defined(GFLV2_SIMT)
+#define GFLV2_RUN(name, device, where, arguments) simt::run(#name, arguments, &cuda::name, {device, pointer<void>(where)})
+#elif defined(GFLV2_HAS_CUDA)
 #define GFLV2_RUN(name, device, where, arguments) run(device, where, arguments, &cpu::name, &cuda::name)
 #else
 #define GFLV2_RUN(name, device, where, arguments) run<std::decay_t<decltype(arguments)>>(device, where, arguments, &cpu::name, nullptr)

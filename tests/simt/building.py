@@ -24,12 +24,16 @@ def _find(*names: str) -> str | None:
     return next((found for name in names if (found := shutil.which(name, path=path))), None)
 
 
+def compiler() -> str | None:
+    return _find(os.environ.get("CXX") or "c++", "g++", "clang++")
+
+
 @functools.cache
 def missing() -> str | None:
     """What the build lacks, or None."""
     if not (ROOT / "CMakeLists.txt").is_file():
         return "the sources are not here"
-    if _find(os.environ.get("CXX") or "c++", "g++", "clang++") is None:
+    if compiler() is None:
         return "there is no C++ compiler"
     if _find("cmake") is None:
         return "there is no cmake"
