@@ -1,17 +1,20 @@
-# demo, test, bench, lint: each does its own set-up, a virtual environment in .venv with the newest torch from PyPI.
+# demo, test, bench, lint and the rest: each does its own set-up, a virtual environment in .venv with the newest torch from PyPI.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test bench lint clean help
+.PHONY: demo test bench lint parity compile-matrix kernels-table clean help
 
 help:
 	@echo "make demo    generate a sample set, train a light model for a few minutes, draw what it sees"
 	@echo "make test    run the tests on the CPU"
 	@echo "make bench   measure into benchmarks/results (ARGS='-k atss' and the like; docs/benchmarks.md)"
 	@echo "make lint    ruff"
+	@echo "make parity           how far every kernel is from its definition, and how far it may be"
+	@echo "make compile-matrix   compile every kernel for every architecture, and write docs/kernels.md"
+	@echo "make kernels-table    write the README's table of kernels anew"
 
 demo: $(STAMP)
 	$(BIN)/python -m gflv2.demo $(DEMO_ARGS)
@@ -26,6 +29,15 @@ bench: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+parity: $(STAMP)
+	$(BIN)/python -m tests.ops.parity_table $(PARITY_ARGS)
+
+compile-matrix: $(STAMP)
+	$(BIN)/python -m tests.kernels.matrix $(MATRIX_ARGS)
+
+kernels-table: $(STAMP)
+	$(BIN)/python tests/test_readme.py
 
 clean:
 	rm -rf build dist *.egg-info gflv2/_native*.so gflv2/_build.json

@@ -1,10 +1,9 @@
-"""The Triton kernels of ``atss`` compile without spills, without a fused product, and once for all sizes."""
+"""The Triton kernels of ``atss`` compile without a fused product, and once for all sizes."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ pytest.importorskip("triton", reason="triton is not installed on this platform")
 
 from gflv2.kernels import atss, variants  # noqa: E402
 from tests.kernels.launches import variants_of  # noqa: E402
-from tests.kernels.test_compile import resources  # noqa: E402
 
 
 def all_variants() -> dict[str, list[variants.Variant]]:
@@ -30,21 +28,10 @@ def test_the_listed_variants_are_those_that_launch() -> None:
         assert names(found) == ["table", *ignored, "nearest", "overlap", "claim", "finish"], name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", variants.ARCHITECTURES)
-def test_compile_without_spills_and_without_fusion(architecture: int, tmp_path: Path) -> None:
-    for name, found in all_variants().items():
-        for variant in found:
-            compiled = variant.compile(architecture)
-            cubin = tmp_path / "kernel.cubin"
-            cubin.write_bytes(compiled.asm["cubin"])
-            usage = resources(cubin)
-            assert usage["STACK"] == usage["LOCAL"] == 0, (
-                f"{variant.kernel} ({name}) spills on sm_{architecture}: {usage}"
-            )
-            # A product fused into a sum has other bits. (ptxas is told so too: the option holds for both.)
-            assert not re.search(r"\bfma\.", compiled.asm["ptx"]), f"{variant.kernel} ({name}) fuses"
-            assert variant.options["enable_fp_fusion"] is False
+def test_no_launch_may_fuse_a_product_into_a_sum() -> None:
+    """It would have other bits. The compile matrix looks for one in what was compiled."""
+    for found in all_variants().values():
+        assert all(variant.options["enable_fp_fusion"] is False for variant in found)
 
 
 @pytest.mark.slow

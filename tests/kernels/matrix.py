@@ -1,0 +1,287 @@
+"""The compile matrix: every kernel for every architecture of a release, its registers, shared memory and spills.
+
+``python -m tests.kernels.matrix`` compiles the CUDA sources (nvcc) and the Triton launches listed in ``launches``, and
+writes docs/kernels.md. It fails where a kernel does not compile; where it needs a stack or spills a register, unless
+``allowed`` says why; and where a Triton kernel that must not fuse a product into a sum does so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import multiprocessing
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from gflv2.kernels.variants import ARCHITECTURES
+from tests.kernels.allowed import ALLOWED
+from tests.kernels.launches import OPERATIONS, variants_of
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+TABLE = ROOT / "docs" / "kernels.md"
+CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+# As in CMakeLists.txt.
+CUDA_OPTIONS = ["-std=c++17", "-O3", "-fmad=false", f"-I{CSRC}", f"-I{CSRC / 'include'}", "-DGFLV2_HAS_CUDA"]
+
+
+class Usage(NamedTuple):
+    """One compiled instance of one kernel."""
+
+    source: str  # dgqp.cu, or kernels/dgqp.py
+    kernel: str
+    instance: str  # template arguments, or the call that launches it
+    symbol: str
+    architecture: int
+    registers: int
+    shared: int  # bytes that are known when it is compiled
+    stack: int  # bytes of the stack frame, spills included
+
+
+class Failure(NamedTuple):
+    source: str
+    architecture: int
+    message: str
+
+
+Result = list[Usage] | Failure
+
+
+def compile_cuda(name: str, architecture: int) -> Result:
+    """What ptxas says of every kernel of a CUDA source."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = subprocess.run(
+            [
+                *["nvcc", *CUDA_OPTIONS, f'-DGFLV2_CUDA_ARCHITECTURES="{architecture}"', f"-arch=sm_{architecture}"],
+                *["-Xptxas", "-v", "-cubin", "-o", f"{folder}/kernel.cubin", str(CSRC / "cuda" / name)],
+            ],
+            capture_output=True,
+            text=True,
+        )
+    if run.returncode != 0:
+        return Failure(name, architecture, run.stderr)
+    found = read_ptxas(name, architecture, run.stderr)
+    if not found and any(source == name for source, _ in cuda_kernels()):
+        return Failure(name, architecture, f"ptxas reports no kernel: {run.stderr}")
+    return found
+
+
+def read_ptxas(source: str, architecture: int, text: str) -> list[Usage]:
+    """The report of ``ptxas -v``, one entry function after the other."""
+    found = []
+    for block in re.split(r"Compiling entry function ", text)[1:]:
+        symbol = re.match(r"'(\w+)'", block)
+        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", block)
+        registers = re.search(r"Used (\d+) registers", block)
+        shared = re.search(r"(\d+) bytes smem", block)
+        assert symbol and frame and registers, block
+        kernel, instance = read_symbol(symbol[1])
+        stack = max(map(int, frame.groups()))
+        size = int(shared[1]) if shared else 0
+        found.append(Usage(source, kernel, instance, symbol[1], architecture, int(registers[1]), size, stack))
+    return found
+
+
+@functools.cache
+def read_symbol(symbol: str) -> tuple[str, str]:
+    """Name and template arguments of a mangled kernel."""
+    tool = shutil.which("c++filt") or shutil.which("cu++filt")
+    text = subprocess.run([tool, symbol], capture_output=True, text=True).stdout.strip() if tool else symbol
+    text = re.sub(r"\(anonymous namespace\)::|gflv2::|cuda::|^void ", "", text)
+    name = re.match(r"\w+", text)
+    if not tool or not name:
+        return symbol, ""
+    return name[0], _template_arguments(text[name.end() :])
+
+
+def _template_arguments(text: str) -> str:
+    """``<…>`` at the head of a text, brackets within it included."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter == "<") - (letter == ">")
+        if depth == 0:
+            return text[: place + 1] if place else ""
+    return ""
+
+
+def compile_triton(op: str, architecture: int) -> Result:
+    """What each listed launch of an operation needs; equal ones are compiled once."""
+    from triton.backends import nvidia
+
+    cuobjdump = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+    source, found, seen = f"kernels/{op}.py", [], set()
+    for call, variants in variants_of(op).items():
+        for variant in variants:
+            if variant.key in seen:
+                continue
+            seen.add(variant.key)
+            try:
+                code = variant.compile(architecture).asm
+            except Exception as error:  # whatever the compiler throws is the finding
+                return Failure(source, architecture, f"{variant.kernel} ({call}): {type(error).__name__}: {error}")
+            # ptxas is told so too: the option holds for both.
+            if not variant.options["enable_fp_fusion"] and re.search(r"\bfma\.", code["ptx"]):
+                return Failure(source, architecture, f"{variant.kernel} ({call}) fuses a product into a sum")
+            with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+                file.write(code["cubin"])
+                file.flush()
+                text = subprocess.run(
+                    [str(cuobjdump), "-res-usage", file.name], capture_output=True, text=True, check=True
+                ).stdout
+            numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+            assert numbers, text
+            registers, stack, shared, local = map(int, numbers.groups())
+            kernel = variant.kernel.rsplit(".", 1)[-1]
+            # Neither function calls nor arrays: a stack can only be spilled registers.
+            found.append(Usage(source, kernel, call, kernel, architecture, registers, shared, max(stack, local)))
+    return found
+
+
+def reason_of(usage: Usage) -> str | None:
+    """Why this kernel may have a stack; None: it may not."""
+    for pattern, reason in ALLOWED.get(usage.source, []):
+        if re.search(pattern, usage.symbol):
+            return reason
+    return None
+
+
+def _task(task: tuple[str, str, int]) -> Result:
+    room, name, architecture = task
+    return (compile_cuda if room == "cuda" else compile_triton)(name, architecture)
+
+
+def compile_all(architectures: Sequence[int], jobs: int, *, cuda: bool = True) -> list[Result]:
+    """Every source for every architecture, the longest first."""
+    sources = sorted(CUDA_SOURCES, key=lambda path: -path.stat().st_size) if cuda else []
+    tasks = [("cuda", path.name, architecture) for path in sources for architecture in architectures]
+    tasks += [("triton", op, architecture) for op in OPERATIONS for architecture in architectures]
+    context = multiprocessing.get_context("spawn")
+    results = []
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        for task, result in zip(tasks, pool.map(_task, tasks), strict=True):
+            print(f"{task[0]:<6} {task[1]:<16} sm_{task[2]}", f"{len(result)} kernels" if _fine(result) else "FAILED")
+            sys.stdout.flush()
+            results.append(result)
+    return results
+
+
+def _fine(result: Result) -> bool:
+    return not isinstance(result, Failure)
+
+
+def problems(results: Sequence[Result]) -> list[str]:
+    """What must not be, one text each."""
+    texts = []
+    for result in results:
+        if isinstance(result, Failure):
+            texts.append(f"{result.source} on sm_{result.architecture}: {result.message}")
+            continue
+        for usage in result:
+            if usage.stack and reason_of(usage) is None:
+                texts.append(
+                    f"{usage.source}: {usage.kernel} {usage.instance} on sm_{usage.architecture} has a stack of "
+                    f"{usage.stack} bytes ({usage.registers} registers); tests/kernels/allowed.py does not say why"
+                )
+    symbols = {(usage.source, usage.symbol) for result in results if _fine(result) for usage in result}
+    for source in {source for source, _ in symbols} & ALLOWED.keys():
+        for pattern, _ in ALLOWED[source]:
+            if not any(re.search(pattern, symbol) for name, symbol in symbols if name == source):
+                texts.append(f"tests/kernels/allowed.py: {pattern} finds no kernel in {source}")
+    return texts
+
+
+def render(results: Iterable[Result]) -> str:
+    """docs/kernels.md."""
+    rows: dict[tuple[str, str, str], dict[int, list[Usage]]] = {}
+    for result in results:
+        for usage in result if not isinstance(result, Failure) else ():
+            reason = (reason_of(usage) or "**no reason given**") if usage.stack else ""
+            rows.setdefault((usage.source, usage.kernel, reason), {}).setdefault(usage.architecture, []).append(usage)
+    architectures = sorted({architecture for columns in rows.values() for architecture in columns})
+    lines = [
+        "# Kernels and what they need",
+        "",
+        "Made by `make compile-matrix` with nvcc and Triton, which compile without a GPU: registers of a thread, bytes",
+        "of shared memory that are known then, bytes of the stack. A range spans the instances of a kernel (number of",
+        "bins, dtype, layout). A stack is spilled registers, and an error unless the last column says why it may be.",
+        "",
+        "| source | kernel | "
+        + " | ".join(f"sm_{architecture}" for architecture in architectures)
+        + " | why a stack |",
+        "|---|---|" + "---|" * (len(architectures) + 1),
+    ]
+    for (source, kernel, reason), columns in sorted(rows.items()):
+        cells = [_cell(columns.get(architecture, [])) for architecture in architectures]
+        lines.append(f"| {source} | `{kernel}` | {' | '.join(cells)} | {reason} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(usages: list[Usage]) -> str:
+    if not usages:
+        return "–"
+
+    def span(values: list[int]) -> str:
+        return str(values[0]) if min(values) == max(values) else f"{min(values)}–{max(values)}"
+
+    text = f"{span([usage.registers for usage in usages])} reg"
+    for name in ("shared", "stack"):
+        values = [getattr(usage, name) for usage in usages]
+        text += f", {span(values)} B {name}" if max(values) else ""
+    return text
+
+
+def cuda_kernels() -> set[tuple[str, str]]:
+    """(source, kernel) of all that the CUDA sources define, in themselves or in a header of csrc/cuda."""
+    found = set()
+    for path in CUDA_SOURCES:
+        text = path.read_text()
+        text += "".join((CSRC / header).read_text() for header in re.findall(r'#include "(cuda/\w+\.cuh)"', text))
+        for name in re.findall(r"^[\w\s<>,]*GFLV2_KERNEL\((?:[^()]|\([^()]*\))*\)\s*(\w+)\s*\(", text, re.MULTILINE):
+            found.add((path.name, name))
+    return found
+
+
+def triton_kernels() -> set[tuple[str, str]]:
+    """(source, kernel) of all that the listed calls launch."""
+    return {
+        (f"kernels/{op}.py", variant.kernel.rsplit(".", 1)[-1])
+        for op in OPERATIONS
+        for variants in variants_of(op).values()
+        for variant in variants
+    }
+
+
+def listed_kernels() -> set[tuple[str, str]]:
+    """(source, kernel) of all rows of the committed table."""
+    return set(re.findall(r"^\| (\S+) \| `(\w+)` \|", TABLE.read_text(), re.MULTILINE))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.kernels.matrix", description=__doc__.split("\n")[0])
+    parser.add_argument("--architectures", type=int, nargs="+", default=list(ARCHITECTURES))
+    parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
+    parser.add_argument("--check", action="store_true", help="leave docs/kernels.md as it is")
+    options = parser.parse_args(arguments)
+    nvcc = shutil.which("nvcc") is not None
+    results = compile_all(options.architectures, options.jobs, cuda=nvcc)
+    found = problems(results)
+    complete = nvcc and all(map(_fine, results)) and set(options.architectures) == set(ARCHITECTURES)
+    if complete and not options.check:
+        TABLE.write_text(render(results))
+        print(f"wrote {TABLE.relative_to(ROOT)}")
+    if not nvcc:
+        print("nvcc is not on PATH: the CUDA sources were not compiled")
+    for text in found:
+        print(f"error: {text}", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
