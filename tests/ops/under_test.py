@@ -20,15 +20,13 @@ import torch
 
 import gflv2
 from gflv2.ops import backends
-from tests.simt.building import ROOT, emulation_expected, provide_emulation
+from tests.simt.building import emulation_expected, provide_emulation
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 # Examples that a hypothesis test draws. The interpreter takes about a second for one.
 EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "25" if INTERPRETED else "200"))
 # The same on simt, where the emulation is slower than a kernel.
 EMULATED_EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "25"))
-# Operations that share a file.
-_SOURCES = {"dgqp_statistics": "dgqp", "iou": "giou"}
 
 
 def few(values: Sequence[Any], count: int = 2) -> Sequence[Any]:
@@ -46,8 +44,7 @@ def backends_of(op: str, *, kernels_only: bool = False) -> list[str]:
     if INTERPRETED:
         return [name for name in implemented if name == "triton"]
     absent = set() if torch.cuda.is_available() else {"cuda", "triton"}
-    source = ROOT / "csrc" / "cuda" / f"{_SOURCES.get(op, op)}.cu"
-    if not emulation_expected() or not source.is_file():
+    if not emulation_expected():
         absent.add("simt")
     if kernels_only:
         absent.add("reference")
