@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "gflv2/launch.hpp"
 #include "gflv2/macros.hpp"
 #include "gflv2/types.hpp"
 

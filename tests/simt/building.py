@@ -77,7 +77,18 @@ def emulation_expected() -> bool:
 
 
 @functools.cache
+def _failed_or_built() -> str:
+    """The library's file; or, not to try it again in every test, what the failed build says."""
+    try:
+        return str(build("_simt"))
+    except pytest.fail.Exception as error:
+        return f"error: {error}"
+
+
 def provide_emulation() -> None:
     """Build the library, at the first test that needs it, unless the environment names one."""
     if VARIABLE not in os.environ:
-        os.environ[VARIABLE] = str(build("_simt"))
+        answer = _failed_or_built()
+        if answer.startswith("error: "):
+            pytest.fail(answer, pytrace=False)
+        os.environ[VARIABLE] = answer
