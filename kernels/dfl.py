@@ -38,7 +38,7 @@ def _hat(bins, target):
 
 @triton.jit
 def _offsets(rows, row_stride, bin_stride, AXIS: tl.constexpr, TOUCHING: tl.constexpr):
-    """Offsets of the rows' first bins, and the step to the next bin; the inner one's stride a constant where it is 1."""
+    """Offsets of the rows' first bins, and the step to the next bin; of the inner one a constant where it is 1."""
     if TOUCHING:
         if AXIS == 0:
             row_stride = 1

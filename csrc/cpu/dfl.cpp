@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/batch.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/logarithm.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/reduction.hpp"
-#include "cpu/tiles.hpp"
 #include "gflv2/dfl.hpp"
 
 GFLV2_BEGIN
@@ -20,27 +20,31 @@ template <class T, bool BACKWARD, int BINS> double run_rows(const DflArguments& 
     constexpr int n = lanes<S>, room = BINS > 0 ? BINS : max_bins;
     const T* logits = static_cast<const T*>(a.logits);
     const S* targets = static_cast<const S*>(a.target);
-    alignas(64) S values[points_per_task + n] = {};  // losses, or upstream gradients
+    alignas(64) S values[points_per_task + n];  // chosen, then losses; backward: upstream gradients
+    alignas(64) S totals[points_per_task + n];
     if (BACKWARD) upstream_of_rows<S>(a.reduction, first, count, values);
 
     for (std::int64_t i = 0; i < count; i += n) {
         const int used = int(std::min<std::int64_t>(n, count - i));
         const std::int64_t row = first + i;
-        V tile[room], target = V{};
+        V tile[room];
         load_tile(tile, logits + row * a.row_stride, a.row_stride, a.bin_stride, a.bins, used);
-        for (int lane = 0; lane < used; ++lane) target[lane] = targets[row + lane];
-        target = clamp_target<S>(target, a.bins);
+        const DflTarget<V> target = dfl_target<S>(load_used(targets + row, used), a.bins);
         if constexpr (BACKWARD) {
-            V exponentials[room];
-            const DflRow<V> r = dfl_row<BINS, S>(tile, a.bins, target, [&](int b, V e) { exponentials[b] = e; });
-            const V over_total = S(1) / r.total, upstream = load(values + i);
-            each<BINS>(a.bins, [&](int b) { tile[b] = dfl_slope<S>(b, exponentials[b], over_total, target, upstream); });
+            const DflRow<V> r = dfl_row<BINS, S>(tile, a.bins, target, [&](int b, V e) { tile[b] = e; });
+            const V over_total = S(1) / r.total, upstream = load_used(values + i, used);
+            each<BINS>(a.bins, [&](int b) { tile[b] = dfl_slope<S>(b, tile[b], over_total, target, upstream); });
             store_tile(static_cast<T*>(a.grad_logits) + row * a.grad_row_stride, tile, a.grad_row_stride, a.grad_bin_stride, a.bins, used);
         } else {
-            store(values + i, dfl_row<BINS, S>(tile, a.bins, target, [](int, V) {}).loss);
+            const DflRow<V> r = dfl_row<BINS, S>(tile, a.bins, target, [](int, V) {});
+            store(totals + i, r.total);
+            store(values + i, r.chosen);
         }
     }
-    return BACKWARD ? 0 : reduce_rows(a.reduction, first, count, values);
+    if (BACKWARD) return 0;
+    // Logarithms are long chains of operations: in a loop of their own, one need not wait for the other.
+    for (std::int64_t i = 0; i < count; i += n) store(values + i, dfl_loss<S>(load(totals + i), load(values + i)));
+    return reduce_rows(a.reduction, first, count, values);
 }
 
 using RunRows = double (*)(const DflArguments&, std::int64_t, std::int64_t);

@@ -139,6 +139,21 @@ GFLV2_HD Floats nearest_integer(Floats x) {
 #endif
 }
 
+// ⌊x⌋ for |x| < 2^22
+GFLV2_HD Floats whole_part(Floats x) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+    const Floats n = nearest_integer(x);
+    return n > x ? n - 1.0f : n;
+#endif
+}
+
+GFLV2_HD Doubles whole_part(Doubles x) {
+    for (int i = 0; i < lanes<double>; ++i) x[i] = std::floor(x[i]);
+    return x;
+}
+
 // x·2^n; n is a whole number, and the result a normal one. A NaN in x stays one.
 GFLV2_HD Floats times_power_of_two(Floats x, Floats n) {
 #if defined(__AVX512F__)

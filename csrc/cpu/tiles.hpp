@@ -6,7 +6,9 @@
 //   anything else  element by element
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "cpu/simd.hpp"
@@ -80,6 +82,13 @@ template <int BINS, class T> GFLV2_HD void prefetch_planes(const T* at, std::int
 }
 template <class T> GFLV2_HD void prefetch_write(T* at) { __builtin_prefetch(at + prefetch_write_bytes / sizeof(T), 1); }
 
+// Lane i is at[i·step]. (Put together from all elements at once; written one by one, they would have to reach memory before
+// the register can be read back.)
+template <class T, std::size_t... I>
+GFLV2_HD vector_t<compute_t<T>> gather(const T* at, std::int64_t step, std::index_sequence<I...>) {
+    return vector_t<compute_t<T>>{widen(at[std::int64_t(I) * step])...};
+}
+
 // Tile of `count` ≤ lanes points, of any layout: tile[b] lane i = at[i·point_step + b·bin_step]; lanes from `count` on are 0.
 template <class T>
 GFLV2_HD void load_tile(
@@ -96,6 +105,8 @@ GFLV2_HD void load_tile(
             transpose<S>(tile + b);
         }
     }
+    if (count == n)
+        for (; b < bins; ++b) tile[b] = gather(at + b * bin_step, point_step, std::make_index_sequence<n>{});
     for (; b < bins; ++b) {
         V value = V{};
         for (int i = 0; i < count; ++i) value[i] = widen(at[i * point_step + b * bin_step]);

@@ -43,13 +43,14 @@ template <class T, int BINS, bool BACKWARD> GFLV2_KERNEL(threads) dfl_kernel(GFL
     if (threadIdx.x < rows) {
         float* const row = tile + threadIdx.x * pitch_of(bins);
         const std::int64_t index = first + threadIdx.x;
-        const float target = clamp_target<float>(static_cast<const float*>(a.target)[index], bins);
+        const DflTarget<float> target = dfl_target<float>(static_cast<const float*>(a.target)[index], bins);
         if constexpr (BACKWARD) {
             const DflRow<float> r = dfl_row<BINS, float>(row, bins, target, [&](int b, float e) { row[b] = e; });
             const float over_total = 1.0f / r.total, upstream = upstream_of_row(a.reduction, index);
             each<BINS>(bins, [&](int b) { row[b] = dfl_slope<float>(b, row[b], over_total, target, upstream); });
         } else {
-            sum = reduced_row(a.reduction, index, dfl_row<BINS, float>(row, bins, target, [](int, float) {}).loss);
+            const DflRow<float> r = dfl_row<BINS, float>(row, bins, target, [](int, float) {});
+            sum = reduced_row(a.reduction, index, dfl_loss<float>(r.total, r.chosen));
         }
     }
 

@@ -12,12 +12,13 @@ from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.checks import bad_value, check_tensor, compute_dtype, values_are_checked
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import BINS_LIMITS
-from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, resolve
+from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, dense, resolve
 from gflv2.ops.reference import dfl as reference
 
 _library = torch.library.Library("gflv2", "FRAGMENT")
 _library.define(f"dfl(Tensor logits, Tensor target, {ARGUMENTS}, str backend) -> Tensor")
 _library.define(f"dfl_backward(Tensor grad, Tensor logits, Tensor target, {ARGUMENTS}, str backend) -> Tensor")
+_dfl, _dfl_backward = torch.ops.gflv2.dfl.default, torch.ops.gflv2.dfl_backward.default
 
 
 def dfl(
@@ -56,7 +57,7 @@ def dfl(
     arguments = (target.detach(), *resolve(weight, avg_factor, reduction), backend)
     if torch.is_grad_enabled() and logits.requires_grad:
         return _Dfl.apply(logits, *arguments)
-    return torch.ops.gflv2.dfl(logits, *arguments)
+    return _dfl(logits, *arguments)
 
 
 def _describe(logits: Any, *_: Any, **__: Any) -> backends.Call:
@@ -79,36 +80,30 @@ class _Dfl(torch.autograd.Function):
     def forward(ctx: Any, logits, target, weight, factor, divisor, reduction, backend) -> Tensor:
         ctx.save_for_backward(logits, target, weight, factor)
         ctx.settings = (divisor, reduction, backend)
-        return torch.ops.gflv2.dfl(logits, target, weight, factor, *ctx.settings)
+        return _dfl(logits, target, weight, factor, *ctx.settings)
 
     @staticmethod
     @no_double_backward("dfl")
     def backward(ctx: Any, grad: Tensor):
-        return torch.ops.gflv2.dfl_backward(grad, *ctx.saved_tensors, *ctx.settings), *[None] * 6
+        return _dfl_backward(grad, *ctx.saved_tensors, *ctx.settings), *[None] * 6
 
 
 def _forward(logits, target, weight, factor, divisor, reduction, backend) -> Tensor:
-    reduction, rows, dtype = (
-        Reduction(weight, factor, divisor, reduction),
-        logits.shape[:1],
-        compute_dtype(logits.dtype),
-    )
+    reduction, rows = Reduction(weight, factor, divisor, reduction), logits.shape[:1]
     out = reduction.new_result(rows, logits)
     if not logits.numel():
         return out.zero_()
-    implementation("dfl", backend).dfl_forward(logits, target.to(dtype).contiguous(), reduction.on(rows, dtype), out)
+    target, reduction = dense(target, out.dtype), reduction.on(rows, out.dtype)
+    implementation("dfl", backend).dfl_forward(logits, target, reduction, out)
     return out
 
 
 def _backward(grad, logits, target, weight, factor, divisor, reduction, backend) -> Tensor:
-    reduction, rows, dtype = (
-        Reduction(weight, factor, divisor, reduction),
-        logits.shape[:1],
-        compute_dtype(logits.dtype),
-    )
     grad_logits = torch.empty_like(logits)
     if logits.numel():
-        target, reduction = target.to(dtype).contiguous(), reduction.on(rows, dtype)
+        dtype = compute_dtype(logits.dtype)
+        target = dense(target, dtype)
+        reduction = Reduction(weight, factor, divisor, reduction).on(logits.shape[:1], dtype)
         implementation("dfl", backend).dfl_backward(grad.contiguous(), logits, target, reduction, grad_logits)
     return grad_logits
 

@@ -11,7 +11,7 @@ from gflv2.ops import backends
 from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.checks import bad_value, check_tensor, compute_dtype
 from gflv2.ops.implementation import implementation
-from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, resolve
+from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, dense, resolve
 from gflv2.ops.reference import giou as reference
 
 # `loss`: 1 − GIoU; else the IoU.
@@ -19,6 +19,7 @@ _ARGUMENTS = f"Tensor pred, Tensor target, bool loss, float eps, {ARGUMENTS}, st
 _library = torch.library.Library("gflv2", "FRAGMENT")
 _library.define(f"giou({_ARGUMENTS}) -> Tensor")
 _library.define(f"giou_backward(Tensor grad, {_ARGUMENTS}, bool[] needs) -> Tensor[]")
+_giou, _giou_backward = torch.ops.gflv2.giou.default, torch.ops.gflv2.giou_backward.default
 
 
 def giou(
@@ -79,7 +80,7 @@ def _run(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction: Reduct
     arguments = (pred, target, loss, float(eps), *reduction, backend)
     if torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad):
         return _Giou.apply(*arguments)
-    return torch.ops.gflv2.giou(*arguments)
+    return _giou(*arguments)
 
 
 def _describe(pred: Any, target: Any, *_: Any, eps: float = 1e-6, **__: Any) -> backends.Call:
@@ -103,7 +104,7 @@ class _Giou(torch.autograd.Function):
     def forward(ctx: Any, pred, target, loss, eps, weight, factor, divisor, reduction, backend) -> Tensor:
         ctx.save_for_backward(pred, target, weight, factor)
         ctx.settings = (loss, eps), (divisor, reduction, backend)
-        return torch.ops.gflv2.giou(pred, target, loss, eps, weight, factor, divisor, reduction, backend)
+        return _giou(pred, target, loss, eps, weight, factor, divisor, reduction, backend)
 
     @staticmethod
     @no_double_backward("giou")
@@ -111,7 +112,7 @@ class _Giou(torch.autograd.Function):
         pred, target, weight, factor = ctx.saved_tensors
         kind, settings = ctx.settings
         needs = list(ctx.needs_input_grad[:2])
-        gradients = torch.ops.gflv2.giou_backward(grad, pred, target, *kind, weight, factor, *settings, needs)
+        gradients = _giou_backward(grad, pred, target, *kind, weight, factor, *settings, needs)
         return gradients[0] if needs[0] else None, gradients[-1] if needs[1] else None, *[None] * 7
 
 
@@ -120,34 +121,28 @@ def _new_gradients(pred: Tensor, target: Tensor, needs: list[bool]) -> list[Tens
 
 
 def _forward(pred, target, loss, eps, weight, factor, divisor, reduction, backend) -> Tensor:
-    reduction, rows, dtype = Reduction(weight, factor, divisor, reduction), pred.shape[:1], compute_dtype(pred.dtype)
+    reduction, rows = Reduction(weight, factor, divisor, reduction), pred.shape[:1]
     out = reduction.new_result(rows, pred)
     if not pred.numel():
         return out.zero_()
-    target = target.to(dtype).contiguous()
-    implementation("giou", backend).giou_forward(pred, target, loss, eps, reduction.on(rows, dtype), out)
+    target, reduction = dense(target, out.dtype), reduction.on(rows, out.dtype)
+    implementation("giou", backend).giou_forward(pred, target, loss, eps, reduction, out)
     return out
 
 
 def _backward(grad, pred, target, loss, eps, weight, factor, divisor, reduction, backend, needs) -> list[Tensor]:
-    reduction, rows, dtype = Reduction(weight, factor, divisor, reduction), pred.shape[:1], compute_dtype(pred.dtype)
     gradients = _new_gradients(pred, target, needs)
-    if pred.numel() and gradients:
-        dense = target.to(dtype).contiguous()
-        # The target's gradient is formed in the dtype of the arithmetic, and rounded once to its own.
-        grad_target = torch.empty_like(dense) if needs[1] else None
-        implementation("giou", backend).giou_backward(
-            grad.contiguous(),
-            pred,
-            dense,
-            loss,
-            eps,
-            reduction.on(rows, dtype),
-            gradients[0] if needs[0] else None,
-            grad_target,
-        )
-        if needs[1]:
-            gradients[-1].copy_(grad_target)
+    if not pred.numel():
+        return gradients
+    dtype = compute_dtype(pred.dtype)
+    given = dense(target, dtype)
+    # The target's gradient is formed in the dtype of the arithmetic, and rounded once to its own.
+    grad_target = torch.empty_like(given) if needs[1] else None
+    reduction = Reduction(weight, factor, divisor, reduction).on(pred.shape[:1], dtype)
+    arguments = (grad.contiguous(), pred, given, loss, eps, reduction, gradients[0] if needs[0] else None, grad_target)
+    implementation("giou", backend).giou_backward(*arguments)
+    if needs[1]:
+        gradients[-1].copy_(grad_target)
     return gradients
 
 

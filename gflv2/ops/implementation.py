@@ -11,6 +11,7 @@ from typing import Any
 from gflv2.ops.native.loading import emulating
 
 
+@functools.cache
 def implementation(op: str, backend: str) -> ModuleType:
     """The module whose functions write into preallocated outputs.
 

@@ -21,7 +21,8 @@ DIFFERENTIABLE = {
     "dgqp_statistics": ("box_logits", "scales"),
     "qfl": ("logits",),
     "dfl": ("logits",),
-    "giou": ("pred",),
+    "giou": ("pred", "target"),
+    "iou": ("pred", "target"),
     "gfl_loss": ("class_logits", "box_logits", "scales", "predictor"),
 }
 

@@ -106,7 +106,7 @@ def magnitudes(call: Call) -> dict[str, Tensor]:
     whole = (corners[..., 2:].amax(0) - corners[..., :2].amin(0)).clamp(min=0)
     enclosing = whole.prod(-1).clamp(min=eps)
     # A union that is a small difference of large areas carries their rounding.
-    doubt = (areas + common.prod(-1)) / union
+    doubt = 1 + (areas + common.prod(-1)) / union
     loss = "reduction" in call.keywords
     losses = share * (1 + doubt + (areas / enclosing if loss else 0))
     output = losses if call.keywords.get("reduction", "none") == "none" else losses.sum()

@@ -195,24 +195,6 @@ class Promises(Promising):
 
     # --- autograd ---
 
-    def test_no_gradient_wanted(self, backend: str) -> None:
-        with running(backend) as device:
-            call = self.on(device)
-            assert not call(self.function).requires_grad
-            with torch.inference_mode():
-                found = call(self.function)
-        torch.testing.assert_close(found.cpu(), self.reference_of(call), rtol=1e-5, atol=1e-5)
-
-    @pytest.mark.parametrize("reduction", ["none", "mean"])
-    def test_backward_twice_over_a_retained_graph(self, reduction: str, backend: str) -> None:
-        with running(backend) as device:
-            call = self.on(device, reduction=reduction)
-            leaves = call.trained()
-            out = call(self.function)
-            first = torch.autograd.grad(out, leaves, cotangent(out), retain_graph=True)
-            second = torch.autograd.grad(out, leaves, cotangent(out))
-        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
     def test_each_gradient_alone(self, backend: str) -> None:
         with running(backend) as device:
             call = self.on(device)
@@ -231,35 +213,6 @@ class Promises(Promising):
             found = torch.autograd.grad(out, call.trained(), cotangent(out))
         assert all(torch.equal(a, b) for a, b in zip(found, list(want.values())[1:], strict=True))
 
-    def test_upstream_gradient_of_any_strides(self, backend: str) -> None:
-        with running(backend) as device:
-            call = self.on(device, reduction="none")
-            leaves = call.trained()
-            out = call(self.function)
-            expanded = torch.autograd.grad(out.sum(), leaves, retain_graph=True)  # arrives as one number, expanded
-            dense = torch.autograd.grad(out, leaves, torch.ones_like(out))
-        assert all(torch.equal(a, b) for a, b in zip(expanded, dense, strict=True))
-
-    def test_activation_checkpointing(self, backend: str) -> None:
-        with running(backend) as device:
-            call = self.on(device)
-            plain = results(self.function, call)
-
-            def kept(*arguments: Tensor) -> Tensor:
-                checkpoint = torch.utils.checkpoint.checkpoint
-                return checkpoint(lambda *a: self.function(*a, **call.keywords), *arguments, use_reentrant=False)
-
-            found = results(kept, replace(call, keywords={}))
-        assert all(torch.equal(plain[name], found[name]) for name in plain)
-
-    @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-    def test_autocast_changes_nothing(self, dtype: torch.dtype, backend: str) -> None:
-        with running(backend) as device:
-            plain = results(self.function, self.on(device, dtype=dtype))
-            with torch.autocast(device.type, dtype=torch.bfloat16):
-                found = results(self.function, self.on(device, dtype=dtype))
-        assert all(torch.equal(plain[name], found[name]) for name in plain)
-
     # --- torch.compile ---
 
     @pytest.mark.parametrize("reduction", ["none", "mean"])
@@ -274,26 +227,6 @@ class Promises(Promising):
 
 class KernelPromises(Promising):
     """For every backend but the reference."""
-
-    @pytest.mark.filterwarnings("ignore:Using backward")
-    def test_double_backward_is_refused(self, backend: str) -> None:
-        with running(backend) as device:
-            call = self.on(device)
-            leaves = call.trained()
-            with pytest.raises(RuntimeError, match="double backward"):
-                torch.autograd.grad(call(self.function).sum(), leaves, create_graph=True)
-            with pytest.raises(RuntimeError, match="double backward"):
-                call(self.function).square().sum().backward(create_graph=True)
-
-    @pytest.mark.parametrize("gradient", [False, True])
-    def test_vmap_is_refused(self, gradient: bool, backend: str) -> None:
-        with running(backend) as device:
-            call = self.on(device, reduction="none")
-            batch = [
-                torch.stack([t, t]).requires_grad_(gradient and t.is_floating_point()) for t in call.tensors.values()
-            ]
-            with pytest.raises(RuntimeError, match="vmap"):
-                torch.vmap(lambda *a: self.function(*a, **call.keywords))(*batch)
 
     def test_inductor(self, backend: str) -> None:
         with running(backend) as device:

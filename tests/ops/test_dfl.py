@@ -25,7 +25,7 @@ from tests.ops.row_losses import (
     few,
     results,
 )
-from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, running
+from tests.ops.under_test import EXAMPLES, backends_of, running
 
 BACKENDS = backends_of("dfl")
 KERNELS = backends_of("dfl", kernels_only=True)
@@ -71,7 +71,7 @@ class TestParity:
         torch.testing.assert_close(found.cpu(), torch.tensor(17.0).log())
 
     def test_an_impossible_bin_costs_nothing_where_it_has_no_share(self, backend: str) -> None:
-        """The loss of a row whose other bins are −∞ (the definition multiplies −∞ by a share of 0 only where d is whole)."""
+        """A row whose other bins are −∞: their products with a share of 0 are left out."""
         with running(backend) as device:
             logits = torch.full((1, 5), -torch.inf, device=device)
             logits[0, 1:3] = torch.tensor([0.0, 1.0], device=device)
@@ -90,6 +90,15 @@ class TestParity:
         for name in right:
             assert torch.equal(found[name].cpu()[others], right[name].cpu()[others])
             assert bool(found[name][40].isnan().any()) == (wrong != wrong)
+
+    @pytest.mark.parametrize("bin_", [0, 3, 16])
+    def test_a_nan_logit_spoils_its_row(self, bin_: int, backend: str) -> None:
+        with running(backend) as device:
+            call = Case(rows=40, targets="whole", reduced=Reduced(False, None, "none")).call().to(device)
+            call.tensors["logits"][20, bin_] = torch.nan
+            found = results(dfl, call)
+        assert found["output"].isnan().nonzero().flatten().tolist() == [20]
+        assert found["grad of logits"].isnan().all(1).nonzero().flatten().tolist() == [20]
 
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())

@@ -14,6 +14,10 @@ template <class V, class S> GFLV2_HD V broadcast(S value) { return value - V{}; 
 template <class S> GFLV2_HD S maximum(S a, S b) { return a > b ? a : b; }
 template <class S> GFLV2_HD S minimum(S a, S b) { return a < b ? a : b; }
 
+// ⌊x⌋
+GFLV2_HD float whole_part(float x) { return floorf(x); }
+GFLV2_HD double whole_part(double x) { return floor(x); }
+
 GFLV2_HD float exponential(float x) {
 #if defined(__CUDA_ARCH__)
     return expf(x);
