@@ -144,7 +144,7 @@ __device__ inline void store_points(
 
 // SQUARE: β is 2 and the target has labels. PACK points a thread at a time; 1 with classes across the lanes.
 template <class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK>
-GFLV2_KERNEL(threads) qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing sharing) {
+GFLV2_KERNEL(threads, 8) qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing sharing) {
     GFLV2_SHARED_MEMORY(float, memory);  // sharing.words()
     const Shared shared(memory, sharing.points);
 
