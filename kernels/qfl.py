@@ -24,9 +24,9 @@ from gflv2.kernels.logarithm import minus_log
 from gflv2.kernels.reduction import new_partials, reduce_rows, upstream_of_rows, write_total
 from gflv2.ops.reduction import Reduction
 
-# Elements of a tile by AXIS, for four warps. With the classes last a thread holds what it knows of each of its points:
-# with sixteen of them it spilled.
-_TILE_ELEMENTS = {False: 2048, True: 512}
+# Points of a program of four warps, and the classes that it may take at a time, by AXIS. A thread holds eight elements,
+# or four with the classes last, where it also holds what it knows of each of its points: with twice as many it spilled.
+_POINTS, _TILES = 128, {False: (8,), True: (32, 16, 8)}
 # The interpreter pays for each operation of a program, not for each element: large blocks.
 _CELLS_INTERPRETED, _CLASSES_INTERPRETED = 512, 256
 
@@ -475,8 +475,8 @@ def _shape(levels: Sequence[Tensor], touched: Sequence[Tensor], form: str, beta:
     classes_last = common.bins_are_last(levels)
     # Of some sizes of a tile the one that leaves the fewest places empty; the larger where two are equal.
     most = triton.next_power_of_2(classes)
-    sizes = (32, 16, 8) if classes_last else (16, 8)
-    sizes = [min(size, most) for size in ((_CLASSES_INTERPRETED,) if INTERPRETED else sizes)]
+    sizes = (_CLASSES_INTERPRETED,) if INTERPRETED else _TILES[classes_last]
+    sizes = [min(size, most) for size in sizes]
     tile = min(sizes, key=lambda size: -(-classes // size) * size)
     return {
         "FORM": _FORMS[form],
@@ -484,7 +484,8 @@ def _shape(levels: Sequence[Tensor], touched: Sequence[Tensor], form: str, beta:
         "AXIS": int(classes_last),
         "TOUCHING": common.neighbours_touch(touched, classes_last),
         "TILE": tile,
-        "BLOCK": _CELLS_INTERPRETED if INTERPRETED else _TILE_ELEMENTS[classes_last] // max(tile, 16),
+        "BLOCK": _CELLS_INTERPRETED if INTERPRETED else (4 * _POINTS // max(tile, 8) if classes_last else _POINTS),
         "num_warps": 4,
+        "maxnreg": 128,  # said aloud: left alone, ptxas chose fewer for some variants, and spilled
         "enable_fp_fusion": True,  # said aloud: Triton's default for it differs between versions
     }

@@ -7,6 +7,7 @@ target and nothing else. Triton's own hook hands over what it is about to compil
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +58,7 @@ def recording(architecture: int = 90) -> Iterator[list[Variant]]:
                 compile["signature"],
                 compile["constants"],
                 compile["configs"][0],
-                {name: compile[name] for name in ("num_warps", "num_stages", "enable_fp_fusion")},
+                {name: compile[name] for name in ("num_warps", "num_stages", "enable_fp_fusion")} | _registers(compile),
             )
         )
         return True  # "already compiled": Triton then neither compiles nor launches
@@ -70,6 +71,12 @@ def recording(architecture: int = 90) -> Iterator[list[Variant]]:
     finally:
         triton.knobs.runtime.jit_cache_hook = hook
         triton.runtime.driver._active = driver
+
+
+def _registers(compile: dict[str, Any]) -> dict[str, int]:  # noqa: A002
+    """The option ``maxnreg``, which Triton hands over only within its key."""
+    found = re.search(r"maxnreg\W+(\d+)", str(compile["key"]))
+    return {"maxnreg": int(found[1])} if found else {}
 
 
 class _Driver:

@@ -46,6 +46,8 @@ def measure(
     want = exact.double().cpu()
     eager_error = (eager.double().cpu() - want).abs().max()
     magnitude = want.abs().max() if magnitude is None else magnitude
+    # Below 1e-30 float32 loses digits.
+    magnitude = torch.as_tensor(magnitude, dtype=torch.float64).clamp(min=1e-30)
     floor = tolerances.FLOOR[f"{op} in float64" if result.dtype == torch.float64 else op] * magnitude
     relative, absolute = tolerances.rounding(result.dtype, interpreted=INTERPRETED)
     allowed = tolerances.EAGER_FACTOR * eager_error + floor + relative * want.abs() + absolute
