@@ -11,7 +11,7 @@ from benchmarks.harness.contest import Contest
 
 def bench_operation(benchmark, recorder, operation, case, device, full):
     """Measure one case and add its rows to the table."""
-    settings = recorder.settings(device, full)
+    settings = recorder.settings(operation, case, device, full)
     contest = Contest(operation, case, device, settings, full=full, notes=recorder.note)
     benchmark.pedantic(contest.round, rounds=contest.rounds, iterations=1)
     rows = contest.rows()

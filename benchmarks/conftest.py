@@ -16,6 +16,8 @@ import torch
 
 from benchmarks.harness import machine, table
 from benchmarks.harness.candidates import Settings
+from benchmarks.harness.cases import Case
+from benchmarks.harness.operation import Operation
 from benchmarks.registry import operations
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,13 +49,16 @@ class Recorder:
         self.notes: list[str] = []
         self.files: dict[Path, list[table.Row]] = {}
 
-    def settings(self, device: torch.device, full: bool = True) -> Settings:
+    def settings(self, operation: Operation, case: Case, device: torch.device, full: bool) -> Settings:
         option = self.config.getoption
         gpu = device.type == "cuda"
+        compiled = option("--compile") or ("all" if gpu else "operations")
+        if not gpu and not option("--tiny") and case != operation.bases(device)[0]:
+            compiled = "none"  # a compilation takes longer than all the rest of a case
         return Settings(
             seconds=option("--seconds") or (4.0 if full else 1.0),
             runs=option("--runs"),
-            compile=option("--compile") or ("all" if gpu else "operations"),
+            compile=compiled,
             compile_seconds=option("--compile-seconds"),
             peers=not option("--no-peers"),
             reductions=("reduce-overhead",) if gpu else (),

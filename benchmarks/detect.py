@@ -23,6 +23,7 @@ def _then_nms(form: Callable[..., ops.Decoded]) -> Callable[..., list[ops.Detect
 class Detect(decode.Decode):
     name = "detect"
     curves = {}
+    compiles = False  # the NMS is torchvision's; `decode` alone is compiled
     forms = {name: _then_nms(form) for name, form in FORMS.items()}
     peers = {"mmdet (GFLV1)": peers.mmdet.detect}
 

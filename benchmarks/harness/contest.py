@@ -52,9 +52,10 @@ class Contest:
         notes: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.operation, self.case, self.device, self.settings = operation, case, device, settings
+        self.full = full
         self.sets = [operation.inputs(case, device, seed) for seed in range(settings.sets)]
         self.samples: dict[str, list[Times]] = {}
-        self.candidates = self._gather(full, notes)
+        self.candidates = self._gather(notes)
         warm = {candidate.name: self._sample(candidate, 0, 1)["both"] for candidate in self.candidates}
         self.repeats = {name: max(1, min(100, round(_SHORTEST / max(took, 1e-9)))) for name, took in warm.items()}
         one_round = sum(took * self.repeats[name] for name, took in warm.items())
@@ -65,18 +66,18 @@ class Contest:
 
     # 1. Who takes part.
 
-    def _gather(self, full: bool, notes: Callable[[str], None]) -> list[Candidate]:
-        operation, inputs = self.operation, self.sets[0]
+    def _gather(self, notes: Callable[[str], None]) -> list[Candidate]:
+        operation, inputs, full = self.operation, self.sets[0], self.full
         custom = getattr(operation, "candidates", None)
         if custom is not None:
             return self._warm(custom(self.case, self.device, self.settings), notes)
         forms = eager_forms(operation)
-        best = fastest(operation, forms, inputs)
+        best = fastest(operation, forms, inputs, calls=3 if full else 1)
         eager = [best]
         if full and forms[0] is not best:
             eager.append(forms[0])
         candidates = [*ours(operation, inputs), *eager]
-        if full and self.settings.compile != "none":
+        if full and operation.compiles and self.settings.compile != "none":
             candidates += compiled(operation, best, self.settings)
         if full and self.settings.peers:
             candidates += other_packages(operation, self.case, notes)
@@ -192,6 +193,10 @@ class Contest:
 
         with candidate.running():
             differentiable = bool(inputs.leaves)
+            if not self.full:  # along a curve, memory alone
+                counts["both"]["peak_bytes"] = probes.peak_bytes(both, device)
+                counts["forward"] = {} if differentiable else counts["both"]
+                return counts
             for mode, call in (("forward", forward), ("both", both if differentiable else forward)):
                 counts[mode]["peak_bytes"] = probes.peak_bytes(call, device)
             if differentiable:

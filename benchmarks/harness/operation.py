@@ -32,6 +32,7 @@ class Operation:
         forms: eager plain-PyTorch forms, name → function of the operation's own arguments. The fastest counts.
         static_form: the form to compile where the fastest one is of no use to a compiler, because its shapes depend on
             the data.
+        compiles: whether torch.compile has anything to work on; False where most of it is another package's operator.
         peers: other packages' functions, name → function of a case that returns one of the operation's arguments.
     """
 
@@ -41,6 +42,7 @@ class Operation:
     mode: str | None = None
     forms: dict[str, Callable[..., Any]] = {}
     static_form: str | None = None
+    compiles = True
     peers: dict[str, Callable[[Case], Callable[..., Any]]] = {}
 
     def run(self, *args: Any, **kwargs: Any) -> Any:

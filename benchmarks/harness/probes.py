@@ -44,8 +44,8 @@ def saved_bytes(forward: Callable[[], Any], arguments: Any) -> int:
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
     """The most that torch's allocator held at a time during the call, above what it held before; results included.
 
-    CPU: the allocations and releases that torch's profiler records, summed in their order. Memory that a library takes
-    from the system itself is not seen; the native library takes none that grows with its input but a worker's buffers.
+    CPU: the allocations and releases that torch's profiler records, summed in their order. Memory that the
+    native library takes from the system by itself (partial sums, the claims of ATSS, a level's order) is not seen.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
