@@ -162,7 +162,7 @@ def magnitudes(call: Call) -> dict[str, Tensor]:
     beta = call.keywords["beta"]
     losses = reference.qfl(target, class_logits=values.reshape(-1, 1), quality_logits=r, beta=beta, reduction="none")
     terms = torch.autograd.grad(losses.sum(), r)[0].abs().reshape(-1, classes).sum(1).reshape(quality.shape)
-    return {"grad of quality_logits": terms * _upstream(call, quality.shape)}
+    return {"grad of quality_logits": (terms * _upstream(call, quality.shape)).clamp(min=1e-12)}
 
 
 def _upstream(call: Call, shape: torch.Size) -> Tensor:

@@ -51,7 +51,13 @@ fused, defined = adapted(qfl), adapted(reference.qfl)
 
 
 def check(case: Case, backend: str) -> None:
-    check_parity("qfl", fused, defined, case.call(), magnitudes, backend, case)
+    def sizes(call: Call) -> dict[str, Tensor]:
+        # Exponentials end at e^±87, so that ratios of far logits are off by up to e^−47, in slopes of up to 1.
+        exact = results(defined, call.converted(torch.float64))
+        least = {name: value.abs().max().clamp(min=1e-12) for name, value in exact.items() if value.numel()}
+        return least | magnitudes(call)
+
+    check_parity("qfl", fused, defined, case.call(), sizes, backend, case)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
