@@ -35,12 +35,12 @@ CAUGHT = [
     (
         "divergent_barrier",
         "fibers",
-        r"kernel shift, block 2 of 3: .*: 5 have ended, 59 wait at .*:15",
+        r"kernel shift, block 2 of 3: .*: 5 have ended, 59 wait at .*:14",
     ),
     (
         "divergent_barrier",
         "thread",
-        r"kernel shift, block 2 of 3: .*: 5 have ended, 59 wait at .*:15",
+        r"kernel shift, block 2 of 3: .*: 5 have ended, 59 wait at .*:14",
     ),
     ("two_blocks_one_place", "thread", "data race"),
     ("misaligned_load", "address", "misaligned address"),
