@@ -19,7 +19,7 @@ FLOOR = {
     "integral in float64": 64 * torch.finfo(torch.float64).eps,
     "dgqp": 8 * torch.finfo(torch.float32).eps,
     "dgqp in float64": 64 * torch.finfo(torch.float64).eps,
-    "qfl": 4 * torch.finfo(torch.float32).eps,
+    "qfl": 8 * torch.finfo(torch.float32).eps,  # a power is the exponential of a product
     "qfl in float64": 64 * torch.finfo(torch.float64).eps,
     "dfl": 4 * torch.finfo(torch.float32).eps,
     "dfl in float64": 64 * torch.finfo(torch.float64).eps,
