@@ -35,9 +35,11 @@ from gflv2.kernels.common import (
 from gflv2.kernels.rows import body_of, load_bins, softmax_bins
 
 # Cells of a block, half of that from 64 bins on, and elements of the tile of cells by hidden units: 16 a thread of
-# eight warps. Chosen so that ptxas never spills, from sm_80 to sm_120; with four warps it needed all 255 registers.
+# eight warps; with four warps ptxas needed all 255 registers. The registers of a thread are said aloud: left alone,
+# ptxas spills a few words of some variants to stay below 128 or 80. These numbers suffice from sm_80 to sm_120.
 _CELLS, _HIDDEN_TILE = 64, 4096
-_CELLS_INTERPRETED = 256  # the interpreter pays for each operation of a program, not for each element
+_FORWARD_REGISTERS, _BACKWARD_REGISTERS = 128, 248
+_CELLS_INTERPRETED = 32  # the interpreter pays for each operation of a program, not for each element
 _STEPS, _STEPS_INTERPRETED = 4, 2
 # Partial sums, of programs, that one step of the second stage adds.
 _PARTIALS = 32
@@ -134,6 +136,12 @@ def _hidden_units(
     return hidden + tl.expand_dims(bias, 0)
 
 
+@triton.jit
+def _steps(count, first_cell, BLOCK: tl.constexpr, STEPS: tl.constexpr):
+    """How many of a program's steps there are cells for: small levels, and the end of each, need fewer than all."""
+    return tl.minimum((count - first_cell + BLOCK - 1) // BLOCK, STEPS).to(tl.int32)
+
+
 @triton.jit(do_not_specialize=_RUN_TIME)
 def dgqp_forward_kernel(
     out,  # (B, A) or (M,) float32, or the statistics (B, A, F) or (M, F); contiguous
@@ -166,6 +174,7 @@ def dgqp_forward_kernel(
     level, first_block, first_point = find_level(levels, program - image * blocks, BLOCK * STEPS)
     first_cell = (program - image * blocks - first_block) * BLOCK * STEPS
     count = pick_column(levels, level, COUNT)
+    steps = _steps(count, first_cell, BLOCK, STEPS)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
     logits = pick(every, level, LEVELS)
     side_stride = pick_column(levels, level, SIDE_STRIDE)
@@ -176,7 +185,7 @@ def dgqp_forward_kernel(
     if scales is not None:
         scale = tl.load(scales + level * scale_step)
 
-    for step in range(STEPS):
+    for step in range(steps):
         cells = first_cell + step * BLOCK + tl.arange(0, BLOCK)
         live = cells < count
         offsets, y, x = cell_offsets(levels, level, image, cells, TOUCHING and AXIS == 0)
@@ -253,6 +262,7 @@ def dgqp_backward_kernel(
     level, first_block, first_point = find_level(levels, program - image * blocks, BLOCK * STEPS)
     block = program - image * blocks - first_block
     count = pick_column(levels, level, COUNT)
+    steps = _steps(count, block * BLOCK * STEPS, BLOCK, STEPS)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
     logits = pick(every, level, LEVELS)
     side_stride = pick_column(levels, level, SIDE_STRIDE)
@@ -279,7 +289,7 @@ def dgqp_backward_kernel(
 
     sum_upstream = tl.zeros((BLOCK,), tl.float32)
     sum_scale = tl.zeros((BLOCK,), tl.float32)
-    for step in range(STEPS):
+    for step in range(steps):
         cells = (block * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
         live = cells < count
         offsets, y, x = cell_offsets(levels, level, image, cells, TOUCHING and AXIS == 0)
@@ -472,6 +482,7 @@ def dgqp_forward(
             blocks,
             points,
             **shape,
+            maxnreg=_FORWARD_REGISTERS,
         )
 
 
@@ -521,6 +532,7 @@ def dgqp_backward(
             batch,
             grad.shape[-1] if predictor else grad.shape[-2],
             **shape,
+            maxnreg=_BACKWARD_REGISTERS,
         )
         sums = (features + 3 if wanted else 0) + (0 if grad_scales is None else len(logits))
         if sums == 0:

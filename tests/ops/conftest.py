@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import is_hypothesis_test, settings
 
+from tests.ops.interpreter import replace_names_once_a_launch
 from tests.ops.under_test import EMULATED_EXAMPLES, INTERPRETED
 
 HERE = Path(__file__).parent
 ONLY = os.environ.get("GFLV2_TEST_BACKENDS", "")
+if INTERPRETED:
+    replace_names_once_a_launch()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 import gflv2
 from gflv2.ops.checks import compute_dtype
 from tests.ops.parity import assert_parity
-from tests.ops.under_test import INTERPRETED, running
+from tests.ops.under_test import running
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # weight given?, average factor, reduction
@@ -257,8 +257,3 @@ def check_parity(
         found = results(function, call.to(device))
     exact, eager = (results(reference, call.converted(dtype)) for dtype in (torch.float64, torch.float32))
     assert_parity(op, found, exact, eager, magnitudes(call.map(torch.Tensor.detach)), context=context)
-
-
-def few(cases: list, count: int) -> list:
-    """All cases, or under the interpreter, which takes a second for one, the first ``count``."""
-    return cases[:count] if INTERPRETED else cases

@@ -22,10 +22,9 @@ from tests.ops.row_losses import (
     Promises,
     Reduced,
     check_parity,
-    few,
     results,
 )
-from tests.ops.under_test import EXAMPLES, backends_of, running
+from tests.ops.under_test import EXAMPLES, backends_of, few, running
 
 BACKENDS = backends_of("dfl")
 KERNELS = backends_of("dfl", kernels_only=True)

@@ -24,10 +24,9 @@ from tests.ops.row_losses import (
     Reduced,
     check_parity,
     cotangent,
-    few,
     results,
 )
-from tests.ops.under_test import EXAMPLES, backends_of, running
+from tests.ops.under_test import EXAMPLES, backends_of, few, running
 
 BACKENDS = backends_of("giou")
 KERNELS = backends_of("giou", kernels_only=True)

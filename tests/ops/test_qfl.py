@@ -27,10 +27,9 @@ from tests.ops.row_losses import (
     assert_same,
     check_parity,
     cotangent,
-    few,
     results,
 )
-from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, running
+from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, running
 
 BACKENDS = backends_of("qfl")
 KERNELS = backends_of("qfl", kernels_only=True)
