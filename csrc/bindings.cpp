@@ -15,6 +15,7 @@ PYBIND11_MODULE(_native, m) {
     bind_atss(m);
     bind_decode(m);
     bind_dgqp(m);
+    bind_gfl_loss(m);
     bind_integral(m);
     bind_losses(m);
     m.def("instruction_set", [] { return std::string(instruction_set()); });

@@ -58,6 +58,7 @@ inline std::int64_t points_of(const LevelTable& levels) {
 void bind_atss(py::module_& m);
 void bind_decode(py::module_& m);
 void bind_dgqp(py::module_& m);
+void bind_gfl_loss(py::module_& m);
 void bind_integral(py::module_& m);
 void bind_losses(py::module_& m);
 

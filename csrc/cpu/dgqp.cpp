@@ -9,10 +9,12 @@
 
 #include "cpu/batch.hpp"
 #include "cpu/kernels.hpp"
+#include "cpu/logarithm.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/predictor.hpp"
 #include "cpu/ranks.hpp"
 #include "gflv2/dgqp.hpp"
+#include "gflv2/gfl_loss.hpp"
 
 GFLV2_BEGIN
 
@@ -137,6 +139,10 @@ template <class T, int BINS, int TOPK> struct Dgqp {
 
     // ∂L/∂F where the statistics are the result.
     void read_gradients(const Task& task, const PointTile* tiles, int count, const Batch& batch) const {
+        if (!a.grad_out) {
+            std::fill(batch.gradients, batch.gradients + count * features, V{});
+            return;
+        }
         const S* from = static_cast<const S*>(a.grad_out) + first_point(task) * features;
         for (int t = 0; t < count; ++t)
             load_tile(batch.gradients + t * features, from + tiles[t].point * features, features, 1, features, tiles[t].used);
@@ -179,11 +185,53 @@ template <class T, int BINS, int TOPK> struct Dgqp {
             });
     }
 
+    // ∂L/∂(loss) of the two box losses.
+    struct BoxFactors {
+        S giou = 0, dfl = 0;
+
+        explicit BoxFactors(const BoxLossSlopes& box) {
+            if (!box.slopes) return;
+            const S* grad = static_cast<const S*>(box.grad_losses);
+            const double normaliser = double(*static_cast<const S*>(box.normaliser));
+            giou = S(double(grad[0]) * box.factors[0] / normaliser);
+            dfl = S(double(grad[1]) * box.factors[1] / normaliser);
+        }
+    };
+
+    // Does a point of the tile count in the box losses?
+    bool has_box(const Task& task, const PointTile& tile) const {
+        if (!a.box.slopes) return false;
+        const S* weights = static_cast<const S*>(a.box.weights) + first_point(task) + tile.point;
+        bool found = false;
+        for (int i = 0; i < tile.used; ++i) found |= weights[i] > S(0);
+        return found;
+    }
+
+    // What the box losses add to one side of a tile: its slopes; 0 for points that do not count.
+    BoxRowSlope<V> box_slope(const Task& task, const PointTile& tile, int side, const BoxFactors& factors, const V* exponentials, V inverse) const {
+        const S* projection = static_cast<const S*>(a.box.projection);
+        const S* weights = static_cast<const S*>(a.box.weights) + first_point(task) + tile.point;
+        const S* slopes = static_cast<const S*>(a.box.slopes) + 8 * (first_point(task) + tile.point) + 2 * side;
+        BoxRowSlope<V> box{};
+        for (int i = 0; i < tile.used; ++i) {
+            if (!(weights[i] > S(0))) continue;
+            box.of_distance[i] = factors.giou * slopes[8 * i];
+            box.of_dfl[i] = factors.dfl * weights[i];
+            box.target[i] = slopes[8 * i + 1];
+        }
+        for (int b = 0; b < bins(); ++b) box.distance = multiply_add(exponentials[b], splat(projection[b]), box.distance);
+        box.distance *= inverse;
+        return box;
+    }
+
     // ∂L/∂logits from ∂L/∂F; returns the part of ∂L/∂scale.
     double write_gradients(const Task& task, const PointTile* tiles, int count, const Batch& batch) const {
         const Level& level = a.levels.level[task.level];
         const S scale = scale_of(task);
         const int per_side = statistics().count();
+        const BoxFactors factors(a.box);
+        bool boxes[largest_batch];
+        for (int t = 0; t < count; ++t) boxes[t] = has_box(task, tiles[t]);
         V scale_sum = V{};
         for (int side = 0; side < 4; ++side) {
             for (int t = 0; t < count; ++t) {
@@ -195,7 +243,7 @@ template <class T, int BINS, int TOPK> struct Dgqp {
                 const V sum = statistics_backward<TOPK, S>(top, peak.inverse, statistics(), [&](int place) { return gradients[place]; }, slopes);
                 const T* at = static_cast<const T*>(level.logits) + tiles[t].logits + side * level.strides.side;
                 T* to = static_cast<T*>(level.grad_logits) + tiles[t].gradient + side * level.grad_strides.side;
-                if (tiles[t].step == 1 && tiles[t].grad_step == 1 && tiles[t].used == n && a.grad_logits) {
+                if (tiles[t].step == 1 && tiles[t].grad_step == 1 && tiles[t].used == n && a.grad_logits && !boxes[t]) {
                     const PlaneRow<T> row{at, level.strides.bin};
                     softmax_top_backward<BINS, TOPK, V>(row, bins(), scale, topk(), exponentials, peak, top, slopes, sum, [&](int bin, V slope) {
                         row_sum = multiply_add(row[bin], slope, row_sum);
@@ -205,7 +253,10 @@ template <class T, int BINS, int TOPK> struct Dgqp {
                 } else {
                     V tile[max_bins], gradient[max_bins];
                     load_tile(tile, at, tiles[t].step, level.strides.bin, bins(), tiles[t].used);
+                    BoxRowSlope<V> box;
+                    if (boxes[t]) box = box_slope(task, tiles[t], side, factors, exponentials.at, peak.inverse);
                     softmax_top_backward<0, TOPK, V>(tile, bins(), scale, topk(), exponentials, peak, top, slopes, sum, [&](int bin, V slope) {
+                        if (boxes[t]) slope += box.at(bin, V(exponentials.at[bin] * peak.inverse), static_cast<const S*>(a.box.projection)[bin]);
                         row_sum = multiply_add(tile[bin], slope, row_sum);
                         gradient[bin] = slope * scale;
                     });

@@ -16,6 +16,8 @@
     KERNEL(dfl_backward, DflArguments)           \
     KERNEL(giou_forward, GiouArguments)          \
     KERNEL(giou_backward, GiouArguments)         \
+    KERNEL(gfl_targets, GflTargetsArguments)     \
+    KERNEL(box_loss, BoxLossArguments)           \
     KERNEL(decode, DecodeArguments)              \
     KERNEL(atss, AtssArguments)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gflv2.ops import backends
 from gflv2.ops.autograd import no_vmap
-from gflv2.ops.checks import bad_type, bad_value, check_tensor, values_are_checked
+from gflv2.ops.checks import bad_type, bad_value, check_tensor, dense, values_are_checked
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import MAX_LEVELS, check_strides
 from gflv2.ops.reduction import INTEGERS
@@ -120,13 +120,13 @@ def atss(
     shapes = [(1, len(level)) for level in points] if points is not None else level_shapes
     return Assignment(
         *torch.ops.gflv2.atss(
-            _as_list(boxes),
-            _as_list(labels),
+            as_list(boxes),
+            as_list(labels),
             counts,
-            _as_list(ignore_boxes) if ignoring else [],
-            _as_list(points) if points is not None else [],
+            as_list(ignore_boxes) if ignoring else [],
+            as_list(points) if points is not None else [],
             [size for shape in shapes for size in shape],
-            _valid_cells(shapes, strides, padded_sizes),
+            valid_cells(shapes, strides, padded_sizes),
             strides,
             topk,
             float(anchor_scale),
@@ -137,13 +137,13 @@ def atss(
     )
 
 
-def _as_list(tensors: Sequence[Tensor] | Tensor) -> list[Tensor]:
+def as_list(tensors: Sequence[Tensor] | Tensor) -> list[Tensor]:
     """B tensors, or one padded tensor alone; without gradients: nothing of an assignment is differentiable."""
     tensors = [tensors] if isinstance(tensors, Tensor) else tensors
     return [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
 
 
-def _valid_cells(shapes: Sequence[tuple[int, int]], strides: list[float], padded_sizes: Any) -> list[int]:
+def valid_cells(shapes: Sequence[tuple[int, int]], strides: list[float], padded_sizes: Any) -> list[int]:
     """Rows and columns of each level whose cells count, image by image; empty: all do."""
     if padded_sizes is None:
         return []
@@ -283,20 +283,12 @@ def _forward(boxes, labels, counts, ignore_boxes, points, shapes, valid, strides
     outputs = _new_outputs(boxes, shapes)
     if outputs[0].numel():
         module = implementation("atss", backend)
-        boxes, labels, points = _dense(boxes), _dense(labels, torch.int64), _dense(points)
+        dtype = torch.float32
+        boxes, labels, points = dense(boxes, dtype), dense(labels, torch.int64), dense(points, dtype)
         counts = None if counts is None else counts.to(torch.int64).contiguous()
-        ignore_boxes = _dense(ignore_boxes)
+        ignore_boxes = dense(ignore_boxes, dtype)
         module.atss(boxes, labels, counts, ignore_boxes, points, shapes, valid, strides, *settings, *outputs)
     return outputs
-
-
-def _dense(tensors: list[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    dense = []
-    for tensor in tensors:
-        if tensor.dtype != dtype or not tensor.is_contiguous():  # each conversion, even one to the same, costs a call
-            tensor = tensor.to(dtype).contiguous()
-        dense.append(tensor)
-    return dense
 
 
 for _key in ("CPU", "CUDA"):

@@ -69,3 +69,14 @@ def values_are_checked() -> bool:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Arithmetic and results: float32, or float64 for float64 inputs."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def dense(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Any]:
+    """The tensors contiguous and of a dtype, as kernels take their small arguments; None stays None."""
+    found = []
+    for tensor in tensors:
+        # Each conversion, even one to the same, costs a call.
+        if tensor is not None and (tensor.dtype != dtype or not tensor.is_contiguous()):
+            tensor = tensor.to(dtype).contiguous()
+        found.append(tensor)
+    return found

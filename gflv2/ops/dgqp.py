@@ -65,7 +65,7 @@ def dgqp_statistics(
     if backend == "reference":
         return reference.dgqp_statistics(box_logits, scales=scales, topk=topk, mean=mean, variance=variance)
     settings = (scales, topk, mean, variance, backend)
-    if _wants_gradient(scales, *box.tensors):
+    if wants_gradient(scales, *box.tensors):
         return _Statistics.apply(*[None] * 4, *settings, *box.tensors)
     return torch.ops.gflv2.dgqp_statistics(box.tensors, *settings)
 
@@ -109,10 +109,9 @@ def dgqp(
     if backend == "reference":
         shape = {"topk": topk, "mean": mean, "variance": variance}
         return reference.dgqp(box_logits, weight1, bias1, weight2, bias2, scales=scales, **shape)
-    dtype = compute_dtype(box.dtype)
-    layers = [weight1.flatten(1).to(dtype), bias1.to(dtype), weight2.flatten().to(dtype), bias2.to(dtype)]
+    layers = layers_of(predictor, box)
     settings = (scales, topk, mean, variance, backend)
-    if _wants_gradient(scales, *layers, *box.tensors):
+    if wants_gradient(scales, *layers, *box.tensors):
         return _Dgqp.apply(*layers, *settings, *box.tensors)
     return torch.ops.gflv2.dgqp(box.tensors, layers, *settings)
 
@@ -142,6 +141,13 @@ def check_predictor(predictor: Any, box: BoxLogits, prefix: str = "predictor.") 
     return predictor
 
 
+def layers_of(predictor: Predictor, box: BoxLogits) -> list[Tensor]:
+    """The four tensors of a checked predictor as the registered operations take them."""
+    dtype = compute_dtype(box.dtype)
+    weight1, bias1, weight2, bias2 = predictor[:4]
+    return [weight1.flatten(1).to(dtype), bias1.to(dtype), weight2.flatten().to(dtype), bias2.to(dtype)]
+
+
 def _check_statistics(topk: Any, mean: Any, variance: Any, bins: int, prefix: str = "") -> None:
     if isinstance(topk, bool) or not isinstance(topk, int):
         bad_type(f"{prefix}topk", "an integer", topk)
@@ -161,18 +167,20 @@ def _describe(box_logits: Any, weight1: Any = None, *_: Any, topk: int = 4, **__
     return _call(read_box_logits(box_logits), topk, hidden)
 
 
-def _refuse_triton(call: backends.Call) -> str | None:
+def refuse_triton(call: backends.Call) -> str | None:
+    """Why the Triton kernels cannot take a call."""
     hidden = call.facts["hidden"]
     if hidden > TRITON_HIDDEN:
         return f"the Triton kernels take at most {TRITON_HIDDEN} hidden units, not {hidden}"
     return backends.refuse_double(call)
 
 
-backends.register("dgqp", {**backends.EVERYWHERE, "triton": _refuse_triton}, _describe)
+backends.register("dgqp", {**backends.EVERYWHERE, "triton": refuse_triton}, _describe)
 backends.register("dgqp_statistics", backends.EVERYWHERE, _describe)
 
 
-def _wants_gradient(*tensors: Tensor | None) -> bool:
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd has to record an operation on these tensors."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 

@@ -11,21 +11,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.atss import check_boxes, check_padded_sizes
-from gflv2.ops.checks import bad_type, bad_value, check_tensor, values_are_checked
-from gflv2.ops.dgqp import Predictor, check_predictor
-from gflv2.ops.levels import BoxLogits, check_levels, check_scales, check_strides, read_box_logits
+from gflv2.ops.atss import as_list, check_boxes, check_padded_sizes, valid_cells
+from gflv2.ops.autograd import no_double_backward, no_vmap
+from gflv2.ops.box_losses import BoxLossSlopes
+from gflv2.ops.checks import bad_type, bad_value, check_tensor, compute_dtype, dense, values_are_checked
+from gflv2.ops.dgqp import Predictor, check_predictor, layers_of, wants_gradient
+from gflv2.ops.implementation import implementation
+from gflv2.ops.levels import (
+    BoxLogits,
+    check_levels,
+    check_projection,
+    check_scales,
+    check_strides,
+    points_of,
+    read_box_logits,
+)
+from gflv2.ops.reduction import Reduction
 from gflv2.ops.reference import gfl_loss as reference
 from gflv2.ops.reference.atss import Assignment
+from gflv2.ops.reference.boxes import level_shapes_of
 from gflv2.ops.reference.gfl_loss import GFLLosses, GFLTargets
 
 __all__ = ["GFLLosses", "GFLTargets", "gfl_loss", "gfl_targets", "normalisers"]
+
+# `valid`: rows and columns that count, image by image, level by level, or empty. `projection`, `normalisers` and
+# `scales` are in the dtype of the arithmetic. `quality`: r of every point, or None: J = sigmoid(c).
+_TARGETS = "Tensor labels, Tensor scores, Tensor weights, Tensor label_weights, Tensor normalisers"
+_ROWS = "Tensor[] class_logits, Tensor[] box_logits, Tensor? quality, Tensor? scales, Tensor projection"
+_library = torch.library.Library("gflv2", "FRAGMENT")
+_library.define(
+    f"gfl_targets({_ROWS}, Tensor index, Tensor assigned, Tensor[] boxes, SymInt[] valid, float[] strides, "
+    "float offset, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+# Returns the three losses, and the slopes that backward needs (`BoxLossSlopes`).
+_library.define(
+    f"gfl_loss({_ROWS}, {_TARGETS}, Tensor boxes, float[] strides, float offset, float beta, float[] loss_weights, "
+    "str backend) -> (Tensor, Tensor)"
+)
+# `needs`: gradients of the class logits, the box logits, the predictor, the scales and the quality.
+_library.define(
+    f"gfl_loss_backward(Tensor grad, {_ROWS}, {_TARGETS}, Tensor slopes, Tensor[] predictor, int topk, bool mean, "
+    "bool variance, float beta, float[] loss_weights, str backend, bool[] needs) -> Tensor[]"
+)
 
 
 def gfl_targets(
@@ -61,7 +94,8 @@ def gfl_targets(
         padded_sizes: as `atss`: cells beyond have label weight 0. None: all cells count.
 
     Returns:
-        GFLTargets, float32 (float64 for float64 box logits), without gradients.
+        GFLTargets, float32 (float64 for float64 box logits), without gradients. Its ``quality`` belongs to these
+        logits: where `gfl_loss` is to see others, replace it with None.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
@@ -79,21 +113,51 @@ def gfl_targets(
     if images != batch or device != box.device:
         bad_value("boxes", f"boxes of {batch} images on {box.device} like the logits", boxes)
     check_padded_sizes(padded_sizes, batch)
-    backends.select("gfl_targets", call)
-    return reference.gfl_targets(
-        class_logits,
-        box_logits,
-        assignment,
-        boxes,
-        strides=[float(stride) for stride in strides],
-        scales=scales,
-        projection=projection,
-        predictor=predictor,
-        quality_logits=quality_logits,
-        counts=counts,
-        offset=offset,
-        padded_sizes=padded_sizes,
-    )
+    backend = backends.select("gfl_targets", call)
+    if backend == "reference":
+        return reference.gfl_targets(
+            class_logits,
+            box_logits,
+            assignment,
+            boxes,
+            strides=[float(stride) for stride in strides],
+            scales=scales,
+            projection=projection,
+            predictor=predictor,
+            quality_logits=quality_logits,
+            counts=counts,
+            offset=offset,
+            padded_sizes=padded_sizes,
+        )
+    strides = [float(stride) for stride in strides]
+    with torch.no_grad():
+        scales, projection = check_scales(scales, box), check_projection(projection, box)
+        quality = quality_logits
+        if predictor is not None:
+            quality = _predicted(box, predictor, layers_of(predictor, box), scales, backend)
+        found = torch.ops.gflv2.gfl_targets(
+            list(class_logits),
+            box.tensors,
+            quality,
+            scales,
+            projection,
+            assignment.index,
+            assignment.labels,
+            as_list(boxes),
+            valid_cells(level_shapes_of(box.tensors), strides, padded_sizes),
+            strides,
+            float(offset),
+            backend,
+        )
+    return GFLTargets(assignment.index, *found, None if predictor is None else quality)
+
+
+def _predicted(
+    box: BoxLogits, predictor: Predictor, layers: list[Tensor], scales: Tensor | None, backend: str
+) -> Tensor:
+    """Quality logits of every point."""
+    shape = (predictor.topk, predictor.mean, predictor.variance)
+    return torch.ops.gflv2.dgqp(box.tensors, layers, scales, *shape, backend)
 
 
 def normalisers(sums: Tensor, *, weight_floor: float = 1e-12) -> Tensor:
@@ -116,9 +180,10 @@ def normalisers(sums: Tensor, *, weight_floor: float = 1e-12) -> Tensor:
     check_tensor(sums, "sums", shape=(2,))
     if not weight_floor > 0:
         bad_value("weight_floor", "a positive number", weight_floor)
-    mean = sums.detach().clone()
+    mean = sums.detach()
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        mean = mean.clone()
         distributed.all_reduce(mean)
         mean = mean / distributed.get_world_size()
     return torch.stack([mean[0].clamp(min=1.0), mean[1].clamp(min=weight_floor)])
@@ -156,8 +221,8 @@ def gfl_loss(
 
     Returns:
         GFLLosses(qfl, giou, dfl), 0-d, float32 (float64 for float64 box logits), each multiplied by its factor.
-        Differentiable in the logits, scales, predictor tensors, quality logits and (through the boxes) the
-        projection. Without positive points the box losses are exactly 0, with gradients of 0.
+        Differentiable in the logits, scales, predictor tensors, quality logits and (through the boxes, by the
+        reference alone) the projection. Without positive points the box losses are exactly 0, with gradients of 0.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
@@ -185,21 +250,48 @@ def gfl_loss(
             bad_value(
                 "projection", "equal steps between the bins: DFL is defined on a uniform grid", projection.tolist()
             )
-    backends.select("gfl_loss", call)
-    return reference.gfl_loss(
-        class_logits,
-        box_logits,
-        targets,
-        normalisers,
-        strides=[float(stride) for stride in strides],
-        scales=scales,
-        projection=projection,
-        predictor=predictor,
-        quality_logits=quality_logits,
-        beta=float(beta),
-        loss_weights=loss_weights,
-        offset=offset,
+    if targets.quality is not None and predictor is not None:
+        check_tensor(targets.quality, "targets.quality", shape=(batch, points), device=box.device)
+    backend = backends.select("gfl_loss", call)
+    if backend == "reference":
+        return reference.gfl_loss(
+            class_logits,
+            box_logits,
+            targets,
+            normalisers,
+            strides=[float(stride) for stride in strides],
+            scales=scales,
+            projection=projection,
+            predictor=predictor,
+            quality_logits=quality_logits,
+            beta=float(beta),
+            loss_weights=loss_weights,
+            offset=offset,
+        )
+    scales, layers = check_scales(scales, box), [None] * 4
+    # Without a predictor the statistics have no gradient, and these settings no effect.
+    shape = (min(4, box.bins), False, False)
+    quality = quality_logits
+    if predictor is not None:
+        layers, shape = layers_of(predictor, box), (predictor.topk, predictor.mean, predictor.variance)
+        quality = targets.quality
+        if quality is None:
+            with torch.no_grad():
+                quality = _predicted(box, predictor, layers, scales, backend)
+    constants = (
+        *(targets.labels, targets.scores, targets.weights, targets.label_weights, targets.boxes),
+        normalisers.to(compute_dtype(box.dtype)),
+        check_projection(projection, box),
     )
+    constants = tuple(tensor.detach() for tensor in constants)
+    strides, loss_weights = [float(stride) for stride in strides], [float(weight) for weight in loss_weights]
+    settings = (strides, float(offset), float(beta), loss_weights, shape, backend)
+    levels = (*class_logits, *box.tensors)
+    if wants_gradient(scales, quality, *layers, *levels):
+        losses = _GflLoss.apply(*layers, scales, quality, *constants, *settings, *levels)
+    else:
+        losses = _call(class_logits, box.tensors, scales, quality, constants, settings)[0]
+    return GFLLosses(*losses.unbind())
 
 
 def check_head(
@@ -210,6 +302,8 @@ def check_head(
         bad_type("box_logits", "a list of level tensors (B, 4·R, H, W)", box_logits)
     box = read_box_logits(box_logits)
     check_levels(class_logits, "class_logits", like=box.tensors)
+    if class_logits[0].shape[1] == 0:
+        bad_value("class_logits", "at least one class", class_logits[0])
     check_strides(strides, len(box.tensors))
     check_scales(scales, box)
     if projection is not None:
@@ -225,6 +319,8 @@ def check_head(
         "classes": class_logits[0].shape[1],
         "class_dtype": class_logits[0].dtype,
         "topk": None if predictor is None else predictor.topk,
+        "hidden": 0 if predictor is None else predictor.weight1.shape[0],
+        "projection_learns": projection is not None and wants_gradient(projection),
     }
     return backends.Call(box.device, box.dtype, facts), box
 
@@ -243,5 +339,307 @@ def _describe(
     return check_head(class_logits, box_logits, strides, scales, projection, predictor, quality_logits)[0]
 
 
-backends.register("gfl_loss", {"reference": None}, _describe)
-backends.register("gfl_targets", {"reference": None}, _describe)
+def _refuse_mixed(call: backends.Call) -> str | None:
+    if (call.facts["class_dtype"] == torch.float64) != (call.dtype == torch.float64):
+        return "of class and box logits only one is float64"
+    return None
+
+
+def _refuse_loss(call: backends.Call) -> str | None:
+    if call.facts["projection_learns"]:
+        return "a projection that needs a gradient runs on reference only"
+    return _refuse_mixed(call)
+
+
+backends.register("gfl_loss", {"cpu": _refuse_loss, "reference": None}, _describe)
+backends.register("gfl_targets", {"cpu": _refuse_mixed, "reference": None}, _describe)
+
+
+def _call(class_logits, box_logits, scales, quality, constants, settings) -> tuple[Tensor, Tensor]:
+    """The registered forward operation, from the arguments of ``_GflLoss.apply``."""
+    labels, scores, weights, label_weights, boxes, norms, projection = constants
+    strides, offset, beta, loss_weights, _, backend = settings
+    rows = (list(class_logits), list(box_logits), quality, scales, projection)
+    targets = (labels, scores, weights, label_weights, norms, boxes)
+    return torch.ops.gflv2.gfl_loss(*rows, *targets, strides, offset, beta, loss_weights, backend)
+
+
+class _GflLoss(torch.autograd.Function):
+    """The three losses as one tensor. Levels come last and flat: a list given to ``apply`` would get no gradient,
+    silently."""
+
+    @staticmethod
+    def forward(ctx: Any, weight1, bias1, weight2, bias2, scales, quality, *arguments) -> Tensor:
+        constants, settings, levels = arguments[:7], arguments[7:13], arguments[13:]
+        count = len(levels) // 2
+        losses, slopes = _call(levels[:count], levels[count:], scales, quality, constants, settings)
+        labels, scores, weights, label_weights, _, norms, projection = constants
+        targets = (labels, scores, weights, label_weights, norms)
+        ctx.save_for_backward(weight1, bias1, weight2, bias2, quality, scales, projection, *targets, slopes, *levels)
+        ctx.settings = settings
+        return losses
+
+    @staticmethod
+    @no_double_backward("gfl_loss")
+    def backward(ctx: Any, grad: Tensor):
+        saved = ctx.saved_tensors  # asked for once: under activation checkpointing each time computes forward anew
+        predictor, rows, targets, levels = saved[:4], saved[4:7], saved[7:13], saved[13:]
+        count, wanted = len(levels) // 2, ctx.needs_input_grad
+        first = len(wanted) - 2 * count
+        has_predictor = predictor[0] is not None
+        needs = [any(wanted[first : first + count]), any(wanted[first + count :]), any(wanted[:4]), wanted[4]]
+        needs.append(wanted[5] and not has_predictor)
+        _, _, beta, loss_weights, shape, backend = ctx.settings
+        found = torch.ops.gflv2.gfl_loss_backward(
+            grad,
+            levels[:count],
+            levels[count:],
+            *rows,
+            *targets,
+            predictor if has_predictor else [],
+            *shape,
+            beta,
+            loss_weights,
+            backend,
+            needs,
+        )
+        parts = _split(found, count, needs)
+        none = [None] * count
+        return (
+            *(parts.predictor or [None] * 4),
+            parts.scales,
+            parts.quality,
+            *[None] * (first - 6),
+            *(parts.class_logits or none),
+            *(parts.box_logits or none),
+        )
+
+
+class _Gradients(NamedTuple):
+    """Those that are not wanted are empty or None."""
+
+    class_logits: list[Tensor]
+    box_logits: list[Tensor]
+    predictor: list[Tensor]
+    scales: Tensor | None
+    quality: Tensor | None
+
+
+def _split(gradients: list[Tensor], count: int, needs: Sequence[bool]) -> _Gradients:
+    sizes = [size * need for size, need in zip((count, count, 4, 1, 1), needs, strict=True)]
+    parts, first = [], 0
+    for size in sizes:
+        parts.append(gradients[first : first + size])
+        first += size
+    return _Gradients(*parts[:3], *(part[0] if part else None for part in parts[3:]))
+
+
+def _new_targets(box_logits: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Labels, boxes, scores, weights, label weights, sums."""
+    first = box_logits[0]
+    shape, dtype = (first.shape[0], points_of(box_logits)), compute_dtype(first.dtype)
+    rows = (first.new_empty(shape, dtype=dtype) for _ in range(3))
+    labels, boxes = first.new_empty(shape, dtype=torch.int64), first.new_empty((*shape, 4), dtype=dtype)
+    return labels, boxes, *rows, first.new_empty(2, dtype=dtype)
+
+
+def _targets(
+    class_logits,
+    box_logits,
+    quality,
+    scales,
+    projection,
+    index,
+    assigned,
+    boxes,
+    valid,
+    strides,
+    offset,
+    backend,
+) -> tuple[Tensor, ...]:
+    found = _new_targets(box_logits)
+    if not found[0].numel():
+        # Each image counts as one positive point.
+        return *found[:-1], found[-1].zero_().add_(found[-1].new_tensor([1.0, 0.0]) * index.shape[0])
+    dtype = compute_dtype(box_logits[0].dtype)
+    quality, scales, projection = dense((quality, scales, projection), dtype)
+    implementation("gfl_loss", backend).gfl_targets(
+        class_logits,
+        box_logits,
+        index.contiguous(),
+        assigned.contiguous(),
+        dense(boxes, dtype),
+        valid,
+        strides,
+        scales,
+        projection,
+        quality,
+        offset,
+        *found,
+    )
+    return found
+
+
+def _new_losses(box_logits: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(box_logits[0].dtype)
+    return weights.new_empty(3, dtype=dtype), weights.new_empty((*weights.shape, 4, 2), dtype=dtype)
+
+
+def _of_class_loss(label_weights: Tensor, norms: Tensor, factor: float) -> Reduction:
+    """Σ over points / N_pos, times its factor."""
+    return Reduction(label_weights, norms[0], 1 / factor if factor else math.inf, "sum")
+
+
+def _factors(loss_weights: Sequence[float]) -> tuple[float, float]:
+    """Of the two box losses; DFL is a mean over the sides."""
+    return loss_weights[1], loss_weights[2] / 4
+
+
+def _form(quality: Tensor | None) -> str:
+    return "logits" if quality is None else "class_logits"
+
+
+def _forward(
+    class_logits,
+    box_logits,
+    quality,
+    scales,
+    projection,
+    labels,
+    scores,
+    weights,
+    label_weights,
+    norms,
+    boxes,
+    strides,
+    offset,
+    beta,
+    loss_weights,
+    backend,
+) -> tuple[Tensor, Tensor]:
+    losses, slopes = _new_losses(box_logits, weights)
+    if not weights.numel():
+        return losses.zero_(), slopes
+    quality, scales, projection, scores, weights, label_weights, norms, boxes = dense(
+        (quality, scales, projection, scores, weights, label_weights, norms, boxes), losses.dtype
+    )
+    class_loss = _of_class_loss(label_weights, norms, loss_weights[0])
+    implementation("qfl", backend).qfl_forward(
+        class_logits, quality, labels.contiguous(), scores, _form(quality), beta, class_loss, losses[0]
+    )
+    implementation("gfl_loss", backend).box_loss(
+        box_logits,
+        boxes,
+        weights,
+        norms[1],
+        strides,
+        scales,
+        projection,
+        offset,
+        _factors(loss_weights),
+        slopes,
+        losses[1:],
+    )
+    return losses, slopes
+
+
+def _new_gradients(class_logits, box_logits, predictor, scales, quality, needs) -> list[Tensor]:
+    gradients = [torch.empty_like(level) for level in class_logits] if needs[0] else []
+    gradients += [torch.empty_like(level) for level in box_logits] if needs[1] else []
+    gradients += [tensor.new_empty(tensor.shape) for tensor in predictor] if needs[2] else []
+    gradients += [torch.empty_like(scales)] if needs[3] else []
+    return gradients + ([quality.new_empty(quality.shape)] if needs[4] else [])
+
+
+def _backward(
+    grad,
+    class_logits,
+    box_logits,
+    quality,
+    scales,
+    projection,
+    labels,
+    scores,
+    weights,
+    label_weights,
+    norms,
+    slopes,
+    predictor,
+    topk,
+    mean,
+    variance,
+    beta,
+    loss_weights,
+    backend,
+    needs,
+) -> list[Tensor]:
+    gradients = _new_gradients(class_logits, box_logits, predictor, scales, quality, needs)
+    if not weights.numel():
+        return [gradient.zero_() for gradient in gradients]
+    wanted = _split(gradients, len(class_logits), needs)
+    given = quality
+    quality, scales, projection, scores, weights, label_weights, norms, grad = dense(
+        (quality, scales, projection, scores, weights, label_weights, norms, grad), slopes.dtype
+    )
+
+    # 1. The class logits, and the quality.
+    of_rows = any(needs[1:4])
+    grad_quality = torch.empty_like(quality) if needs[4] or (predictor and of_rows) else None
+    if needs[0] or grad_quality is not None:
+        class_loss = _of_class_loss(label_weights, norms, loss_weights[0])
+        implementation("qfl", backend).qfl_backward(
+            grad[0],
+            class_logits,
+            quality,
+            labels.contiguous(),
+            scores,
+            _form(quality),
+            beta,
+            class_loss,
+            wanted.class_logits,
+            grad_quality,
+        )
+    if needs[4]:
+        wanted.quality.copy_(grad_quality.to(given.dtype))
+
+    # 2. The box logits, once: by way of the statistics and of the two box losses.
+    if of_rows:
+        box = BoxLossSlopes(slopes, weights, projection, grad[1:], norms[1], _factors(loss_weights))
+        implementation("dgqp", backend).dgqp_backward(
+            grad_quality if predictor else None,
+            box_logits,
+            [tensor.contiguous() for tensor in predictor],
+            scales,
+            topk,
+            mean,
+            variance,
+            wanted.box_logits,
+            wanted.predictor,
+            wanted.scales,
+            box,
+        )
+    return gradients
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("gfl_targets", _targets, _key)
+    _library.impl("gfl_loss", _forward, _key)
+    _library.impl("gfl_loss_backward", _backward, _key)
+for _op in ("gfl_targets", "gfl_loss"):
+    no_vmap(_op, _library)
+
+
+@torch.library.register_fake("gflv2::gfl_targets", lib=_library)
+def _(class_logits, box_logits, *_arguments) -> tuple[Tensor, ...]:
+    return _new_targets(box_logits)
+
+
+@torch.library.register_fake("gflv2::gfl_loss", lib=_library)
+def _(class_logits, box_logits, quality, scales, projection, labels, scores, weights, *_arguments):
+    return _new_losses(box_logits, weights)
+
+
+@torch.library.register_fake("gflv2::gfl_loss_backward", lib=_library)
+def _(grad, class_logits, box_logits, quality, scales, *arguments) -> list[Tensor]:
+    predictor, needs = arguments[7], arguments[-1]
+    return _new_gradients(class_logits, box_logits, predictor, scales, quality, needs)

@@ -42,7 +42,7 @@ class BoxLogits:
         """(M, last) for rows, (B, A, last) for levels."""
         if self.rows:
             return (self.tensors[0].shape[0], last)
-        return (self.tensors[0].shape[0], sum(t.shape[2] * t.shape[3] for t in self.tensors), last)
+        return (self.tensors[0].shape[0], points_of(self.tensors), last)
 
 
 def check_levels(
@@ -139,6 +139,11 @@ def check_strides(strides: Any, count: int) -> list[float]:
     if min(values) <= 0:
         bad_value("strides", "positive numbers", strides)
     return values
+
+
+def points_of(levels: Sequence[Tensor]) -> int:
+    """A = Σ H_l·W_l."""
+    return sum(height * width for height, width in (level.shape[2:] for level in levels))
 
 
 def flatten_levels(levels: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import place, pointer
+from gflv2.ops.native.tensors import addresses_of_images, place, pointer
 
 
 def atss(
@@ -47,8 +47,8 @@ def atss(
     batch = index.shape[0]
     limits = [0] * batch if counts is None else [counts.data_ptr() + 8 * image for image in range(batch)]
     padded = boxes[0].dim() == 3
-    targets = zip(_images(boxes, padded), _images(labels, padded), strict=True)
-    ignored = _images(ignore_boxes, ignore_boxes[0].dim() == 3) if ignore_boxes else [(0, 0)] * batch
+    targets = zip(addresses_of_images(boxes, padded), addresses_of_images(labels, padded), strict=True)
+    ignored = addresses_of_images(ignore_boxes, ignore_boxes[0].dim() == 3) if ignore_boxes else [(0, 0)] * batch
     for image, ((box, count), (label, _)) in enumerate(targets):
         ignore, ignore_count = ignored[image]
         images += (box, label, limits[image], ignore, count, ignore_count)
@@ -59,12 +59,3 @@ def atss(
         scratch = torch.empty(index.shape, dtype=torch.uint8, device=index.device)
     outputs = map(pointer, (index, iou, assigned_labels, scratch))
     module.atss(device, where, levels, list(strides), images, topk, anchor_scale, offset, ignore_iof_thr, *outputs)
-
-
-def _images(tensors: Sequence[Tensor], padded: bool) -> list[tuple[int, int]]:
-    """Address and number of the boxes (or labels) of each image; of one padded tensor, (B, G, …), all G."""
-    if not padded:
-        return [(tensor.data_ptr(), tensor.shape[0]) for tensor in tensors]
-    (tensor,) = tensors
-    step = tensor.stride(0) * tensor.element_size()
-    return [(tensor.data_ptr() + image * step, tensor.shape[1]) for image in range(tensor.shape[0])]

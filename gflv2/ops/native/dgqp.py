@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gflv2.ops.box_losses import BoxLossSlopes
 from gflv2.ops.checks import compute_dtype
 from gflv2.ops.native.loading import library
 from gflv2.ops.native.tensors import check_dense, dense_arguments, describe, place, pointer
@@ -48,7 +49,7 @@ def dgqp_forward(
 
 
 def dgqp_backward(
-    grad_out: Tensor,
+    grad_out: Tensor | None,
     logits: Sequence[Tensor],
     predictor: Sequence[Tensor],
     scales: Tensor | None,
@@ -58,19 +59,22 @@ def dgqp_backward(
     grad_logits: Sequence[Tensor],
     grad_predictor: Sequence[Tensor],
     grad_scales: Tensor | None,
+    box: BoxLossSlopes | None = None,
 ) -> None:
     """Gradients of ``dgqp_forward``, written to ``grad_logits``, ``grad_predictor`` and ``grad_scales``.
 
     Args:
-        grad_out: gradient of ``out``, contiguous.
+        grad_out: gradient of ``out``, contiguous; without a predictor None: 0.
         grad_logits: like ``logits``, any strides without overlap; empty where they are not wanted.
         grad_predictor: like ``predictor``, contiguous; empty where they are not wanted.
         grad_scales: (L,), contiguous, in the dtype of the arithmetic; None where it is not wanted.
+        box: the box losses, whose gradient joins in.
         The rest: as in ``dgqp_forward``.
     """
     module = library()
     kind = compute_dtype(logits[0].dtype)
-    check_dense(grad_out, "grad_out", kind)
+    if grad_out is not None:
+        check_dense(grad_out, "grad_out", kind)
     if grad_scales is not None:
         check_dense(grad_scales, "grad_scales", kind)
     keep = dense_arguments(kind, scales)
@@ -98,9 +102,10 @@ def dgqp_backward(
         variance,
         hidden,
         layers,
-        grad_out.data_ptr(),
+        pointer(grad_out),
         pointer(grad_scales),
         grad_layers,
+        None if box is None else module.BoxLossSlopes(*map(pointer, box.tensors), *box.factors),
         pointer(workspace),
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gflv2.ops.native.loading import library
 from gflv2.ops.native.reduction import describe_reduction
-from gflv2.ops.native.tensors import DTYPES, place, pointer
+from gflv2.ops.native.tensors import DTYPES, map_strides, place, pointer
 from gflv2.ops.reduction import Reduction
 
 _FORMS = {"logits": 0, "class_logits": 1, "probabilities": 2}
@@ -75,9 +75,9 @@ def _qfl(
     levels: list[int] = []
     for index, level in enumerate(values):
         height, width = (1, level.shape[0]) if level.dim() == 2 else level.shape[2:]
-        levels += (level.data_ptr(), height, width, *_map_strides(level))
+        levels += (level.data_ptr(), height, width, *map_strides(level))
         if grad_values:
-            levels += (grad_values[index].data_ptr(), *_map_strides(grad_values[index]))
+            levels += (grad_values[index].data_ptr(), *map_strides(grad_values[index]))
     batch = 1 if first.dim() == 2 else first.shape[0]
     head = (len(values), levels, bool(grad_values))
     workspace = None
@@ -102,12 +102,3 @@ def _qfl(
         pointer(grad_quality),
         pointer(workspace),
     )
-
-
-def _map_strides(tensor: Tensor) -> tuple[int, int, int, int, int]:
-    """Strides (image, side, class, y, x) of a score map: rows (N, C) are one image of one line; there are no sides."""
-    if tensor.dim() == 2:
-        row, class_step = tensor.stride()
-        return 0, 0, class_step, 0, row
-    image, channel, y, x = tensor.stride()
-    return image, 0, channel, y, x

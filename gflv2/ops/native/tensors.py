@@ -34,6 +34,24 @@ def strides(tensor: Tensor, bins: int) -> tuple[int, int, int, int, int]:
     return image, bins * channel, channel, y, x
 
 
+def map_strides(tensor: Tensor) -> tuple[int, int, int, int, int]:
+    """Strides (image, side, class, y, x) of a score map: rows (N, C) are one image of one line; there are no sides."""
+    if tensor.dim() == 2:
+        row, class_step = tensor.stride()
+        return 0, 0, class_step, 0, row
+    image, channel, y, x = tensor.stride()
+    return image, 0, channel, y, x
+
+
+def addresses_of_images(tensors: Sequence[Tensor], padded: bool) -> list[tuple[int, int]]:
+    """Address and number of the boxes (or labels) of each image; of one padded tensor, (B, G, …), all G."""
+    if not padded:
+        return [(tensor.data_ptr(), tensor.shape[0]) for tensor in tensors]
+    (tensor,) = tensors
+    step = tensor.stride(0) * tensor.element_size()
+    return [(tensor.data_ptr() + image * step, tensor.shape[1]) for image in range(tensor.shape[0])]
+
+
 def place(tensor: Tensor) -> tuple[int, int]:
     """CUDA: device index and current stream; its emulation has one of each. CPU: −1 and the number of threads."""
     if emulating.get():

@@ -49,6 +49,8 @@ class GFLTargets(NamedTuple):
         label_weights: (B, A) weight in the QFL: 0 at ignored points and at cells outside the image's padded size,
             else 1.
         sums: (2,) Σ_images max(number of positives, 1) and Σ w: what the ranks exchange.
+        quality: (B, A) the predictor's quality logits behind ``weights``, None without one. `gflv2.ops.gfl_loss` takes
+            them instead of computing them again; None: it computes them.
     """
 
     index: Tensor
@@ -58,6 +60,7 @@ class GFLTargets(NamedTuple):
     weights: Tensor
     label_weights: Tensor
     sums: Tensor
+    quality: Tensor | None = None
 
 
 class GFLLosses(NamedTuple):
@@ -129,7 +132,8 @@ def gfl_targets(
         number_positive = positive.sum(1).clamp(min=1).sum().to(target.dtype)
         labels = torch.where(positive, assignment.labels, BACKGROUND)
         sums = torch.stack([number_positive, weights.sum()])
-        return GFLTargets(assignment.index, labels, target, scores, weights, label_weights, sums)
+        known = None if predictor is None else quality
+        return GFLTargets(assignment.index, labels, target, scores, weights, label_weights, sums, known)
 
 
 def gfl_loss(

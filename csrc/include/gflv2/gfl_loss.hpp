@@ -1,0 +1,91 @@
+// The arithmetic of one point of the training head: its IoU target and weight, its two box losses, and their way back to one
+// row of box logits (arXiv 2006.04388 and 2011.12885). Lengths are in units of the stride, targets of DFL in bins.
+//
+//   d_side = Σ_b P_b·project_b,   box = cell ∓ d
+//   y = IoU(box, target),   w = σ(max_c c)·σ(r)
+//   L = f_giou·w·(1 − GIoU(box, target)) + f_dfl·w·Σ_sides (log Σ_b exp(t_b) − Σ_b hat_b·t_b)
+//   ∂L/∂t_b = P_b·(u·(project_b − d) + v) − v·hat_b,   u = f_giou·w·∂(1 − GIoU)/∂d,   v = f_dfl·w
+//
+// V is a number or a vector of numbers, S its element type; Row and BINS as in gflv2/integral.hpp.
+#pragma once
+
+#include "gflv2/dfl.hpp"
+#include "gflv2/giou.hpp"
+#include "gflv2/macros.hpp"
+#include "gflv2/math.hpp"
+#include "gflv2/qfl.hpp"
+#include "gflv2/softmax.hpp"
+
+GFLV2_BEGIN
+
+// As the definition has it, for the areas of two boxes in units of the stride.
+template <class S> constexpr S smallest_area = S(1e-6);
+// Targets of DFL end this far before the last bin.
+template <class S> constexpr S last_bin_margin = S(0.1);
+
+// Side of the box that a distance means: left and top lie below the cell, right and bottom above.
+template <class V> GFLV2_HD V side_at(V cell, V distance, int side) { return side < 2 ? V(cell - distance) : V(cell + distance); }
+
+// The distances as a box.
+template <class V> GFLV2_HD void box_of_distances(const V* cell, const V* distance, V* box) {
+    each<4>(4, [&](int side) { box[side] = side_at(cell[side % 2], distance[side], side); });
+}
+
+// w, from the largest class logit of the point and its quality logit.
+template <class S, class V> GFLV2_HD V joint_weight(V largest, bool has_quality, V quality) {
+    const V score = S(1) / (S(1) + odds_against<S>(largest));
+    return has_quality ? V(score * quality_of<S>(quality).score) : score;
+}
+
+// What DFL should give for a side of the target box; `first` and `step` are the projection's.
+template <class S, class V> GFLV2_HD V target_bin(V cell, V corner, int side, S first, S step, int bins) {
+    const V distance = side < 2 ? V(cell - corner) : V(corner - cell);
+    // In this order of arguments a NaN is kept.
+    return minimum(broadcast<V>(S(bins - 1) - last_bin_margin<S>), maximum(V{}, V((distance - first) / step)));
+}
+
+template <class V> struct BoxSide {
+    V distance;
+    V dfl;  // the loss of this side
+};
+
+// One side's distance, and its DFL for a target in bins.
+template <int BINS, class V, class S, class Row>
+GFLV2_HD BoxSide<V> read_box_side(const Row& row, int bins, S scale, const S* projection, V target) {
+    const V largest = scaled_largest<BINS, V>(row, bins, scale);
+    V total[chains] = {}, moment[chains] = {}, chosen = V{};
+    each_chained<BINS>(bins, [&](int b, int chain) {
+        const V t = multiply_add(V(row[b]), broadcast<V>(scale), V(-largest)), e = exponential(t), share = hat<S>(b, target);
+        total[chain] += e;
+        moment[chain] = multiply_add(e, broadcast<V>(projection[b]), moment[chain]);
+        // Not a product alone: a logit of −∞ outside the two bins must not spoil the loss.
+        chosen += share == S(0) ? V{} : V(share * t);
+    });
+    const auto add = [](V a, V b) { return a + b; };
+    const V sum = combine(total, add);
+    return {V(combine(moment, add) / sum), V(-minus_log(sum, V(S(1) - sum)) - chosen)};
+}
+
+// Loss 1 − GIoU of the box that the distances mean; slope: weight · its derivative for each distance.
+template <class S, class V> GFLV2_HD V box_loss_of(const V* cell, const V* distance, const V* target, V weight, V* slope) {
+    V box[4], corners[4];
+    box_of_distances(cell, distance, box);
+    const BoxPair<V> pair = box_pair<S>(box, target, smallest_area<S>);
+    giou_slopes<true, false>(pair, box, target, smallest_area<S>, weight, corners, corners);
+    each<4>(4, [&](int side) { slope[side] = side < 2 ? V(-corners[side]) : corners[side]; });
+    return giou_value<true, S>(pair);
+}
+
+// The box losses' part in ∂L/∂t_b of one row.
+template <class V> struct BoxRowSlope {
+    V of_distance;  // u
+    V of_dfl;       // v
+    V target;       // of DFL, in bins
+    V distance;     // d
+
+    template <class S> GFLV2_HD V at(int bin, V probability, S projection) const {
+        return probability * (of_distance * (projection - distance) + of_dfl) - of_dfl * hat<S>(bin, target);
+    }
+};
+
+GFLV2_END
