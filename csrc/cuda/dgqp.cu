@@ -14,6 +14,7 @@
 #include "gflv2/api.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/dgqp.hpp"
+#include "gflv2/gfl_loss.hpp"
 #include "gflv2/launch.hpp"
 
 namespace gflv2::cuda {
@@ -232,7 +233,22 @@ GFLV2_KERNEL(threads, (TOPK > 0 ? 7 : 6)) dgqp_forward_kernel(GFLV2_CONSTANT Dgq
     }
 }
 
-template <class T, int BINS, int TOPK, bool STAGED>
+// ∂L/∂(loss) of the two box losses; the factors are 0 where there are none.
+__device__ inline void box_factors(const BoxLossSlopes& box, float* to) {
+    to[0] = to[1] = 0.0f;
+    if (!box.slopes) return;
+    const float* const grad = static_cast<const float*>(box.grad_losses);
+    const double normaliser = double(*static_cast<const float*>(box.normaliser));
+    for (int i = 0; i < 2; ++i) to[i] = float(double(grad[i]) * box.factors[i] / normaliser);
+}
+
+// What the box losses add to the thread's row, whose distance is given.
+__device__ inline BoxRowSlope<float> box_slope(const BoxLossSlopes& box, const float* factors, std::int64_t place, int side, float weight, float distance) {
+    const float* const from = static_cast<const float*>(box.slopes) + 8 * place + 2 * side;
+    return {factors[0] * from[0], factors[1] * weight, from[1], distance};
+}
+
+template <class T, int BINS, int TOPK, bool STAGED, bool BOXES>
 GFLV2_KERNEL(threads, (BINS > 17 ? 2 : 3)) dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT BlockTable blocks) {
     GFLV2_SHARED_MEMORY(float, memory);
     constexpr int SLICE = side_block<TOPK>, RANKS = TOPK > 0 ? TOPK + 2 : 0;
@@ -271,16 +287,18 @@ GFLV2_KERNEL(threads, (BINS > 17 ? 2 : 3)) dgqp_backward_kernel(GFLV2_CONSTANT D
             __syncthreads();
         }
         const auto row = row_of<T, BINS, STAGED>(level, chunk, point, group, tile);
-        typename ExponentialsFor<BINS>::type exponentials;
+        // With the box losses 33 of them do not fit the registers.
+        typename ExponentialsFor<(BOXES && BINS > 17 && !STAGED) ? 0 : BINS>::type exponentials;
         float top[places<TOPK>], slope[places<TOPK> + 2];  // slope: first ∂L/∂F of the side, then ∂L/∂T
         const Peak<float> peak = read_row<BINS, TOPK>(a, row, scale, exponentials, top);
 
         if (a.hidden == 0) {
-            // 3. ∂L/∂F is given: whole lines of it.
-            const float* from = static_cast<const float*>(a.grad_out) + (place - (point - chunk.first)) * feature_count;
+            // 3. ∂L/∂F is given: whole lines of it; or it is 0.
+            const float* const given = static_cast<const float*>(a.grad_out);
+            const float* const from = given ? given + (place - (point - chunk.first)) * feature_count : nullptr;
             for (std::uint32_t i = threadIdx.x; i < used * feature_count; i += threads) {
                 const std::uint32_t p = i / feature_count;
-                features[(i - p * feature_count) * pitch + p] = from[i];
+                features[(i - p * feature_count) * pitch + p] = from ? from[i] : 0.0f;
             }
             __syncthreads();
             const float* own = features + group * per_side * pitch + lane;
@@ -376,7 +394,23 @@ GFLV2_KERNEL(threads, (BINS > 17 ? 2 : 3)) dgqp_backward_kernel(GFLV2_CONSTANT D
                      point_offset(level, level.grad_strides, point);
             float* const shared_row = tile + (4 * lane + group) * pitch_of(BINS);
             const bool scaled = valid && a.grad_scales;
+            BoxRowSlope<float> box{};
+            bool has_box = false;
+            const float* const projection = static_cast<const float*>(a.box.projection);
+            if constexpr (BOXES) {
+                const float weight = valid ? static_cast<const float*>(a.box.weights)[place] : 0.0f;
+                has_box = weight > 0.0f;
+                if (has_box) {
+                    float moment = 0.0f, factors[2];
+                    each<BINS>(a.bins, [&](int b) { moment = multiply_add(exponentials.get(row, b, scale, peak.largest), projection[b], moment); });
+                    box_factors(a.box, factors);
+                    box = box_slope(a.box, factors, place, group, weight, moment * peak.inverse);
+                }
+            }
             softmax_top_backward<BINS, TOPK, float>(row, a.bins, scale, a.topk, exponentials, peak, top, slope, sum, [&](int bin, float value) {
+                if constexpr (BOXES) {
+                    if (has_box) value += box.at(bin, exponentials.get(row, bin, scale, peak.largest) * peak.inverse, projection[bin]);
+                }
                 // The logit is read once more: kept since step 2, it would cost a register.
                 if (scaled) scale_sum = multiply_add(row[bin], value, scale_sum);
                 if constexpr (STAGED) {
@@ -490,7 +524,8 @@ bool bins_adjacent(const DgqpArguments& a, bool gradient) {
 
 template <class T, int BINS, int TOPK, bool STAGED> void launch_main(const DgqpArguments& a, bool gradient, const BlockTable& blocks, void* stream) {
     const SharedPlan<TOPK> plan(a.features(), a.hidden > 0, gradient, STAGED ? int(threads) * pitch_of(BINS) : 0);
-    const auto kernel = gradient ? dgqp_backward_kernel<T, BINS, TOPK, STAGED> : dgqp_forward_kernel<T, BINS, TOPK, STAGED>;
+    const auto backward = a.box.slopes ? dgqp_backward_kernel<T, BINS, TOPK, STAGED, true> : dgqp_backward_kernel<T, BINS, TOPK, STAGED, false>;
+    const auto kernel = gradient ? backward : dgqp_forward_kernel<T, BINS, TOPK, STAGED>;
     if (blocks.count > 0) launch(kernel, blocks.count, threads, plan.words() * sizeof(float), stream, a, blocks);
 }
 

@@ -79,7 +79,7 @@ class Case:
                 for shape, spread in zip(shapes, spreads, strict=True)
             ]
         inputs = Inputs(tensors, predictor, scales, self)
-        inputs.cotangent = _cotangent(inputs)
+        inputs.cotangent = jumps_left_out(inputs)
         return inputs
 
     def but(self, **changes: object) -> Case:
@@ -145,8 +145,8 @@ def _distributions(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return scaled, probabilities, reference.statistics_of(probabilities, case.topk, case.mean, case.variance)
 
 
-def _cotangent(inputs: Inputs) -> Tensor:
-    """Random, and 0 where a gradient jumps within the round-off of float32."""
+def jumps_left_out(inputs: Inputs) -> Tensor:
+    """A random cotangent, and 0 where a gradient jumps within the round-off of float32."""
     case = inputs.case
     scaled, probabilities, statistics = _distributions(inputs)
     draw = torch.Generator().manual_seed(99)

@@ -25,6 +25,10 @@ FLOOR = {
     "dfl in float64": 64 * torch.finfo(torch.float64).eps,
     "giou": 4 * torch.finfo(torch.float32).eps,
     "giou in float64": 64 * torch.finfo(torch.float64).eps,
+    "gfl_targets": 4 * torch.finfo(torch.float32).eps,
+    "gfl_targets in float64": 64 * torch.finfo(torch.float64).eps,
+    "gfl_loss": 8 * torch.finfo(torch.float32).eps,
+    "gfl_loss in float64": 64 * torch.finfo(torch.float64).eps,
     "decode": 4 * torch.finfo(torch.float32).eps,
     "decode in float64": 64 * torch.finfo(torch.float64).eps,
 }
