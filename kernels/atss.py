@@ -484,10 +484,10 @@ def atss(
     batch, total_points = index.shape
     widths = shapes[1::2]
     sizes = [height * width for height, width in zip(shapes[::2], widths, strict=True)]
-    counted, ignored_counted = _numbers_of(boxes, batch), _numbers_of(ignore_boxes, batch)
+    counted, ignored_counted = numbers_of(boxes, batch), numbers_of(ignore_boxes, batch)
     slots, total_boxes = max(counted), sum(counted)
     flat = torch.cat([image.reshape(-1, 4) for image in boxes])
-    table = _table(batch, counted, ignored_counted, shapes, valid, index.device)
+    table = image_table(batch, counted, ignored_counted, shapes, valid, index.device)
     columns = zip(widths, sizes, accumulate([0, *sizes[:-1]]), strict=True)
     shared = {
         "levels": tuple(tuple(map(seal, level)) for level in columns),
@@ -590,14 +590,14 @@ def _first_window(topk: int) -> int:
     return size
 
 
-def _numbers_of(boxes: Sequence[Tensor], batch: int) -> list[int]:
+def numbers_of(boxes: Sequence[Tensor], batch: int) -> list[int]:
     """Number of boxes of each image, in B tensors (G, 4), in one (B, G, 4), or in none."""
     if not boxes:
         return [0] * batch
     return [boxes[0].shape[1]] * batch if boxes[0].dim() == 3 else [len(image) for image in boxes]
 
 
-def _table(
+def image_table(
     batch: int,
     counted: Sequence[int],
     ignored: Sequence[int],

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gflv2.kernels.common import INTERPRETED, device_of
 from gflv2.kernels.reduction import new_partials, reduce_rows, upstream_of_rows, write_total
-from gflv2.kernels.rows import body_of, load_bins
+from gflv2.kernels.rows import body_of, hat, load_bins
 from gflv2.ops.reduction import Reduction
 
 # Most bins of the tile and rows of a program, by AXIS: 8 to 32 elements a thread of four warps.
@@ -27,13 +27,6 @@ _ROWS_INTERPRETED = 1024  # the interpreter pays for each operation of a program
 # Nothing of these is compiled in: neither a size, nor a stride, nor the alignment of an input.
 _RUN_TIME = ["out", "partials", "upstream", "logits", "target", "grad", "weight", "factor", "divisor", "rows"]
 _RUN_TIME += ["row_stride", "bin_stride", "grad_row_stride", "grad_bin_stride"]
-
-
-@triton.jit
-def _hat(bins, target):
-    """The share of bins in a target; a NaN stays one."""
-    share = 1.0 - tl.abs(bins - target)
-    return tl.where(share < 0.0, 0.0, share)
 
 
 @triton.jit
@@ -61,8 +54,8 @@ def _logits_and_shares(
     d = tl.load(target + rows, mask=live, other=0.0)
     d = tl.where(d < 0.0, 0.0, d)
     d = tl.where(d > BINS - 1, BINS - 1, d)
-    body_share = _hat(tl.expand_dims(tl.arange(0, BODY), 1 - AXIS), tl.expand_dims(d, AXIS))
-    return body - tl.expand_dims(peak, AXIS), tail - peak, body_share, _hat(BINS - 1, d)
+    body_share = hat(tl.expand_dims(tl.arange(0, BODY), 1 - AXIS), tl.expand_dims(d, AXIS))
+    return body - tl.expand_dims(peak, AXIS), tail - peak, body_share, hat(BINS - 1, d)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)

@@ -32,7 +32,8 @@ from gflv2.kernels.common import (
     pick,
     pick_column,
 )
-from gflv2.kernels.rows import body_of, load_bins, softmax_bins
+from gflv2.kernels.rows import body_of, expectation, hat, load_bins, load_projection, softmax_bins
+from gflv2.ops.box_losses import BoxLossSlopes
 
 # Cells of a block, half of that from 64 bins on, and elements of the tile of cells by hidden units: 16 a thread of
 # eight warps; with four warps ptxas needed all 255 registers. The registers of a thread are said aloud: left alone,
@@ -48,6 +49,7 @@ _PARTIALS = 32
 _RUN_TIME = [f"{name}_{level}" for name in ("logits", "grad") for level in range(common.MAX_LEVELS)]
 _RUN_TIME += ["out", "upstream", "weight1", "bias1", "weight2", "bias2", "scales", "partials", "partial_upstream"]
 _RUN_TIME += ["partial_scales", "grad_weight1", "grad_bias1", "grad_weight2", "grad_bias2", "grad_scales"]
+_RUN_TIME += ["box_slopes", "box_weights", "box_projection", "grad_boxes", "normaliser", "giou_factor", "dfl_factor"]
 _RUN_TIME += ["scale_step", "blocks", "batch", "total", "slots"]
 
 
@@ -217,6 +219,25 @@ def dgqp_forward_kernel(
 
 
 @triton.jit
+def _box_slope(
+    body, tail, norm, slopes, weight, counts, of_giou, of_dfl, projection,
+    BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr,
+):  # fmt: skip
+    """What the box losses add to ∂L/∂t_b of one side: P·(u·(projection − d) + v) − v·hat; 0 where no box counts."""
+    u = of_giou * tl.load(slopes, mask=counts, other=0.0)
+    target = tl.load(slopes + 1, mask=counts, other=0.0)
+    v = of_dfl * weight
+    values, last = load_projection(projection, 1, BINS, BODY, AXIS)
+    distance = expectation(body, tail, values, last, BINS, BODY, AXIS) * norm
+    bins = tl.expand_dims(tl.arange(0, BODY), 1 - AXIS)
+    share = hat(bins, tl.expand_dims(target, AXIS))
+    wide_v = tl.expand_dims(v, AXIS)
+    found = tl.expand_dims(u, AXIS) * (values - tl.expand_dims(distance, AXIS)) + wide_v
+    found = body * tl.expand_dims(norm, AXIS) * found - wide_v * share
+    return found, tail * norm * (u * (last - distance) + v) - v * hat(BINS - 1, target)
+
+
+@triton.jit
 def _add(to, values, mask, step):
     """Add to a partial sum of this program; the first step finds nothing there."""
     before = tl.load(to, mask=mask & (step > 0), other=0.0)
@@ -225,7 +246,7 @@ def _add(to, values, mask, step):
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def dgqp_backward_kernel(
-    upstream,  # shaped as forward's output, float32, contiguous
+    upstream,  # shaped as forward's output, float32, contiguous; without a predictor None: 0
     logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7,
     levels,
     grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7,  # shaped as the logits, or None
@@ -235,6 +256,9 @@ def dgqp_backward_kernel(
     partials,  # (slots, F + 2, hidden) float32, or None: Σ a_h·F_f for each f, Σ a_h, Σ g·relu_h
     partial_upstream,  # (slots,) float32, or None: Σ g
     partial_scales,  # (slots,) float32, or None
+    box_slopes, box_weights, box_projection, grad_boxes, normaliser,  # see `BoxLossSlopes`; None: no box losses
+    giou_factor: tl.float32,
+    dfl_factor: tl.float32,
     scale_step: tl.int64,
     blocks: tl.int32,
     batch: tl.int64,
@@ -287,6 +311,10 @@ def dgqp_backward_kernel(
     if partials is not None:
         columns = partials + slot * ((4 * SIDE + 2) * HIDDEN) + units
 
+    if box_slopes is not None:
+        of_giou = tl.load(grad_boxes) * giou_factor / tl.load(normaliser)
+        of_dfl = tl.load(grad_boxes + 1) * dfl_factor / tl.load(normaliser)
+
     sum_upstream = tl.zeros((BLOCK,), tl.float32)
     sum_scale = tl.zeros((BLOCK,), tl.float32)
     for step in range(steps):
@@ -316,7 +344,9 @@ def dgqp_backward_kernel(
             of_mean = tl.zeros_like(norm)
             of_variance = tl.zeros_like(norm)
             mean = tl.zeros_like(norm)
-            given = upstream + (rows * (4 * SIDE) + side * SIDE)  # where the statistics are the result
+            given = upstream
+            if upstream is not None:
+                given = upstream + (rows * (4 * SIDE) + side * SIDE)  # where the statistics are the result
             if VARIANCE:
                 top, mean, variance = _side_statistics(body, tail, norm, TOPK, WIDE, BINS, BODY, AXIS)
                 if weight1 is not None:
@@ -352,8 +382,10 @@ def dgqp_backward_kernel(
                     if partials is not None:
                         found = tl.sum(active * tl.expand_dims(value, 1), axis=0)
                         _add(columns + (side * SIDE + rank) * HIDDEN, found, unit_exists, step)
-                else:
+                elif upstream is not None:
                     own = tl.load(given + rank, mask=live, other=0.0)
+                else:
+                    own = tl.zeros_like(norm)
                 own += of_mean + of_variance * (value - mean)
                 inner += own * value
                 slope = tl.where(here, tl.expand_dims(own, AXIS), slope)
@@ -365,6 +397,16 @@ def dgqp_backward_kernel(
             # 5. ∂L/∂t_b = P_b (∂L/∂P_b − Σ_j T_j ∂L/∂T_j), rounded once on its way to memory.
             slope = body * tl.expand_dims(norm, AXIS) * (slope - tl.expand_dims(inner, AXIS))
             slope_tail = tail * norm * (slope_tail - inner)
+            if box_slopes is not None:
+                box_weight = tl.load(box_weights + rows, mask=live, other=0.0)
+                counts = box_weight > 0.0
+                if tl.max(counts.to(tl.int32), axis=0) > 0:
+                    body_more, tail_more = _box_slope(
+                        body, tail, norm, box_slopes + (rows * 8 + side * 2), tl.where(counts, box_weight, 0.0), counts,
+                        of_giou, of_dfl, box_projection, BINS, BODY, AXIS,
+                    )  # fmt: skip
+                    slope += body_more
+                    slope_tail += tail_more
             if grad_0 is not None:
                 grad_offsets, y, x = cell_offsets(grad_levels, level, image, cells, TOUCHING and AXIS == 0)
                 to = grad_offsets + side * grad_side
@@ -487,7 +529,7 @@ def dgqp_forward(
 
 
 def dgqp_backward(
-    grad: Tensor,
+    grad: Tensor | None,
     logits: Sequence[Tensor],
     predictor: Sequence[Tensor],
     scales: Tensor | None,
@@ -497,14 +539,17 @@ def dgqp_backward(
     grad_logits: Sequence[Tensor],
     grad_predictor: Sequence[Tensor],
     grad_scales: Tensor | None,
+    box: BoxLossSlopes | None = None,
 ) -> None:
     """Write the gradients that are wanted.
 
     Args:
-        grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
+        grad: upstream gradient, shaped as forward's output, float32 contiguous; without a predictor None: 0. The other
+            inputs as in forward.
         grad_logits: tensors shaped as ``logits``, in their dtype, any strides; empty: not wanted.
         grad_predictor: like ``predictor``; empty: not wanted.
         grad_scales: (L,) float32, or None: not wanted.
+        box: the box losses, whose gradient joins in.
     """
     shape = _shape(logits, [*logits, *grad_logits], predictor, topk, mean, variance)
     cells, batch = shape["BLOCK"] * shape["STEPS"], _batch(logits)
@@ -512,10 +557,11 @@ def dgqp_backward(
     slots = blocks * batch
     features, hidden = 4 * (topk + mean + variance), shape["HIDDEN"]
     wanted = bool(grad_predictor)
+    points = logits[0].shape[0] if logits[0].dim() == 3 else sum(level.shape[2] * level.shape[3] for level in logits)
     partials = grad.new_empty(slots, features + 2, hidden) if wanted else None
     partial_upstream = grad.new_empty(slots) if wanted else None
-    partial_scales = None if grad_scales is None else grad.new_empty(slots)
-    with common.device_of(grad):
+    partial_scales = None if grad_scales is None else grad_scales.new_empty(slots)
+    with common.device_of(logits[0]):
         dgqp_backward_kernel[(slots,)](
             grad,
             *common.pointers(logits),
@@ -527,10 +573,12 @@ def dgqp_backward(
             partials,
             partial_upstream,
             partial_scales,
+            *(box or [None] * 5)[:5],
+            *(box.factors if box else (0.0, 0.0)),
             0 if scales is None else scales.stride(0),
             blocks,
             batch,
-            grad.shape[-1] if predictor else grad.shape[-2],
+            points,
             **shape,
             maxnreg=_BACKWARD_REGISTERS,
         )

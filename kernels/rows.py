@@ -58,6 +58,13 @@ def expectation(body, tail, projection, last, BINS: tl.constexpr, BODY: tl.const
     return value
 
 
+@triton.jit
+def hat(bins, target):
+    """The share of bins in a target; a NaN stays one."""
+    share = 1.0 - tl.abs(bins - target)
+    return tl.where(share < 0.0, 0.0, share)
+
+
 def body_of(bins: int) -> int:
     """Bins of the tile: n for R = n + 1 with n a power of two, else the next power of two."""
     return bins - 1 if bins > 2 and (bins - 1) & (bins - 2) == 0 else triton.next_power_of_2(bins)

@@ -182,11 +182,11 @@ def head_weights(case: Golden) -> dict[str, Tensor]:
 
 
 def rounding_of_scale(level: Tensor, scale: Tensor) -> float:
-    """The gradient of a level's scale is Σ z·∂L/∂(scale·z), whose terms cancel to as little as 1/10 of their size in the
-    golden cases. Rounding each of them to float32 moves the sum by more than a case warrants: three standard deviations
-    of that rounding, to be allowed in addition.
+    """The gradient of a scale is Σ z·∂L/∂(scale·z), whose terms cancel to as little as 1/10 of their size in the
+    golden cases. Rounding each of them twice to float32, as the product that it is, moves the sum by more than a case
+    warrants: three standard deviations of that rounding, to be allowed in addition.
 
     Args:
         level: raw box logits, which retained their gradient.
     """
-    return 3 * 2.0**-24 * float((level * level.grad / scale).detach().norm())
+    return 2 * 3 * 2.0**-24 * float((level * level.grad / scale).detach().norm())

@@ -249,7 +249,7 @@ __device__ inline BoxRowSlope<float> box_slope(const BoxLossSlopes& box, const f
 }
 
 template <class T, int BINS, int TOPK, bool STAGED, bool BOXES>
-GFLV2_KERNEL(threads, (BINS > 17 ? 2 : 3)) dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT BlockTable blocks) {
+GFLV2_KERNEL(threads, (BINS > 17 || (BOXES && !STAGED) ? 2 : 3)) dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT BlockTable blocks) {
     GFLV2_SHARED_MEMORY(float, memory);
     constexpr int SLICE = side_block<TOPK>, RANKS = TOPK > 0 ? TOPK + 2 : 0;
     const Statistics statistics{a.topk, a.mean, a.variance};

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gflv2/api/atss.hpp"
+#include "gflv2/api/gfl_loss.hpp"
 #include "gflv2/types.hpp"
 
 namespace gflv2::simt {
@@ -20,6 +21,9 @@ struct Span {
 template <class Arguments> std::vector<Span> host_memory(const Arguments& a) { return {{&a, sizeof a}}; }
 inline std::vector<Span> host_memory(const AtssArguments& a) {
     return {{&a, sizeof a}, {a.images, std::size_t(a.batch) * sizeof(AtssImage)}};
+}
+inline std::vector<Span> host_memory(const GflTargetsArguments& a) {
+    return {{&a, sizeof a}, {a.images, std::size_t(a.batch) * sizeof(GflImage)}};
 }
 
 bool recording();

@@ -10,7 +10,7 @@ Losses: arXiv 2006.04388 (QFL equation 5, DFL equation 6), joint score: arXiv 20
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from gflv2.ops.atss import as_list, check_boxes, check_padded_sizes, valid_cells
 from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.box_losses import BoxLossSlopes
 from gflv2.ops.checks import bad_type, bad_value, check_tensor, compute_dtype, dense, values_are_checked
-from gflv2.ops.dgqp import Predictor, check_predictor, layers_of, wants_gradient
+from gflv2.ops.dgqp import Predictor, check_predictor, layers_of, refuse_triton, wants_gradient
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import (
     BoxLogits,
@@ -351,8 +351,16 @@ def _refuse_loss(call: backends.Call) -> str | None:
     return _refuse_mixed(call)
 
 
-backends.register("gfl_loss", {"cpu": _refuse_loss, "reference": None}, _describe)
-backends.register("gfl_targets", {"cpu": _refuse_mixed, "reference": None}, _describe)
+Refusal = Callable[[backends.Call], str | None]
+
+
+def _either(first: Refusal, second: Refusal) -> Refusal:
+    return lambda call: first(call) or second(call)
+
+
+for _op, _refuse in (("gfl_targets", _refuse_mixed), ("gfl_loss", _refuse_loss)):
+    _on_gpu = {"cuda": _either(_refuse, backends.refuse_double), "triton": _either(_refuse, refuse_triton)}
+    backends.register(_op, {**_on_gpu, "cpu": _refuse, "reference": None}, _describe)
 
 
 def _call(class_logits, box_logits, scales, quality, constants, settings) -> tuple[Tensor, Tensor]:

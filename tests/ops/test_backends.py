@@ -65,11 +65,12 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
         integral(LEVELS)
 
 
-def test_what_a_requested_backend_cannot_take_is_an_error() -> None:
+def test_what_a_requested_backend_cannot_take_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with gflv2.use_backend("cuda"), pytest.raises(BackendError, match="integral: backend 'cuda' .*tensors are on cpu"):
         integral(LEVELS)
-    with gflv2.use_backend("triton"), pytest.raises(BackendError, match="gfl_targets has no triton kernel"):
-        backends.select("gfl_targets", _call())
+    monkeypatch.setitem(backends._refusals, "invented", {"reference": None})
+    with gflv2.use_backend("triton"), pytest.raises(BackendError, match="invented has no triton kernel"):
+        backends.select("invented", _call())
 
 
 def test_triton_on_a_cpu_says_how(monkeypatch: pytest.MonkeyPatch) -> None:

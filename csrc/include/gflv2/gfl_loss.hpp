@@ -9,8 +9,8 @@
 // V is a number or a vector of numbers, S its element type; Row and BINS as in gflv2/integral.hpp.
 #pragma once
 
-#include "gflv2/dfl.hpp"
 #include "gflv2/giou.hpp"
+#include "gflv2/logarithm.hpp"
 #include "gflv2/macros.hpp"
 #include "gflv2/math.hpp"
 #include "gflv2/qfl.hpp"
@@ -35,6 +35,13 @@ template <class V> GFLV2_HD void box_of_distances(const V* cell, const V* distan
 template <class S, class V> GFLV2_HD V joint_weight(V largest, bool has_quality, V quality) {
     const V score = S(1) / (S(1) + odds_against<S>(largest));
     return has_quality ? V(score * quality_of<S>(quality).score) : score;
+}
+
+// The share of bin b in a target of DFL: max(0, 1 − |b − target|). One number instead of dfl.hpp's three, since targets travel
+// from forward to backward.
+template <class S, class V> GFLV2_HD V hat(int bin, V target) {
+    const V distance = target - S(bin);
+    return maximum(V{}, V(S(1) - maximum(V(-distance), distance)));
 }
 
 // What DFL should give for a side of the target box; `first` and `step` are the projection's.
