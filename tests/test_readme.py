@@ -1,11 +1,13 @@
 """The README says what is true: its tables, its command lines, its Python, its picture.
 
-``python tests/test_readme.py`` writes the two tables anew.
+``python tests/test_readme.py`` writes its tables anew (``make kernels-table``).
 """
 
 from __future__ import annotations
 
+import csv
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,48 @@ def operations() -> list[str]:
     return rows
 
 
+def kernels() -> list[str]:
+    """Rows of the kernels' table: where each GPU kernel was compiled (docs/kernels.md), and where it ran."""
+    import gflv2.ops  # noqa: F401
+    from gflv2.ops import backends
+
+    rows = []
+    for name in sorted(backends.operations(), key=lambda name: list(_MEANING).index(name)):
+        file = {"dgqp_statistics": "dgqp", "iou": "giou"}.get(name, name)
+        for backend, source in (("triton", f"kernels/{file}.py"), ("cuda", f"{file}.cu")):
+            if backend not in backends._refusals[name]:
+                continue
+            emulation = "Triton's interpreter" if backend == "triton" else "`csrc/simt`"
+            rows.append(f"| `{name}` | {backend} | {_compiled_for(source)} | {emulation} | {_gpus(name, backend)} |")
+    return rows
+
+
+def _compiled_for(source: str) -> str:
+    """Architectures for which the compile matrix has compiled a source."""
+    text = (ROOT / "docs" / "kernels.md").read_text()
+    columns = re.findall(r"sm_\d+", text)
+    rows = re.findall(rf"^\| {re.escape(source)} \|.*$", text, re.MULTILINE)
+    found = [name for place, name in enumerate(columns) if any(row.split(" | ")[2 + place] != "–" for row in rows)]
+    return ", ".join(found) or "–"
+
+
+def _gpus(operation: str, backend: str) -> str:
+    """GPUs on which an operation was measured, and when, from benchmarks/results."""
+    found = {}
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.csv")):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["operation"] == operation and row["backend"] == backend and row["driver"]:
+                    found[row["device"]] = row["commit"]  # the driver is a GPU's
+    return "; ".join(f"{device}, {_day(commit)}" for device, commit in sorted(found.items())) or "not yet"
+
+
+def _day(commit: str) -> str:
+    """The day of a commit, or its name where the history is not here."""
+    run = subprocess.run(["git", "show", "-s", "--format=%cs", commit], cwd=ROOT, capture_output=True, text=True)
+    return run.stdout.strip() if run.returncode == 0 else f"commit {commit}"
+
+
 def table(name: str, text: str) -> list[str]:
     """The rows below the head of a table of the README."""
     block = re.search(rf"<!-- table: {name}.*?-->\n(.*?)<!-- end -->", text, re.DOTALL)
@@ -63,7 +107,7 @@ def table(name: str, text: str) -> list[str]:
     return block[1].splitlines()[2:]
 
 
-@pytest.mark.parametrize("make", [configurations, operations], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [configurations, operations, kernels], ids=lambda make: make.__name__)
 def test_tables(make):
     pytest.importorskip("yaml")
     assert table(make.__name__, README.read_text()) == make(), "run: python tests/test_readme.py"
@@ -116,7 +160,7 @@ def test_links_and_picture():
 
 def _write() -> None:
     text = README.read_text()
-    for make in (configurations, operations):
+    for make in (configurations, operations, kernels):
         rows = "\n".join(make())
         pattern = rf"(<!-- table: {make.__name__}[^\n]*\n[^\n]*\n[^\n]*\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda match, rows=rows: f"{match[1]}{rows}\n{match[2]}", text, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""The compile matrix reads compilers rightly, refuses what it must, and compiles every kernel.
+"""The compile matrix reads compilers rightly, refuses what it must, and its table has every kernel.
 
 Compiling itself is a step of its own, ``make compile-matrix``: nothing is compiled here.
 """
@@ -56,6 +56,11 @@ def test_a_stack_without_a_reason_is_a_problem(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_does_not_compile_is_a_problem() -> None:
     assert matrix.problems([Failure("atss.cu", 80, "no such thing")]) == ["atss.cu on sm_80: no such thing"]
+
+
+def test_the_committed_table_has_every_kernel() -> None:
+    """Which kernels there are; what they need differs between versions of the compilers."""
+    assert matrix.listed_kernels() == matrix.cuda_kernels() | matrix.triton_kernels(), "run: make compile-matrix"
 
 
 def test_every_triton_kernel_is_launched_by_a_listed_call() -> None:
