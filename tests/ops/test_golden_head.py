@@ -162,9 +162,9 @@ def test_gradient_of_joint_scores(case: str, backend: str) -> None:
     """The joint scores as leaves: what the Quality Focal Loss on probabilities gives them."""
     head = inference_head(case)
     leaves = [level.requires_grad_() for level in head.arrays.levels("cls_score")]
+    targets = head.targets()
+    norms = normalisers(targets.sums)
     with running(backend):
-        targets = head.targets()
-        norms = normalisers(targets.sums)
         scores = torch.cat([level.flatten(2).transpose(1, 2) for level in leaves], 1).flatten(0, 1)
         target = (targets.labels.flatten(), targets.scores.flatten())
         weight = targets.label_weights.flatten()
