@@ -518,6 +518,7 @@ class TestCompile:
     def test_full_graph(self, layout: str, hidden: int, backend: str) -> None:
         with running(backend) as device:
             case = SMALL.but(layout=layout, hidden=hidden)
+            torch._dynamo.reset()
             compiled = torch.compile(dgqp if hidden else dgqp_statistics, fullgraph=True, backend="aot_eager")
             found, plain = results(case.inputs(device), function=compiled), results(case.inputs(device))
         for name in plain:

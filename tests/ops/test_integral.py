@@ -329,6 +329,7 @@ class TestCompile:
     def test_full_graph(self, layout: str, backend: str) -> None:
         with running(backend) as device:
             case = EVERYTHING.but(layout=layout, sizes=((5, 6), (2, 3)), rows=20)
+            torch._dynamo.reset()
             compiled = torch.compile(integral, fullgraph=True, backend="aot_eager")
             found, plain = results(compiled, case.inputs(device)), results(integral, case.inputs(device))
         for name in plain:
