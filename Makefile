@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two processes by default: most tests use one thread.
+TEST_ARGS ?= -n 2 --dist worksteal
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 
 .PHONY: demo test bench lint parity compile-matrix kernels-table clean help

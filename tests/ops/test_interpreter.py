@@ -14,6 +14,7 @@ import torch
 from tests.ops.under_test import backends_of
 
 HERE = Path(__file__).parent
+USE = "backends_of("  # what a file says that tests the backends of an operation
 
 
 @pytest.mark.gpu
@@ -24,12 +25,19 @@ def test_kernels_on_a_gpu() -> None:
     assert {"cuda", "triton"} <= set(backends_of("integral"))
 
 
-def test_triton_kernels_under_the_interpreter() -> None:
+# One process a file, so that they share the cores of a machine (pytest -n).
+FILES = sorted(path.name for path in HERE.glob("test_*.py") if path != Path(__file__) and USE in path.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_triton_kernels_under_the_interpreter(file: str) -> None:
     """In a process of its own: Triton chooses interpreter or compiler when a kernel is decorated."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed on this platform")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "GFLV2_BACKEND": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", str(HERE), "-q", "-rfEs", "--no-header", "-p", "no:cacheprovider"]
+    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", str(HERE / file), "-q", "-rfEs", "--no-header", "-p", "no:cacheprovider"]
     # Warnings in the child are the parent's too: its other backends give the same ones.
     run = subprocess.run(
         [*command, "-W", "ignore"],
