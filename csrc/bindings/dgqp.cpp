@@ -71,7 +71,8 @@ void dgqp_backward(int device, std::int64_t where, int dtype, int bins, std::int
 }  // namespace
 
 void bind_dgqp(py::module_& m) {
-    py::class_<BoxLossSlopes>(m, "BoxLossSlopes")
+    // Local: the library and the emulation of the tests may be loaded in one process.
+    py::class_<BoxLossSlopes>(m, "BoxLossSlopes", py::module_local())
         .def(py::init([](std::int64_t slopes, std::int64_t weights, std::int64_t projection, std::int64_t grad_losses, std::int64_t normaliser,
                          double giou_factor, double dfl_factor) {
             return BoxLossSlopes{pointer<const void>(slopes), pointer<const void>(weights), pointer<const void>(projection),
