@@ -24,7 +24,8 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """The files of the recorded calls by operation."""
     provide_emulation()
     folder = tmp_path_factory.mktemp("calls")
-    environment = {**os.environ, "GFLV2_TEST_RECORD": str(folder), "GFLV2_BACKEND": "", "OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment.update({"GFLV2_TEST_RECORD": str(folder), "GFLV2_BACKEND": "", "OMP_NUM_THREADS": "1"})
     command = [sys.executable, "-m", "pytest", str(ROOT / "tests" / "ops"), "-q", "-k", "simt and TestMemory"]
     plugins = ["-p", "tests.simt.recording", "-p", "no:cacheprovider"]
     run = subprocess.run(
