@@ -16,7 +16,9 @@ from torch import Tensor
 from gflv2.ops import Assignment, GFLTargets, Predictor, gfl_loss, gfl_targets
 from gflv2.ops.checks import compute_dtype
 from gflv2.ops.reference import gfl_loss as reference
-from gflv2.ops.reference.rows import box_rows
+from gflv2.ops.reference.boxes import cells_of_levels, distances_to_boxes, level_shapes_of, strides_of_points
+from gflv2.ops.reference.giou import giou_rows
+from gflv2.ops.reference.rows import box_rows, project
 from tests.ops import dgqp_cases
 from tests.ops.layouts import SIZES, level_tensor
 
@@ -232,8 +234,29 @@ def magnitudes(inputs: Inputs, targets: GFLTargets, normalisers: Tensor, exact: 
         rows = box_rows(slopes).split(counts, 1)
         sums = [(z * g).abs().sum() / s.abs() for z, g, s in zip(raw, rows, scales, strict=True)]
         found["grad of scales"] = torch.stack(sums) + found.get("grad of scales", 0.0)
+    if case.beta != 2:
+        # A power is the exponential of a product, whose rounding counts as often as the exponent is large.
+        names = [name for name in exact if name == "qfl" or "class" in name or name == "grad of quality"]
+        found |= {name: 4 * exact[name].abs().max() for name in names if exact[name].numel()}
+    of_distance = _distance_terms(double, move(targets, torch.float64), float(normalisers[1]))
     for index, slope in enumerate(slopes):
         if slope.numel():
             name = f"grad of logits {index}"
-            found[name] = slope.abs().max() + found.get(name, 0.0)
+            found[name] = slope.abs().max() + of_distance + found.get(name, 0.0)
     return found
+
+
+def _distance_terms(double: Inputs, targets: GFLTargets, total_weight: float) -> float:
+    """The largest of the terms P·u·projection_b and P·u·d, of which the gradient of the GIoU loss is the difference."""
+    shapes = level_shapes_of(double.box_logits)
+    kind = {"dtype": torch.float64}
+    stride = strides_of_points(shapes, double.arguments["strides"], **kind)[:, None]
+    cells = cells_of_levels(shapes, offset=double.case.offset, **kind)
+    scales, projection = double.arguments.get("scales"), double.arguments.get("projection")
+    with torch.no_grad():
+        distances = project(box_rows(double.box_logits, scales).softmax(-1), projection)
+    predicted = distances_to_boxes(cells, distances.requires_grad_())
+    loss = (targets.weights * (1 - giou_rows(predicted, targets.boxes / stride))).sum()
+    slope = torch.autograd.grad(loss, distances)[0].abs().max() * abs(UPSTREAM[1]) * 2 / total_weight
+    largest = double.case.bins if projection is None else projection.abs().max()
+    return float(slope * largest * (1 if scales is None else scales.abs().max()))

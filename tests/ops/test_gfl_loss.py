@@ -50,6 +50,10 @@ def check_targets(case: Case, backend: str) -> None:
     scale = {"sums": exact.sums.abs(), "scores": torch.ones(()), "quality": torch.full((), 10.0)}
     if exact.quality is not None and exact.quality.numel():
         scale["quality"] += exact.quality.abs().max()
+    if exact.quality is not None and exact.weights.numel():
+        # An error of the quality is a relative one of the weight.
+        scale["weights"] = exact.weights.max() * (1 + scale["quality"])
+        scale["sums"] = exact.sums * torch.stack([torch.ones(()), 1 + scale["quality"]])
     assert_parity("gfl_targets", *rooms, scale, context=case)
 
 
