@@ -486,6 +486,7 @@ def _shape(levels: Sequence[Tensor], touched: Sequence[Tensor], form: str, beta:
         "TILE": tile,
         "BLOCK": _CELLS_INTERPRETED if INTERPRETED else (4 * _POINTS // max(tile, 8) if classes_last else _POINTS),
         "num_warps": 4,
-        "maxnreg": 128,  # said aloud: left alone, ptxas chose fewer for some variants, and spilled
+        # Said aloud: left alone, ptxas chose fewer for some variants, and spilled. A power needs more than a square.
+        "maxnreg": 128 if beta == 2 else 168,
         "enable_fp_fusion": True,  # said aloud: Triton's default for it differs between versions
     }

@@ -240,8 +240,6 @@ def _check(
         bad_value("pre_topk", "at least 1", pre_topk)
     if not 0 <= score_thr <= 1:
         bad_value("score_thr", "a number in [0, 1]", score_thr)
-    if classes < 1:
-        bad_value("class_logits", "at least 1 channel", class_logits[0])
     if legacy_background and classes < 2:
         bad_value(
             "class_logits", "at least 2 channels with legacy_background, the last one the background", class_logits[0]

@@ -383,7 +383,7 @@ class TestHost:
         assert reasons[0].backend == "cuda" and not reasons[0].chosen
 
     def test_no_class_is_an_error(self, backend: str) -> None:
-        with running(backend) as device, pytest.raises(ValueError, match="class_logits: expected at least 1 channel"):
+        with running(backend) as device, pytest.raises(ValueError, match="class_logits: expected at least one class"):
             decode([torch.zeros(1, 0, 2, 2, device=device)], [torch.zeros(1, 8, 2, 2, device=device)], strides=[8])
 
     def test_nms_takes_the_result(self, backend: str) -> None:

@@ -566,5 +566,5 @@ def test_explain_says_why_triton_refuses() -> None:
     choices = {choice.backend: choice.reason for choice in gflv2.explain("dgqp", inputs.tensors, *inputs.predictor)}
     if choices["triton"] and "interpreted" not in choices["triton"] and "installed" not in choices["triton"]:
         assert "1024 hidden units, not 1025" in choices["triton"]
-    assert module._refuse_triton(module._describe(inputs.tensors, *inputs.predictor)) is not None
-    assert module._refuse_triton(module._describe(inputs.tensors, inputs.predictor[0][:1024])) is None
+    assert module.refuse_triton(module._describe(inputs.tensors, *inputs.predictor)) is not None
+    assert module.refuse_triton(module._describe(inputs.tensors, inputs.predictor[0][:1024])) is None
