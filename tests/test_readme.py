@@ -65,7 +65,7 @@ def kernels() -> list[str]:
 
     rows = []
     for name in sorted(backends.operations(), key=lambda name: list(_MEANING).index(name)):
-        file = {"dgqp_statistics": "dgqp", "iou": "giou"}.get(name, name)
+        file = {"dgqp_statistics": "dgqp", "iou": "giou", "gfl_targets": "gfl_loss"}.get(name, name)
         for backend, source in (("triton", f"kernels/{file}.py"), ("cuda", f"{file}.cu")):
             if backend not in backends._refusals[name]:
                 continue

@@ -243,7 +243,8 @@ def cuda_kernels() -> set[tuple[str, str]]:
     for path in CUDA_SOURCES:
         text = path.read_text()
         text += "".join((CSRC / header).read_text() for header in re.findall(r'#include "(cuda/\w+\.cuh)"', text))
-        for name in re.findall(r"^[\w\s<>,]*GFLV2_KERNEL\((?:[^()]|\([^()]*\))*\)\s*(\w+)\s*\(", text, re.MULTILINE):
+        nested = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
+        for name in re.findall(rf"^[^/\n]*(?:GFLV2_KERNEL{nested}|__global__ void)\s+(\w+)\s*\(", text, re.MULTILINE):
             found.add((path.name, name))
     return found
 
