@@ -92,8 +92,9 @@ def _coordinate(cell, offset, stride):
 @triton.jit
 def _overlap(x, y, half, x1, y1, x2, y2):
     """Area that boxes share with the square anchor of a point. A NaN stays one."""
-    width = tl.minimum(x + half, x2) - tl.maximum(x - half, x1)
-    height = tl.minimum(y + half, y2) - tl.maximum(y - half, y1)
+    keep: tl.constexpr = tl.PropagateNan.ALL
+    width = tl.minimum(x + half, x2, keep) - tl.maximum(x - half, x1, keep)
+    height = tl.minimum(y + half, y2, keep) - tl.maximum(y - half, y1, keep)
     return tl.where(width < 0, 0.0, width) * tl.where(height < 0, 0.0, height)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import subprocess
 import sys
 
@@ -101,6 +102,20 @@ class TestParity:
         want = reference.atss(boxes, labels, [(9, 12), (2, 2)], [8.0, 16.0], **more)
         assert (want.index > 0).any() and (want.index == -1).any() and not (want.index == 0).any()
         assert_same(found, want)
+
+    def test_an_ignore_box_with_a_nan_covers_nothing(self, backend: str) -> None:
+        for side in range(4):
+            ignore = torch.tensor([[0.0, 0.0, 40.0, 40.0]])
+            ignore[0, side] = math.nan
+            inputs = [torch.tensor([[4.0, 4.0, 30.0, 30.0]])], [torch.tensor([0])], [(5, 5)], [8.0]
+            more = {"ignore_boxes": [ignore], "ignore_iof_thr": 0.01}
+            want = reference.atss(*inputs, **more)
+            assert not (want.index == -1).any() and (want.index > 0).any()
+            with running(backend) as device:
+                boxes, labels, shapes, strides = inputs
+                more["ignore_boxes"] = [ignore.to(device)]
+                found = atss([boxes[0].to(device)], [labels[0].to(device)], shapes, strides, **more)
+            assert_same(found, want)
 
     @pytest.mark.parametrize("dtype", few([torch.float64, torch.float16, torch.bfloat16], 1), ids=str)
     def test_boxes_of_other_dtypes(self, dtype: torch.dtype, backend: str) -> None:
