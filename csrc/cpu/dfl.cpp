@@ -59,7 +59,7 @@ template <bool BACKWARD> std::vector<double> run(const DflArguments& a, int thre
                          : a.dtype == Dtype::bfloat16 ? rows_of<BACKWARD, bfloat16>(a.bins)
                                                       : run_rows<double, BACKWARD, 0>;
     std::vector<double> sums((a.rows + points_per_task - 1) / points_per_task);
-    parallel_for(std::int64_t(sums.size()), threads, [&](std::int64_t i) {
+    parallel_for(std::int64_t(sums.size()), threads_for(a.rows * a.bins * 2 / 3, threads), [&](std::int64_t i) {
         const std::int64_t first = i * points_per_task;
         sums[i] = rows(a, first, std::min(points_per_task, a.rows - first));
     });

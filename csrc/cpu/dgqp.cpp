@@ -10,6 +10,7 @@
 #include "cpu/batch.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/logarithm.hpp"
+#include "cpu/pages.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/predictor.hpp"
 #include "cpu/ranks.hpp"
@@ -340,6 +341,7 @@ template <class T, int BINS, int TOPK> struct Dgqp {
 
     void backward(int threads) const {
         const std::vector<Task> tasks = list_tasks(a.levels, a.batch);
+        if (a.grad_logits) expect_gradients(a.levels, a.dtype, a.batch, 4, a.bins);
         // Tasks that share their sums run one after the other. How many do depends on the shapes alone: at most 128 groups,
         // fewer where their sums would take more than 64 MB.
         const std::int64_t count = std::int64_t(tasks.size()), width = predictor_sums();

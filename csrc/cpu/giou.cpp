@@ -65,7 +65,7 @@ template <bool BACKWARD> std::vector<double> run(const GiouArguments& a, int thr
                          : a.dtype == Dtype::bfloat16 ? rows_of<BACKWARD, bfloat16>(a.loss)
                                                       : rows_of<BACKWARD, double>(a.loss);
     std::vector<double> sums((a.rows + points_per_task - 1) / points_per_task);
-    parallel_for(std::int64_t(sums.size()), threads, [&](std::int64_t i) {
+    parallel_for(std::int64_t(sums.size()), threads_for(a.rows * (BACKWARD ? 4 : 2), threads), [&](std::int64_t i) {
         const std::int64_t first = i * points_per_task;
         sums[i] = rows(a, first, std::min(points_per_task, a.rows - first));
     });

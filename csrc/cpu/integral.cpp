@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/kernels.hpp"
+#include "cpu/pages.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/tiles.hpp"
 #include "gflv2/integral.hpp"
@@ -211,6 +212,7 @@ template <class T, int BINS> void backward(const IntegralArguments& arguments, i
     const bool projection = arguments.grad_projection != nullptr;
     const std::size_t width = projection ? sums_per_task : 1;
     std::vector<double> sums(tasks.size() * width);
+    if (arguments.grad_logits) expect_gradients(arguments.levels, arguments.dtype, arguments.batch, 4, arguments.bins);
     parallel_for(std::int64_t(tasks.size()), threads, [&](std::int64_t i) {
         double* to = sums.data() + i * width;
         // A projection that needs a gradient is rare: the generic code serves every number of bins.

@@ -11,6 +11,7 @@
 
 #include "cpu/kernels.hpp"
 #include "cpu/logarithm.hpp"
+#include "cpu/pages.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/reduction.hpp"
 #include "cpu/several.hpp"
@@ -484,6 +485,7 @@ void qfl_forward(const QflArguments& a, int threads) {
 void qfl_backward(const QflArguments& a, int threads) {
     const std::vector<Task> tasks = list_tasks(a.levels, a.batch);
     const RunTask run = task_of<true>(a);
+    if (a.grad_logits) expect_gradients(a.levels, a.dtype, a.batch, 1, a.classes);
     parallel_for(std::int64_t(tasks.size()), threads, [&](std::int64_t i) { run(a, tasks[i]); });
 }
 
