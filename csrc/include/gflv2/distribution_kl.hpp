@@ -1,4 +1,4 @@
-// The arithmetic of one row of the divergence of distributions (Localization Distillation, arXiv 2102.12252, equation 4).
+// The arithmetic of one row of the divergence of distributions (Localization Distillation, arXiv 2102.12252).
 //
 // With s = (z − max z)/T of the student's logits z, t the same of the teacher's, and P_t ∝ exp(t), P_s ∝ exp(s):
 //
