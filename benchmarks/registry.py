@@ -6,7 +6,9 @@ import importlib
 
 from benchmarks.harness.operation import Operation
 
-NAMES = ("integral dgqp dgqp_statistics atss qfl dfl giou decode detect head training_step inference").split()
+NAMES = (
+    "integral dgqp dgqp_statistics atss qfl dfl distribution_kl giou decode detect head training_step inference"
+).split()
 
 
 def operations() -> list[Operation]:

@@ -9,35 +9,21 @@ A program takes BLOCK rows. Their bins form a tile, with the last bin beside it 
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gflv2.kernels.common import INTERPRETED, device_of
+from gflv2.kernels.common import device_of
 from gflv2.kernels.reduction import new_partials, reduce_rows, upstream_of_rows, write_total
-from gflv2.kernels.rows import body_of, hat, load_bins
+from gflv2.kernels.rows import hat, load_shifted_rows, shape_of_rows, store_rows
 from gflv2.ops.reduction import Reduction
 
 # Most bins of the tile and rows of a program, by AXIS: 8 to 32 elements a thread of four warps.
-_SHAPES = ((16, 128), (64, 64)), ((16, 64), (64, 32))
-_ROWS_INTERPRETED = 1024  # the interpreter pays for each operation of a program, not for each element
+_ROWS = ((16, 128), (64, 64)), ((16, 64), (64, 32))
 
 # Nothing of these is compiled in: neither a size, nor a stride, nor the alignment of an input.
 _RUN_TIME = ["out", "partials", "upstream", "logits", "target", "grad", "weight", "factor", "divisor", "rows"]
 _RUN_TIME += ["row_stride", "bin_stride", "grad_row_stride", "grad_bin_stride"]
-
-
-@triton.jit
-def _offsets(rows, row_stride, bin_stride, AXIS: tl.constexpr, TOUCHING: tl.constexpr):
-    """Offsets of the rows' first bins, and the step to the next bin; of the inner one a constant where it is 1."""
-    if TOUCHING:
-        if AXIS == 0:
-            row_stride = 1
-        else:
-            bin_stride = 1
-    return rows * row_stride, bin_stride
 
 
 @triton.jit
@@ -46,16 +32,12 @@ def _logits_and_shares(
     BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr, TOUCHING: tl.constexpr,
 ):  # fmt: skip
     """z − max z of the tile and of the last bin, and the target's shares of them."""
-    offsets, step = _offsets(rows, row_stride, bin_stride, AXIS, TOUCHING)
-    _, body, _, tail = load_bins(logits, offsets, live, step, 1.0, BINS, BODY, AXIS)
-    peak = tl.max(body, axis=AXIS)
-    if BODY < BINS:
-        peak = tl.maximum(peak, tail)
+    body, tail = load_shifted_rows(logits, rows, live, row_stride, bin_stride, BINS, BODY, AXIS, TOUCHING)
     d = tl.load(target + rows, mask=live, other=0.0)
     d = tl.where(d < 0.0, 0.0, d)
     d = tl.where(d > BINS - 1, BINS - 1, d)
     body_share = hat(tl.expand_dims(tl.arange(0, BODY), 1 - AXIS), tl.expand_dims(d, AXIS))
-    return body - tl.expand_dims(peak, AXIS), tail - peak, body_share, hat(BINS - 1, d)
+    return body, tail, body_share, hat(BINS - 1, d)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -120,13 +102,8 @@ def dfl_backward_kernel(
     norm = 1.0 / total
     given = upstream_of_rows(upstream, weight, factor, divisor, index, live, TOTAL)
     body = tl.expand_dims(given, AXIS) * (body * tl.expand_dims(norm, AXIS) - body_share)
-    offsets, step = _offsets(index, grad_row_stride, grad_bin_stride, AXIS, TOUCHING)
-    bins = tl.expand_dims(tl.arange(0, BODY), 1 - AXIS)
-    mask = (bins < BINS) & tl.expand_dims(live, AXIS)
-    tl.store(grad + (tl.expand_dims(offsets, AXIS) + bins * step), body.to(grad.dtype.element_ty), mask=mask)
-    if BODY < BINS:
-        tail = given * (tail * norm - tail_share)
-        tl.store(grad + (offsets + BODY * step), tail.to(grad.dtype.element_ty), mask=live)
+    tail = given * (tail * norm - tail_share)
+    store_rows(grad, body, tail, index, live, grad_row_stride, grad_bin_stride, BINS, BODY, AXIS, TOUCHING)
 
 
 def dfl_forward(logits: Tensor, target: Tensor, reduction: Reduction, out: Tensor) -> None:
@@ -137,7 +114,7 @@ def dfl_forward(logits: Tensor, target: Tensor, reduction: Reduction, out: Tenso
         target: (N,) float32 contiguous.
         reduction: from ``Reduction.on``.
     """
-    shape = _shape(logits, logits)
+    shape = shape_of_rows(_ROWS, logits)
     programs = triton.cdiv(logits.shape[0], shape["BLOCK"])
     partials = new_partials(reduction, programs, out)
     with device_of(out):
@@ -161,7 +138,7 @@ def dfl_backward(grad: Tensor, logits: Tensor, target: Tensor, reduction: Reduct
         grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
         grad_logits: (N, R), in the dtype of the logits, any strides.
     """
-    shape = _shape(logits, grad_logits)
+    shape = shape_of_rows(_ROWS, logits, grad_logits)
     with device_of(grad):
         dfl_backward_kernel[(triton.cdiv(logits.shape[0], shape["BLOCK"]),)](
             grad,
@@ -177,20 +154,3 @@ def dfl_backward(grad: Tensor, logits: Tensor, target: Tensor, reduction: Reduct
             TOTAL=reduction.total,
             **shape,
         )
-
-
-def _shape(logits: Tensor, written: Tensor) -> dict[str, Any]:
-    """Constants and options of the kernels: they depend on R and on the memory layout, never on a size."""
-    bins = logits.shape[1]
-    body = body_of(bins)
-    axis = int(logits.stride(1) < logits.stride(0))
-    rows = next(rows for most, rows in _SHAPES[axis] if body <= most)
-    return {
-        "BINS": bins,
-        "BODY": body,
-        "AXIS": axis,
-        "TOUCHING": logits.stride(axis) == written.stride(axis) == 1,
-        "BLOCK": _ROWS_INTERPRETED if INTERPRETED else rows,
-        "num_warps": 4,
-        "enable_fp_fusion": True,  # said aloud: Triton's default for it differs between versions
-    }

@@ -21,6 +21,7 @@ _MEANING = {
     "atss": "assignment of boxes to points, whole batch",
     "qfl": "quality focal loss",
     "dfl": "distribution focal loss",
+    "distribution_kl": "divergence of a student's distributions from a teacher's (distillation)",
     "giou": "GIoU loss of aligned boxes",
     "iou": "IoU of aligned boxes, the target of the scores",
     "gfl_targets": "assignment → targets and weights of the losses",

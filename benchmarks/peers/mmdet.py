@@ -80,6 +80,16 @@ def dfl(case: Case) -> Callable[..., Tensor]:
     return _module("models.losses").DistributionFocalLoss()
 
 
+def distribution_kl(case: Case) -> Callable[..., Tensor]:
+    loss = _module("models.losses").KnowledgeDistillationKLDivLoss(T=10)
+
+    def call(logits, teacher_logits, *, temperature, weight, avg_factor) -> Tensor:
+        assert temperature == loss.T
+        return loss(logits, teacher_logits, weight=weight, avg_factor=avg_factor)
+
+    return call
+
+
 def giou(case: Case) -> Callable[..., Tensor]:
     return _module("models.losses").GIoULoss(eps=1e-6)
 

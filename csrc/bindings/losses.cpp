@@ -1,5 +1,6 @@
-// Python's view of the losses: `qfl`, `dfl`, `giou` and `iou`.
+// Python's view of the losses: `qfl`, `dfl`, `distribution_kl`, `giou` and `iou`.
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -78,6 +79,32 @@ void dfl(bool backward, int device, std::int64_t where, int dtype, int bins, std
     else GFLV2_RUN(dfl_forward, device, where, a);
 }
 
+// Of (N, R) logits: dtype, address, row stride, bin stride.
+LogitRows read_rows(const std::array<std::int64_t, 4>& numbers) {
+    return {read_dtype(int(numbers[0])), pointer<const void>(numbers[1]), numbers[2], numbers[3]};
+}
+
+void distribution_kl(bool backward, int device, std::int64_t where, int bins, std::int64_t rows, const std::array<std::int64_t, 4>& logits,
+                     const std::array<std::int64_t, 4>& teacher, double temperature, const PyReduction& reduction, std::int64_t grad_logits,
+                     std::int64_t grad_row_stride, std::int64_t grad_bin_stride, std::int64_t workspace) {
+    if (bins < min_bins || bins > max_bins) throw std::invalid_argument("bins: expected 2 to 65, got " + std::to_string(bins));
+    DistributionKlArguments a{};
+    a.bins = bins;
+    a.rows = rows;
+    a.logits = read_rows(logits);
+    a.teacher = read_rows(teacher);
+    if ((a.logits.dtype == Dtype::float64) != (a.teacher.dtype == Dtype::float64))
+        throw std::invalid_argument("teacher: expected float64 where the logits are, and only there");
+    a.temperature = temperature;
+    a.reduction = reduction.read(backward);
+    a.grad_logits = pointer<void>(grad_logits);
+    a.grad_row_stride = grad_row_stride;
+    a.grad_bin_stride = grad_bin_stride;
+    a.workspace = pointer<void>(workspace);
+    if (backward) GFLV2_RUN(distribution_kl_backward, device, where, a);
+    else GFLV2_RUN(distribution_kl_forward, device, where, a);
+}
+
 void giou(bool backward, int device, std::int64_t where, int dtype, bool loss, std::int64_t rows, std::int64_t pred, std::int64_t row_stride,
           std::int64_t side_stride, std::int64_t target, double eps, const PyReduction& reduction, std::int64_t grad_pred,
           std::int64_t grad_target, std::int64_t workspace) {
@@ -106,12 +133,14 @@ void bind_losses(py::module_& m) {
     }));
     m.def("qfl", &qfl);
     m.def("dfl", &dfl);
+    m.def("distribution_kl", &distribution_kl);
     m.def("giou", &giou);
 #if defined(GFLV2_HAS_CUDA)
     m.def("qfl_workspace", [](const std::vector<std::int64_t>& levels, int level_count, bool gradient, std::int64_t batch) {
         return cuda::qfl_workspace(read_levels(levels, level_count, {}, gradient), batch);
     });
     m.def("dfl_workspace", &cuda::dfl_workspace);
+    m.def("distribution_kl_workspace", &cuda::distribution_kl_workspace);
     m.def("giou_workspace", &cuda::giou_workspace);
 #endif
 }

@@ -14,6 +14,8 @@
     KERNEL(qfl_backward, QflArguments)           \
     KERNEL(dfl_forward, DflArguments)            \
     KERNEL(dfl_backward, DflArguments)           \
+    KERNEL(distribution_kl_forward, DistributionKlArguments)  \
+    KERNEL(distribution_kl_backward, DistributionKlArguments) \
     KERNEL(giou_forward, GiouArguments)          \
     KERNEL(giou_backward, GiouArguments)         \
     KERNEL(gfl_targets, GflTargetsArguments)     \

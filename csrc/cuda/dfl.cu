@@ -3,7 +3,7 @@
 // is gflv2/dfl.hpp's.
 
 #include "cuda/reduction.cuh"
-#include "cuda/rows.cuh"
+#include "cuda/row_tiles.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/dfl.hpp"
 #include "gflv2/launch.hpp"
@@ -11,21 +11,6 @@
 
 namespace gflv2::cuda {
 namespace {
-
-// f(element offset, place in shared memory) for every element of `rows` rows, in the order of memory. Rows of few bins, or
-// with the bins apart, are visited row by row within a bin.
-template <int BINS, class F>
-__device__ inline void visit(std::uint32_t rows, int bins, std::int64_t row_stride, std::int64_t bin_stride, const F& f) {
-    bins = BINS > 0 ? BINS : bins;
-    if (bin_stride == 1) {
-        for (std::uint32_t e = threadIdx.x; e < rows * bins; e += threads) {
-            const std::uint32_t row = e / bins, bin = e - row * bins;
-            f(row * row_stride + bin, row * pitch_of(bins) + bin);
-        }
-    } else if (threadIdx.x < rows) {
-        for (int bin = 0; bin < bins; ++bin) f(threadIdx.x * row_stride + bin * bin_stride, threadIdx.x * pitch_of(bins) + bin);
-    }
-}
 
 template <class T, int BINS, bool BACKWARD> GFLV2_KERNEL(threads) dfl_kernel(GFLV2_CONSTANT DflArguments a) {
     GFLV2_SHARED_MEMORY(float, tile);  // (threads, pitch)
@@ -35,7 +20,7 @@ template <class T, int BINS, bool BACKWARD> GFLV2_KERNEL(threads) dfl_kernel(GFL
     const std::int64_t first = std::int64_t(blockIdx.x) * threads, left = a.rows - first;
     const std::uint32_t rows = left < threads ? std::uint32_t(left) : threads;
     const T* const from = static_cast<const T*>(a.logits) + first * a.row_stride;
-    visit<BINS>(rows, bins, a.row_stride, a.bin_stride, [&](std::int64_t element, std::uint32_t place) { tile[place] = widen(from[element]); });
+    visit_row_tile<threads, BINS>(rows, bins, a.row_stride, a.bin_stride, [&](std::int64_t element, std::uint32_t place) { tile[place] = widen(from[element]); });
     __syncthreads();
 
     // 2. One row a thread.
@@ -58,7 +43,7 @@ template <class T, int BINS, bool BACKWARD> GFLV2_KERNEL(threads) dfl_kernel(GFL
     if constexpr (BACKWARD) {
         __syncthreads();
         T* const to = static_cast<T*>(a.grad_logits) + first * a.grad_row_stride;
-        visit<BINS>(rows, bins, a.grad_row_stride, a.grad_bin_stride, [&](std::int64_t element, std::uint32_t place) { to[element] = narrow<T>(tile[place]); });
+        visit_row_tile<threads, BINS>(rows, bins, a.grad_row_stride, a.grad_bin_stride, [&](std::int64_t element, std::uint32_t place) { to[element] = narrow<T>(tile[place]); });
     } else {
         partial_total<threads>(a.reduction, a.workspace, sum, tile);
     }

@@ -4,6 +4,7 @@ from gflv2.ops.atss import Assignment, atss
 from gflv2.ops.decode import Decoded, Detections, batched_nms, decode
 from gflv2.ops.dfl import dfl
 from gflv2.ops.dgqp import Predictor, dgqp, dgqp_statistics
+from gflv2.ops.distribution_kl import distribution_kl
 from gflv2.ops.gfl_loss import GFLLosses, GFLTargets, gfl_loss, gfl_targets, normalisers
 from gflv2.ops.giou import giou, iou
 from gflv2.ops.integral import integral
@@ -22,6 +23,7 @@ __all__ = [
     "dfl",
     "dgqp",
     "dgqp_statistics",
+    "distribution_kl",
     "gfl_loss",
     "gfl_targets",
     "giou",

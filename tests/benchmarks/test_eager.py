@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks import atss, decode, detect, dfl, dgqp, dgqp_statistics, giou, head, integral, qfl
+from benchmarks import atss, decode, detect, dgqp, dgqp_statistics, head, registry
 from benchmarks.harness.candidates import gradients
 from benchmarks.harness.cases import TINY, Case
 
 CASE = TINY.but(size=(128, 160), boxes=9, reg_max=16)
-OPERATIONS = [integral, dgqp, dgqp_statistics, qfl, dfl, giou, head]
+# Those with gradients; the others are compared below.
+OPERATIONS = [operation for operation in registry.operations() if operation.forms and operation.mode is None]
 CPU = torch.device("cpu")
 
 
@@ -20,7 +21,7 @@ HALF = CASE.but(layout="channels_last", dtype="bfloat16")
 
 
 def forms() -> Iterator:
-    for operation in (module.OPERATION for module in OPERATIONS):
+    for operation in OPERATIONS:
         cases = [CASE, HALF, CASE.but(form="logits")] if operation.name == "qfl" else [CASE, HALF]
         for form in operation.forms:
             for case in cases:
@@ -84,6 +85,5 @@ def test_detections(form: str) -> None:
 
 
 def test_static_forms_are_among_the_forms() -> None:
-    for module in (*OPERATIONS, atss, decode):
-        operation = module.OPERATION
+    for operation in registry.operations():
         assert operation.static_form is None or operation.static_form in operation.forms

@@ -9,11 +9,11 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
-from gflv2.kernels import dfl, giou, qfl, variants  # noqa: E402
+from gflv2.kernels import dfl, distribution_kl, giou, qfl, variants  # noqa: E402
 from gflv2.ops.reduction import Reduction  # noqa: E402
 from tests.kernels.launches import variants_of  # noqa: E402
 
-OPERATIONS = ("qfl", "dfl", "giou")
+OPERATIONS = ("qfl", "dfl", "distribution_kl", "giou")
 
 
 @pytest.mark.parametrize("op", OPERATIONS)
@@ -32,6 +32,15 @@ def launch_dfl(rows: int, extra: int) -> None:
     dfl.dfl_backward(torch.empty(()), *arguments, torch.empty(rows, 17))
 
 
+def launch_distribution_kl(rows: int, extra: int) -> None:
+    """The temperature changes too."""
+    reduction = Reduction(torch.ones(rows), torch.ones(()), 1.0 + extra, "sum")
+    logits, teacher = torch.empty(rows, 17 + extra)[:, extra:], torch.empty(rows, 18 + extra)[:, extra + 1 :]
+    arguments = (logits, teacher, 1.0 + extra, reduction)
+    distribution_kl.distribution_kl_forward(*arguments, torch.empty(()))
+    distribution_kl.distribution_kl_backward(torch.empty(()), *arguments, torch.empty(rows, 17))
+
+
 def launch_giou(rows: int, extra: int) -> None:
     reduction = Reduction(torch.ones(rows), torch.ones(()), 1.0 + extra, "sum")
     arguments = (torch.empty(rows, 4 + extra)[:, extra:], torch.empty(rows, 4), True, 1.0 / (1 + extra), reduction)
@@ -48,7 +57,7 @@ def launch_qfl(rows: int, extra: int) -> None:
     qfl.qfl_backward(torch.empty(()), *arguments, [torch.empty(rows, 80)], torch.empty(rows))
 
 
-@pytest.mark.parametrize("launch", [launch_qfl, launch_dfl, launch_giou])
+@pytest.mark.parametrize("launch", [launch_qfl, launch_dfl, launch_distribution_kl, launch_giou])
 def test_fifty_row_counts_and_strides_compile_once(launch: Callable[[int, int], None]) -> None:
     """The row stride and the alignment of the first element change with the number of further columns."""
     found: set[variants.Variant] = set()

@@ -21,6 +21,7 @@ DIFFERENTIABLE = {
     "dgqp_statistics": ("box_logits", "scales"),
     "qfl": ("logits",),
     "dfl": ("logits",),
+    "distribution_kl": ("logits",),
     "giou": ("pred", "target"),
     "iou": ("pred", "target"),
     "gfl_loss": ("class_logits", "box_logits", "scales", "predictor"),
@@ -79,6 +80,16 @@ def _dfl() -> Arguments:
     }
 
 
+def _distribution_kl() -> Arguments:
+    draw = torch.Generator().manual_seed(0)
+    return {
+        "logits": torch.randn(7, 9, generator=draw),
+        "teacher_logits": torch.randn(7, 9, generator=draw),
+        "temperature": 2.0,
+        "weight": torch.rand(7, generator=draw),
+    }
+
+
 def _boxes() -> Arguments:
     draw = torch.Generator().manual_seed(0)
     pair = []
@@ -115,6 +126,7 @@ _MAKERS: dict[str, Callable[[], Arguments]] = {
     "atss": _atss,
     "qfl": _qfl,
     "dfl": _dfl,
+    "distribution_kl": _distribution_kl,
     "giou": _giou,
     "iou": _boxes,
     "gfl_targets": _gfl_targets,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,19 +44,21 @@ class Case:
         elif self.targets == "outside":  # of half of the rows, and far
             target = torch.where(torch.rand(self.rows, generator=draw) < 0.5, target, (target - 0.5 * self.bins) * 1e9)
         keywords = self.reduced.keywords(self.rows, kind, draw)
-        return Call({"logits": self._laid_out(logits), "target": target}, keywords, ("logits",))
+        laid_out_logits = laid_out(self.layout, self.rows, self.bins, logits)
+        return Call({"logits": laid_out_logits, "target": target}, keywords, ("logits",))
 
-    def _laid_out(self, logits) -> Tensor:
-        rows, bins = self.rows, self.bins
-        if self.layout == "sliced":  # the box part of a longer prediction row
-            return logits(rows, bins + 5)[:, 5:]
-        if self.layout == "bins apart":
-            return logits(bins, rows).T
-        if self.layout == "steps":
-            return logits(rows, 3, bins, 2)[:, 1, :, 1]
-        if self.layout == "expanded":
-            return logits(1, bins).expand(rows, bins)
-        return logits(rows, bins)
+
+def laid_out(layout: str, rows: int, bins: int, logits: Callable[..., Tensor]) -> Tensor:
+    """(rows, bins) in one of the LAYOUTS, drawn by ``logits(*shape)``."""
+    if layout == "sliced":  # the box part of a longer prediction row
+        return logits(rows, bins + 5)[:, 5:]
+    if layout == "bins apart":
+        return logits(bins, rows).T
+    if layout == "steps":
+        return logits(rows, 3, bins, 2)[:, 1, :, 1]
+    if layout == "expanded":
+        return logits(1, bins).expand(rows, bins)
+    return logits(rows, bins)
 
 
 def magnitudes(call: Call) -> dict[str, Tensor]:

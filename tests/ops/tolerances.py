@@ -23,6 +23,8 @@ FLOOR = {
     "qfl in float64": 64 * torch.finfo(torch.float64).eps,
     "dfl": 4 * torch.finfo(torch.float32).eps,
     "dfl in float64": 64 * torch.finfo(torch.float64).eps,
+    "distribution_kl": 4 * torch.finfo(torch.float32).eps,
+    "distribution_kl in float64": 64 * torch.finfo(torch.float64).eps,
     "giou": 4 * torch.finfo(torch.float32).eps,
     "giou in float64": 64 * torch.finfo(torch.float64).eps,
     "gfl_targets": 4 * torch.finfo(torch.float32).eps,

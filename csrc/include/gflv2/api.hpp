@@ -9,6 +9,7 @@
 #include "gflv2/api/decode.hpp"
 #include "gflv2/api/dfl.hpp"
 #include "gflv2/api/dgqp.hpp"
+#include "gflv2/api/distribution_kl.hpp"
 #include "gflv2/api/gfl_loss.hpp"
 #include "gflv2/api/giou.hpp"
 #include "gflv2/api/integral.hpp"

@@ -1,0 +1,98 @@
+// `distribution_kl` on a CPU: one row in each lane. The arithmetic is gflv2/distribution_kl.hpp's.
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/batch.hpp"
+#include "cpu/kernels.hpp"
+#include "cpu/logarithm.hpp"
+#include "cpu/parallel.hpp"
+#include "cpu/reduction.hpp"
+#include "gflv2/distribution_kl.hpp"
+
+GFLV2_BEGIN
+
+namespace {
+
+template <class T> void load_rows(vector_t<compute_t<T>>* tile, const LogitRows& rows, std::int64_t row, int bins, int used) {
+    load_tile(tile, static_cast<const T*>(rows.at) + row * rows.row_stride, rows.row_stride, rows.bin_stride, bins, used);
+}
+
+// The teacher's dtype is its own. It is asked for every tile, not compiled in: as many kernels again would be the price.
+template <class S> void load_teacher(vector_t<S>* tile, const LogitRows& rows, std::int64_t row, int bins, int used) {
+    if constexpr (std::is_same_v<S, double>) return load_rows<double>(tile, rows, row, bins, used);
+    else if (rows.dtype == Dtype::float16) load_rows<half>(tile, rows, row, bins, used);
+    else if (rows.dtype == Dtype::bfloat16) load_rows<bfloat16>(tile, rows, row, bins, used);
+    else load_rows<float>(tile, rows, row, bins, used);
+}
+
+template <class T, bool BACKWARD, int BINS>
+double run_rows(const DistributionKlArguments& a, std::int64_t first, std::int64_t count) {
+    using S = compute_t<T>;
+    using V = vector_t<S>;
+    constexpr int n = lanes<S>, room = BINS > 0 ? BINS : max_bins;
+    const KlFactors<S> factors = kl_factors<S>(a.temperature, a.bins);
+    alignas(64) S values[points_per_task + n];  // means, then losses; backward: upstream gradients
+    alignas(64) S ratios[points_per_task + n];
+    if (BACKWARD) {
+        upstream_of_rows<S>(a.reduction, first, count, values);
+        for (std::int64_t i = 0; i < count; ++i) values[i] *= factors.slope;
+    }
+
+    for (std::int64_t i = 0; i < count; i += n) {
+        const int used = int(std::min<std::int64_t>(n, count - i));
+        const std::int64_t row = first + i;
+        V student[room], teacher[room];
+        load_rows<T>(student, a.logits, row, a.bins, used);
+        load_teacher<S>(teacher, a.teacher, row, a.bins, used);
+        if constexpr (BACKWARD) {
+            const KlRow<V> r = kl_row<BINS, S, V>(student, teacher, a.bins, factors.inverse, [&](int b, V e_student, V e_teacher) {
+                student[b] = e_student;
+                teacher[b] = e_teacher;
+            });
+            const V over_student = S(1) / r.student, over_teacher = S(1) / r.teacher, upstream = load_used(values + i, used);
+            each<BINS>(a.bins, [&](int b) { student[b] = kl_slope(student[b], teacher[b], over_student, over_teacher, upstream); });
+            store_tile(static_cast<T*>(a.grad_logits) + row * a.grad_row_stride, student, a.grad_row_stride, a.grad_bin_stride, a.bins, used);
+        } else {
+            const KlRow<V> r = kl_row<BINS, S, V>(student, teacher, a.bins, factors.inverse, [](int, V, V) {});
+            store(ratios + i, r.student / r.teacher);
+            store(values + i, r.weighted / r.teacher);
+        }
+    }
+    if (BACKWARD) return 0;
+    // Logarithms are long chains of operations: in a loop of their own, one need not wait for the other.
+    for (std::int64_t i = 0; i < count; i += n) store(values + i, kl_loss<S>(load(ratios + i), load(values + i), factors.loss));
+    return reduce_rows(a.reduction, first, count, values);
+}
+
+using RunRows = double (*)(const DistributionKlArguments&, std::int64_t, std::int64_t);
+
+template <bool BACKWARD, class T> RunRows rows_of(int bins) {
+    return bins == 17 ? run_rows<T, BACKWARD, 17> : bins == 33 ? run_rows<T, BACKWARD, 33> : run_rows<T, BACKWARD, 0>;
+}
+
+template <bool BACKWARD> std::vector<double> run(const DistributionKlArguments& a, int threads) {
+    const Dtype dtype = a.logits.dtype;
+    const RunRows rows = dtype == Dtype::float32    ? rows_of<BACKWARD, float>(a.bins)
+                         : dtype == Dtype::float16  ? rows_of<BACKWARD, half>(a.bins)
+                         : dtype == Dtype::bfloat16 ? rows_of<BACKWARD, bfloat16>(a.bins)
+                                                    : run_rows<double, BACKWARD, 0>;
+    std::vector<double> sums((a.rows + points_per_task - 1) / points_per_task);
+    parallel_for(std::int64_t(sums.size()), threads, [&](std::int64_t i) {
+        const std::int64_t first = i * points_per_task;
+        sums[i] = rows(a, first, std::min(points_per_task, a.rows - first));
+    });
+    return sums;
+}
+
+}  // namespace
+
+void distribution_kl_forward(const DistributionKlArguments& a, int threads) {
+    const std::vector<double> sums = run<false>(a, threads);
+    a.logits.dtype == Dtype::float64 ? write_total<double>(a.reduction, sums) : write_total<float>(a.reduction, sums);
+}
+
+void distribution_kl_backward(const DistributionKlArguments& a, int threads) { run<true>(a, threads); }
+
+GFLV2_END
