@@ -63,7 +63,8 @@ HEADS = {
 
 
 def config(kind: str, **head: Any) -> ConfigDict:
-    """The configuration of a detector with one of ``HEADS``; keywords change the head's settings."""
+    """The configuration of a detector with one of ``HEADS``; keywords change the head's settings, or ``train_cfg``."""
+    train = head.pop("train_cfg", TRAIN)
     return ConfigDict(
         type="ATSS" if kind == "ATSS" else "GFL",
         data_preprocessor={"type": "DetDataPreprocessor", "pad_size_divisor": 32},
@@ -86,7 +87,7 @@ def config(kind: str, **head: Any) -> ConfigDict:
             "num_outs": 5,
         },
         bbox_head={**copy.deepcopy(HEADS[kind]), **head},
-        train_cfg=copy.deepcopy(TRAIN),
+        train_cfg=copy.deepcopy(train),
         test_cfg=copy.deepcopy(TEST),
     )
 
