@@ -65,7 +65,7 @@ class Step(Integration):
     def bases(self, device: torch.device) -> list[Case]:
         if device.type == "cuda":
             return [Case(model=f"{kind}_r50_fpn", batch=16) for kind in ("gfl", "atss")]
-        return [Case(model=f"{kind}_r18_fpn", size=(480, 640)) for kind in ("gfl", "atss")]
+        return [Case(model=f"{kind}_r18_fpn", size=(320, 320)) for kind in ("gfl", "atss")]
 
     def tiny(self) -> Case:
         return Case(model="gfl_r18_fpn", batch=1, size=(64, 64), boxes=2)
