@@ -7,12 +7,19 @@ STAMP := $(VENV)/.installed
 TEST_ARGS ?= -n 2 --dist worksteal
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test bench lint parity compile-matrix kernels-table clean help
+# A package whose integration is tested in an environment of its own: one file in tests/integrations/requirements.
+INTEGRATIONS := $(basename $(notdir $(wildcard tests/integrations/requirements/*.txt)))
+INTEGRATION_VENV := .venv-integrations
+
+.PHONY: demo test test-integrations bench lint parity compile-matrix kernels-table clean help
+.PHONY: bench-integrations
 
 help:
 	@echo "make demo    generate a sample set, train a light model for a few minutes, draw what it sees"
 	@echo "make test    run the tests on the CPU"
+	@echo "make test-integrations   run the tests with other people's packages, each in an environment of its own"
 	@echo "make bench   measure into benchmarks/results (ARGS='-k atss' and the like; docs/benchmarks.md)"
+	@echo "make bench-integrations   the same for other people's detectors, with and without this project's operations"
 	@echo "make lint    ruff"
 	@echo "make parity           how far every kernel is from its definition, and how far it may be"
 	@echo "make compile-matrix   compile every kernel for every architecture, and write docs/kernels.md"
@@ -24,9 +31,28 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
+test-integrations: $(INTEGRATIONS:%=test-integration-%)
+
+# make test-integration-mmdet: one of them.
+test-integration-%: $(INTEGRATION_VENV)/%/.installed
+	$(INTEGRATION_VENV)/$*/bin/python -m pytest -c tests/integrations/pytest.ini --rootdir=. tests/integrations/$* $(ARGS)
+
+$(INTEGRATION_VENV)/%/.installed: tests/integrations/requirements/%.txt .ci/integration-venv | $(STAMP)
+	@.ci/integration-venv "$(BIN)/python" "$(INTEGRATION_VENV)/$*" "$<"
+	@touch $@
+
+.PRECIOUS: $(INTEGRATION_VENV)/%/.installed
+
 bench: $(STAMP)
 	$(BIN)/python -m pytest -c benchmarks/pytest.ini benchmarks/bench.py $(ARGS)
 	$(BIN)/python -m benchmarks.report
+
+bench-integrations: $(filter $(INTEGRATIONS:%=bench-integration-%),$(patsubst benchmarks/integrations/%.py,bench-integration-%,$(wildcard benchmarks/integrations/*.py)))
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.integrations.guide
+
+bench-integration-%: $(INTEGRATION_VENV)/%/.installed
+	$(INTEGRATION_VENV)/$*/bin/python -m pytest -c benchmarks/pytest.ini benchmarks/bench.py --integration $* $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -23,17 +23,18 @@ _LAZY = {
     "load_config": ("gflv2.config", "load_config"),
     "use_backend": ("gflv2.ops.backends", "use_backend"),
     "explain": ("gflv2.ops.backends", "explain"),
+    "nn": ("gflv2.nn", None),
     "ops": ("gflv2.ops", None),
 }
 
 if TYPE_CHECKING:
-    from gflv2 import ops
+    from gflv2 import nn, ops
     from gflv2.config import load_config
     from gflv2.models.detector import GFLV2
     from gflv2.models.registry import list_models
     from gflv2.ops.backends import explain, use_backend
 
-__all__ = ["GFLV2", "__version__", "explain", "list_models", "load_config", "ops", "use_backend"]
+__all__ = ["GFLV2", "__version__", "explain", "list_models", "load_config", "nn", "ops", "use_backend"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,81 @@
+"""What the integrations share: the error for a missing package, and attributes that are replaced and put back."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import MutableMapping
+from typing import Any
+
+_ABSENT = object()
+
+
+def require(package: str, pip: str) -> None:
+    """Say how to install a package that an integration is for.
+
+    Args:
+        package: the name that is imported.
+        pip: what follows ``pip install``.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    if importlib.util.find_spec(package) is None:
+        message = f"gflv2.integrations.{package} needs the package {package!r}, which is not installed: "
+        raise ModuleNotFoundError(f"{message}pip install {pip}", name=package)
+
+
+class Patch:
+    """Attributes and entries of other people's modules, replaced until ``restore()``.
+
+    The first original of a place is the one that is remembered, so that applying a patch twice, or over itself, changes
+    nothing, and one ``restore()`` undoes it all. What somebody else has put into a place since is left alone.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[int, Any], tuple[Any, Any, Any, Any, bool]] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anything is replaced."""
+        return bool(self._places)
+
+    def attribute(self, owner: Any, name: str, value: Any) -> None:
+        """``owner.name = value``; the owner is a module, a class or an object.
+
+        Raises:
+            AttributeError: there is no such attribute, as in another version of the package.
+        """
+        if not hasattr(owner, name):
+            raise AttributeError(f"{getattr(owner, '__name__', owner)!s} has no {name!r} to replace")
+        # A class may inherit it: then restoring means to take ours away.
+        self._replace(owner, name, value, vars(owner).get(name, _ABSENT), item=False)
+
+    def item(self, mapping: MutableMapping, key: Any, value: Any) -> None:
+        """``mapping[key] = value``; the key may be a new one."""
+        self._replace(mapping, key, value, mapping.get(key, _ABSENT), item=True)
+
+    def restore(self) -> None:
+        """Put every original back; without a patch nothing happens."""
+        for owner, name, ours, original, item in reversed(self._places.values()):
+            now = owner.get(name, _ABSENT) if item else vars(owner).get(name, _ABSENT)
+            if now is not ours:
+                continue
+            if original is not _ABSENT:
+                _put(owner, name, original, item)
+            elif item:
+                del owner[name]
+            else:
+                delattr(owner, name)
+        self._places.clear()
+
+    def _replace(self, owner: Any, name: Any, value: Any, now: Any, *, item: bool) -> None:
+        place = (id(owner), name)
+        original = self._places[place][3] if place in self._places else now
+        _put(owner, name, value, item)
+        self._places[place] = (owner, name, value, original, item)
+
+
+def _put(owner: Any, name: Any, value: Any, item: bool) -> None:
+    if item:
+        owner[name] = value
+    else:
+        setattr(owner, name, value)
