@@ -7,10 +7,10 @@ replaces methods of these classes, in every model that exists or will be built:
 
 * ``damo.base_models.losses.gfocal_loss.QualityFocalLoss``, ``DistributionFocalLoss`` and ``GIoULoss`` by
   `gflv2.ops.qfl`, ``dfl`` and ``giou``;
-* in training, ``damo.base_models.heads.zero_head.ZeroHead.forward_single`` together with ``Integral``. The package takes
-  the softmax over the bins in the first and the expectation in the second; in training ours leaves the logits as they
-  are in the first, and `gflv2.ops.integral` does both in the second, so that the probabilities of all points and their
-  gradient are never stored.
+* in training, ``damo.base_models.heads.zero_head.ZeroHead.forward_single`` together with ``Integral``. The package
+  takes the softmax over the bins in the first and the expectation in the second; in training ours leaves the logits as
+  they are in the first, and `gflv2.ops.integral` does both in the second, so that the probabilities of all points and
+  their gradient are never stored.
 
 Where the package is not importable as ``damo``, or was changed, the classes can be named:
 ``damoyolo.accelerate(quality_focal_loss=…)``; ``head`` and ``integral`` only together.

@@ -11,10 +11,11 @@ replaces in each Python module, for every model that exists or will be built:
 * ``…LQE.forward``, the location quality estimator: `gflv2.ops.dgqp` where its predictor is linear, ReLU, linear, else
   `gflv2.ops.dgqp_statistics` and the module's own predictor;
 * ``weighting_function``, which forms W(n) out of R single numbers: computed once, and again only when ``up`` or
-  ``reg_scale`` have changed. In the repositories the losses have it too: ``dfine.accelerate(dfine_decoder, dfine_utils)``.
+  ``reg_scale`` have changed. In the repositories the losses have it too:
+  ``dfine.accelerate(dfine_decoder, dfine_utils)``.
 
-Not replaced: the matcher, the boxes' L1 and GIoU losses, fine-grained localisation loss and self-distillation, deformable
-attention.
+Not replaced: the matcher, the boxes' L1 and GIoU losses, fine-grained localisation loss and self-distillation,
+deformable attention.
 
 Conventions of the package, which stay as they are:
 
@@ -29,9 +30,9 @@ A training starts with all bins of a side equal. Of equal probabilities ours tak
 those that ``topk`` happens to take: the values are the same, but the gradient goes to other bins until they differ.
 
 Distances and scores have the dtype of the logits and scores that came in; inside, everything is float32. With
-`gflv2.ops.dgqp` the layers of ``reg_conf`` are read and not called, so hooks on them do not run. While a model is traced
-or exported, and for ``weighting_function`` also while it is compiled or captured in a CUDA graph, the package's own code
-runs.
+`gflv2.ops.dgqp` the layers of ``reg_conf`` are read and not called, so hooks on them do not run. While a model is
+traced or exported, and for ``weighting_function`` also while it is compiled or captured in a CUDA graph, the package's
+own code runs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The ``forward`` of the losses that NanoDet and DAMO-YOLO both took over from GFocalV2, by our operations.
 
-Each is a method of the package's own module and reads its attributes. What they share with the originals: ``weight`` has
-one factor a row, "mean" divides by ``avg_factor`` where there is one, ``loss_weight`` multiplies. What differs: results
-are float32, weights, average factors and targets are constants, nothing waits for the device, a loss of no rows is 0
-where the originals' mean is NaN, and a GIoU loss whose weights are all 0 has the shape that its reduction says.
+Each is a method of the package's own module and reads its attributes. What they share with the originals: ``weight``
+has one factor a row, "mean" divides by ``avg_factor`` where there is one, ``loss_weight`` multiplies. What differs:
+results are float32, weights, average factors and targets are constants, nothing waits for the device, a loss of no rows
+is 0 where the originals' mean is NaN, and a GIoU loss whose weights are all 0 has the shape that its reduction says.
 """
 
 from __future__ import annotations

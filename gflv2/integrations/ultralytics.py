@@ -11,7 +11,8 @@ replaces, at run time and in every model that exists or will be built:
   `gflv2.ops.integral`.
 
 Not replaced: the task-aligned assigner, CIoU, the class loss (plain BCE) and NMS, which are other algorithms; and
-oriented boxes' own ``bbox_decode``. Models without distributions (``reg_max = 1``, as in YOLO26) have nothing to replace.
+oriented boxes' own ``bbox_decode``. Models without distributions (``reg_max = 1``, as in YOLO26) have nothing to
+replace.
 
 Conventions of the package, which stay as they are:
 
