@@ -33,11 +33,13 @@ test-integrations: $(INTEGRATIONS:%=test-integration-%)
 
 # make test-integration-mmdet: one of them.
 test-integration-%: $(INTEGRATION_VENV)/%/.installed
-	$(INTEGRATION_VENV)/$*/bin/python -m pytest -c tests/integrations/pytest.ini tests/integrations/$* $(ARGS)
+	$(INTEGRATION_VENV)/$*/bin/python -m pytest -c tests/integrations/pytest.ini --rootdir=. tests/integrations/$* $(ARGS)
 
 $(INTEGRATION_VENV)/%/.installed: tests/integrations/requirements/%.txt .ci/integration-venv | $(STAMP)
 	@.ci/integration-venv "$(BIN)/python" "$(INTEGRATION_VENV)/$*" "$<"
 	@touch $@
+
+.PRECIOUS: $(INTEGRATION_VENV)/%/.installed
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -c benchmarks/pytest.ini benchmarks/bench.py $(ARGS)

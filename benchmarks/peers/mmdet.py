@@ -23,7 +23,7 @@ PIP = "pip install mmdet==3.3.0 mmcv-lite==2.1.0 mmengine==0.10.7"
 
 
 @functools.cache
-def _load() -> None:
+def load() -> None:
     """Import mmdet.
 
     Raises:
@@ -61,7 +61,7 @@ def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Te
 
 
 def _module(path: str) -> Any:
-    _load()
+    load()
     return importlib.import_module(f"mmdet.{path}")
 
 
@@ -103,7 +103,7 @@ def atss(case: Case) -> Callable[..., Any]:
 
 
 def _head(case: Case) -> Any:
-    _load()
+    load()
     config = importlib.import_module("mmengine.config").ConfigDict
     assigner = {"type": "ATSSAssigner", "topk": 9}
     generator = {"type": "AnchorGenerator", "ratios": [1.0], "octave_base_scale": 8, "scales_per_octave": 1}

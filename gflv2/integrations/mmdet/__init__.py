@@ -1,0 +1,41 @@
+"""mmdet 3.3: a GFLV2 head for its configurations, and its losses and assigner on this project's operations.
+
+Importing this module registers ``GFLV2Head`` (also under the authors' name ``GFocalHead``):
+
+    custom_imports = dict(imports=["gflv2.integrations.mmdet"])
+    model = dict(type="GFL", ..., bbox_head=dict(type="GFLV2Head", num_classes=80, in_channels=256, ...))
+
+``accelerate()`` puts this project's QualityFocalLoss, DistributionFocalLoss, GIoULoss, ATSSAssigner and Integral in the
+place of mmdet's, for every model that is built afterwards (or in a model that exists: ``accelerate(model)``), and
+``restore()`` takes them out again. In a configuration, any with these types in it, one line does it:
+
+    custom_imports = dict(imports=["gflv2.integrations.mmdet.accelerated"])
+
+mmdet's conventions, which stay as they are:
+
+* ``reg_max`` = n: n + 1 bins of values 0 … n, in units of the stride; channels are side-major (left, top, right,
+  bottom);
+* the point of cell (i, j) is (j·stride, i·stride), offset 0; anchors are squares of side 8·stride centred there;
+* target distances are clamped to [0, n − 0.1] by mmdet's box coder before they reach DistributionFocalLoss;
+* labels are 0 … C − 1, and C is the background; IoU and GIoU take max(area, 1e-6), nothing is added;
+* a loss divides by its average factor + 1.2e-7; the box losses of GFLHead are divided by max(Σw, 1).
+
+Where results differ from mmdet's, beyond rounding:
+
+* ATSS: of candidates at equal distance the lower index is taken (mmdet: what topk gives); an overlap within rounding of
+  the threshold may fall on either side. Priors that are not squares of one size a level (other ratios, several scales),
+  another IoU calculator, DDOD's ``alpha``, and boxes that are no plain tensors go to mmdet's own code.
+* GIoULoss for weights that are all 0 and reduction "none": N zeros instead of a single one.
+* Losses are float32 also for half-precision inputs, and send no gradient into weights and average factors.
+* GFLV2Head divides its box losses by max(Σw, 1e-12), as the authors do (``weight_floor=1.0``: as GFLHead), and keeps
+  the ``nms_pre`` best points of a level, not (point, class) pairs. NMS of type "nms" is torchvision's.
+"""
+
+from gflv2.integrations.common import require
+
+require("mmdet", "mmdet==3.3.0 mmcv==2.1.0 mmengine==0.10.7")
+
+from gflv2.integrations.mmdet.head import GFLV2Head  # noqa: E402
+from gflv2.integrations.mmdet.swap import accelerate, restore  # noqa: E402
+
+__all__ = ["GFLV2Head", "accelerate", "restore"]

@@ -1,0 +1,27 @@
+"""mmdet on mmcv-lite: its compiled operators are stood in for before it is imported."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of mmdet's own imports
+    from benchmarks.peers import mmdet
+
+    mmdet.load()
+
+from mmengine.registry import init_default_scope  # noqa: E402
+
+from gflv2.integrations.mmdet import restore  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def unchanged():
+    """One thread, and mmdet as it was."""
+    torch.set_num_threads(1)
+    init_default_scope("mmdet")  # a Runner leaves another one
+    yield
+    restore()
