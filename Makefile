@@ -12,12 +12,14 @@ INTEGRATIONS := $(basename $(notdir $(wildcard tests/integrations/requirements/*
 INTEGRATION_VENV := .venv-integrations
 
 .PHONY: demo test test-integrations bench lint parity compile-matrix kernels-table clean help
+.PHONY: bench-integrations
 
 help:
 	@echo "make demo    generate a sample set, train a light model for a few minutes, draw what it sees"
 	@echo "make test    run the tests on the CPU"
 	@echo "make test-integrations   run the tests with other people's packages, each in an environment of its own"
 	@echo "make bench   measure into benchmarks/results (ARGS='-k atss' and the like; docs/benchmarks.md)"
+	@echo "make bench-integrations   the same for other people's detectors, with and without this project's operations"
 	@echo "make lint    ruff"
 	@echo "make parity           how far every kernel is from its definition, and how far it may be"
 	@echo "make compile-matrix   compile every kernel for every architecture, and write docs/kernels.md"
@@ -44,6 +46,13 @@ $(INTEGRATION_VENV)/%/.installed: tests/integrations/requirements/%.txt .ci/inte
 bench: $(STAMP)
 	$(BIN)/python -m pytest -c benchmarks/pytest.ini benchmarks/bench.py $(ARGS)
 	$(BIN)/python -m benchmarks.report
+
+bench-integrations: $(filter $(INTEGRATIONS:%=bench-integration-%),$(patsubst benchmarks/integrations/%.py,bench-integration-%,$(wildcard benchmarks/integrations/*.py)))
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.integrations.guide
+
+bench-integration-%: $(INTEGRATION_VENV)/%/.installed
+	$(INTEGRATION_VENV)/$*/bin/python -m pytest -c benchmarks/pytest.ini benchmarks/bench.py --integration $* $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

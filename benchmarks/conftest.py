@@ -18,6 +18,7 @@ from benchmarks.harness import machine, table
 from benchmarks.harness.candidates import Settings
 from benchmarks.harness.cases import Case
 from benchmarks.harness.operation import Operation
+from benchmarks.integrations import integrations
 from benchmarks.registry import operations
 
 RESULTS = Path(__file__).parent / "results"
@@ -26,6 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("gflv2 benchmarks")
     group.addoption("--devices", default=None, help="cpu, cuda or cpu,cuda (default: all that there are)")
+    group.addoption("--integration", default=None, help="another package's detector instead of the operations")
     group.addoption("--seconds", type=float, default=None, help="time for the rounds of a case (4; curves 1)")
     group.addoption("--runs", type=int, default=5, help="runs of a case: rows of each candidate (5)")
     group.addoption(
@@ -96,7 +98,8 @@ def devices(config: pytest.Config) -> list[torch.device]:
 def cases(config: pytest.Config) -> Iterator:
     """(operation, case, device, full), named by them."""
     for device in devices(config):
-        for operation in operations():
+        package = config.getoption("--integration")
+        for operation in operations() if package is None else integrations(package):
             if config.getoption("--tiny"):
                 chosen = [(operation.tiny(), True)]
             else:

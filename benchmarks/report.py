@@ -17,6 +17,7 @@ from benchmarks import compare, plots
 from benchmarks.harness import machine, table
 from benchmarks.harness.cases import facts, read
 from benchmarks.harness.operation import Operation
+from benchmarks.integrations import integrations
 from benchmarks.registry import operations
 from benchmarks.training_step import WITHOUT_LOSS
 
@@ -44,7 +45,7 @@ def write(results: Path, output: Path) -> list[Path]:
     for device in dict.fromkeys(row["device"] for row in rows):
         here = [row for row in rows if row["device"] == device]
         parts.append("\n".join(_device(device, here)))
-        for operation in operations():
+        for operation in [*operations(), *integrations()]:
             own = [row for row in here if row["operation"] == operation.name]
             if not own:
                 continue
