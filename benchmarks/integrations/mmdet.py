@@ -41,7 +41,6 @@ def detector(case: Case, device: torch.device, *, accelerated: bool, head: str |
         model = importlib.import_module("mmdet.registry").MODELS.build(config)
     finally:
         ours.restore()
-    model.init_weights()
     return model.to(device).train()
 
 

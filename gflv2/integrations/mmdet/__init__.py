@@ -6,8 +6,9 @@ Importing this module registers ``GFLV2Head`` (also under the authors' name ``GF
     model = dict(type="GFL", ..., bbox_head=dict(type="GFLV2Head", num_classes=80, in_channels=256, ...))
 
 ``accelerate()`` puts this project's QualityFocalLoss, DistributionFocalLoss, GIoULoss, ATSSAssigner and Integral in the
-place of mmdet's, for every model that is built afterwards (or in a model that exists: ``accelerate(model)``), and
-``restore()`` takes them out again. In a configuration, any with these types in it, one line does it:
+place of mmdet's, and the fused training losses into GFLHead, for every model that is built afterwards (or in a model
+that exists: ``accelerate(model)``); ``restore()`` takes them out again. In a configuration, any with these types in it,
+one line does it:
 
     custom_imports = dict(imports=["gflv2.integrations.mmdet.accelerated"])
 
@@ -25,6 +26,8 @@ Where results differ from mmdet's, beyond rounding:
 * ATSS: of candidates at equal distance the lower index is taken (mmdet: what topk gives); an overlap within rounding of
   the threshold may fall on either side. Priors that are not squares of one size a level (other ratios, several scales),
   another IoU calculator, DDOD's ``alpha``, and boxes that are no plain tensors go to mmdet's own code.
+* GFLHead gives each loss as one number for all levels (mmdet: one a level). Settings that the fused losses do not
+  cover, and heads derived from GFLHead, keep mmdet's code around the single losses.
 * GIoULoss for weights that are all 0 and reduction "none": N zeros instead of a single one.
 * Losses are float32 also for half-precision inputs, and send no gradient into weights and average factors.
 * GFLV2Head divides its box losses by max(Σw, 1e-12), as the authors do (``weight_floor=1.0``: as GFLHead), and keeps

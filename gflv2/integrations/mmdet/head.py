@@ -7,19 +7,14 @@ from typing import Any
 
 import torch
 from mmdet.models.dense_heads import GFLHead
-from mmdet.models.losses import DistributionFocalLoss, GIoULoss, QualityFocalLoss
-from mmdet.models.task_modules.assigners import ATSSAssigner
-from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmdet.registry import MODELS
-from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from gflv2.integrations.mmdet import fused
 from gflv2.nn import DGQP
-from gflv2.ops import Decoded, Predictor, atss, batched_nms, decode, gfl_loss, gfl_targets, normalisers
-from gflv2.ops.checks import bad_type, bad_value
+from gflv2.ops import Decoded, Predictor, batched_nms, decode
 
-GIOU_EPS = 1e-6
 _PLAIN_NMS = {"type", "iou_threshold", "split_thr"}
 
 
@@ -64,47 +59,13 @@ class GFLV2Head(GFLHead):
         loss_cls = {**(loss_cls or {"type": "QualityFocalLoss", "beta": 2.0, "loss_weight": 1.0}), "use_sigmoid": True}
         loss_bbox = loss_bbox or {"type": "GIoULoss", "loss_weight": 2.0}
         super().__init__(num_classes, in_channels, *args, loss_cls=loss_cls, loss_bbox=loss_bbox, **kwargs)
-        self._check_parts()
-        self.strides = [float(stride[0]) for stride in self.prior_generator.strides]
-        self.anchor_scale = float(self.prior_generator.scales[0])
-        self.offset = float(self.prior_generator.center_offset)
+        fused.check_parts(self)
         self.register_load_state_dict_pre_hook(_drop_background)
 
     def _init_layers(self) -> None:
         self.cls_out_channels = self.num_classes + self.legacy_background
         super()._init_layers()
         self.reg_conf = DGQP(self.reg_max, self.reg_topk, self.reg_channels, self.add_mean)
-
-    def _check_parts(self) -> None:
-        """What the fused operations compute is fixed; a configuration that asks for something else is an error."""
-        losses = (
-            ("loss_cls", QualityFocalLoss),
-            ("loss_bbox", GIoULoss),
-            ("loss_dfl", DistributionFocalLoss),
-        )
-        for name, kind in losses:
-            loss = getattr(self, name)
-            if not isinstance(loss, kind):
-                bad_type(name, f"a {kind.__name__}", type(loss).__name__)
-            if loss.reduction != "mean":
-                bad_value(f"{name}.reduction", "'mean'", loss.reduction)
-        if self.loss_bbox.eps != GIOU_EPS:
-            bad_value("loss_bbox.eps", str(GIOU_EPS), self.loss_bbox.eps)
-        grid = self.prior_generator
-        square = type(grid) is AnchorGenerator and grid.num_base_priors == [1] * grid.num_levels
-        square = square and grid.ratios.tolist() == [1.0] and grid.centers is None
-        square = square and list(grid.strides) == [(size, size) for size in grid.base_sizes]
-        if not square:
-            bad_value(
-                "anchor_generator", "an AnchorGenerator of one square anchor a cell, its base size the stride", grid
-            )
-        if self.train_cfg:
-            if not isinstance(self.assigner, ATSSAssigner) or self.assigner.alpha is not None:
-                bad_type("train_cfg.assigner", "an ATSSAssigner without alpha", self.assigner)
-            if self.train_cfg.get("allowed_border", -1) >= 0:
-                bad_value("train_cfg.allowed_border", "-1", self.train_cfg["allowed_border"])
-            if self.train_cfg.get("pos_weight", -1) > 0:
-                bad_value("train_cfg.pos_weight", "-1", self.train_cfg["pos_weight"])
 
     def forward_single(self, x: Tensor, scale: torch.nn.Module) -> tuple[Tensor, Tensor]:
         """Class logits and raw box logits of one level; the scale is applied by loss and decoder, in float32."""
@@ -133,36 +94,17 @@ class GFLV2Head(GFLHead):
         batch_gt_instances_ignore: list[InstanceData] | None = None,
     ) -> dict[str, Tensor]:
         """The three weighted losses of a batch, one number each (mmdet: one a level), by mmdet's names."""
-        boxes = [get_box_tensor(image.bboxes) for image in batch_gt_instances]
-        padded_sizes = [tuple(meta["pad_shape"][:2]) for meta in batch_img_metas]
-        ignored = None
-        if batch_gt_instances_ignore is not None and self.assigner.ignore_iof_thr > 0:
-            ignored = [get_box_tensor(image.bboxes) for image in batch_gt_instances_ignore]
-        with torch.no_grad():
-            assignment = atss(
-                boxes,
-                [image.labels for image in batch_gt_instances],
-                [tuple(level.shape[2:]) for level in cls_scores],
-                self.strides,
-                topk=self.assigner.topk,
-                padded_sizes=padded_sizes,
-                ignore_boxes=ignored,
-                ignore_iof_thr=max(float(self.assigner.ignore_iof_thr), 0.0),
-                anchor_scale=self.anchor_scale,
-                offset=self.offset,
-            )
-        options = self._options()
-        targets = gfl_targets(cls_scores, bbox_preds, assignment, boxes, padded_sizes=padded_sizes, **options)
-        losses = gfl_loss(
+        return fused.losses(
+            self,
             cls_scores,
             bbox_preds,
-            targets,
-            normalisers(targets.sums, weight_floor=self.weight_floor),
-            beta=self.loss_cls.beta,
-            loss_weights=(self.loss_cls.loss_weight, self.loss_bbox.loss_weight, self.loss_dfl.loss_weight),
-            **options,
+            batch_gt_instances,
+            batch_img_metas,
+            batch_gt_instances_ignore,
+            weight_floor=self.weight_floor,
+            scales=self._scales(),
+            predictor=self._predictor(),
         )
-        return {"loss_cls": losses.qfl, "loss_bbox": losses.giou, "loss_dfl": losses.dfl}
 
     def predict_by_feat(
         self,
@@ -185,7 +127,10 @@ class GFLV2Head(GFLHead):
             pre_topk=pre_topk if pre_topk > 0 else sum(level.shape[2] * level.shape[3] for level in cls_scores),
             score_thr=score_thr,
             legacy_background=self.legacy_background,
-            **self._options(),
+            scales=self._scales(),
+            predictor=self._predictor(),
+            projection=self.integral.project,
+            **fused.grid_of(self),
         )
         smallest = cfg.get("min_bbox_size", -1)
         if smallest >= 0:
@@ -214,17 +159,10 @@ class GFLV2Head(GFLHead):
         """(L,) the levels' factors."""
         return torch.stack([module.scale for module in self.scales])
 
-    def _options(self) -> dict[str, Any]:
-        """The keyword arguments that targets, losses and decoder share."""
+    def _predictor(self) -> Predictor:
         first, _, second = self.reg_conf
         layers = (first.weight, first.bias, second.weight, second.bias)
-        return {
-            "strides": self.strides,
-            "scales": self._scales(),
-            "projection": self.integral.project,
-            "predictor": Predictor(*layers, topk=self.reg_topk, mean=self.add_mean),
-            "offset": self.offset,
-        }
+        return Predictor(*layers, topk=self.reg_topk, mean=self.add_mean)
 
 
 def _drop_background(head: GFLV2Head, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -1,10 +1,11 @@
-"""mmdet's five classes on this project's operations, each a subclass of mmdet's: its heads ask with isinstance()."""
+"""mmdet's classes on this project's operations, each a subclass of mmdet's: its heads ask with isinstance()."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from mmdet.models.dense_heads.gfl_head import GFLHead as MmdetGFLHead
 from mmdet.models.dense_heads.gfl_head import Integral as MmdetIntegral
 from mmdet.models.losses import DistributionFocalLoss as MmdetDistributionFocalLoss
 from mmdet.models.losses import GIoULoss as MmdetGIoULoss
@@ -15,6 +16,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 from torch import Tensor
 
 from gflv2 import nn
+from gflv2.integrations.mmdet import fused
 from gflv2.nn.assigner import square_sides
 from gflv2.ops.levels import MAX_LEVELS
 
@@ -33,6 +35,26 @@ class GIoULoss(nn.GIoULoss, MmdetGIoULoss):
 
 class Integral(nn.Integral, MmdetIntegral):
     pass
+
+
+class GFLHead(MmdetGFLHead):
+    """The same head, its training losses as one operation; for unusual settings mmdet's own code goes on.
+
+    Each loss is a list of one number for all levels. Subclasses of mmdet's head, LDHead say, are not touched.
+    """
+
+    def loss_by_feat(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        batch_gt_instances: list[Any],
+        batch_img_metas: list[dict],
+        batch_gt_instances_ignore: list[Any] | None = None,
+    ) -> dict[str, list[Tensor]]:
+        arguments = (cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
+        if not fused.covered(self):
+            return super().loss_by_feat(*arguments)
+        return {name: [value] for name, value in fused.losses(self, *arguments, weight_floor=1.0).items()}
 
 
 class ATSSAssigner(MmdetATSSAssigner):

@@ -18,6 +18,7 @@ _CLASSES = (
     (modules.GIoULoss, modules.MmdetGIoULoss, MODELS),
     (modules.ATSSAssigner, modules.MmdetATSSAssigner, TASK_UTILS),
     (modules.Integral, modules.MmdetIntegral, None),
+    (modules.GFLHead, modules.MmdetGFLHead, MODELS),
 )
 # Where configurations in Python find the classes, and where GFLHead finds its Integral. Not the losses' own module, in
 # which they call super() by their name; nor heads that import one for isinstance(): ours are subclasses.
@@ -26,6 +27,7 @@ _PLACES = (
     "mmdet.models.losses",
     "mmdet.models.task_modules",
     "mmdet.models.task_modules.assigners",
+    "mmdet.models.dense_heads",
     "mmdet.models.dense_heads.gfl_head",
 )
 _patch = Patch()

@@ -59,11 +59,30 @@ HEADS = {
         "loss_cls": {"type": "FocalLoss", "use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, "loss_weight": 1.0},
         "loss_centerness": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
     },
+    "FCOS": {
+        "type": "FCOSHead",
+        **{key: value for key, value in _SHARED.items() if key != "anchor_generator"},
+        "strides": list(STRIDES),
+        "norm_on_bbox": True,
+        "centerness_on_reg": True,
+    },
+    "RTMDet": {
+        "type": "RTMDetHead",
+        **_SHARED,
+        "norm_cfg": {"type": "BN"},
+        "with_objectness": False,
+        "anchor_generator": {"type": "MlvlPointGenerator", "offset": 0, "strides": list(STRIDES)},
+        "bbox_coder": {"type": "DistancePointBBoxCoder"},
+        "loss_cls": _GFL["loss_cls"],
+        "train_cfg": {**TRAIN, "assigner": {"type": "DynamicSoftLabelAssigner", "topk": 13}},
+    },
 }
 
 
 def config(kind: str, **head: Any) -> ConfigDict:
-    """The configuration of a detector with one of ``HEADS``; keywords change the head's settings."""
+    """The configuration of a detector with one of ``HEADS``; keywords change the head's settings, or ``train_cfg``."""
+    head = {**copy.deepcopy(HEADS[kind]), **head}
+    train = head.pop("train_cfg", TRAIN)
     return ConfigDict(
         type="ATSS" if kind == "ATSS" else "GFL",
         data_preprocessor={"type": "DetDataPreprocessor", "pad_size_divisor": 32},
@@ -85,8 +104,8 @@ def config(kind: str, **head: Any) -> ConfigDict:
             "add_extra_convs": "on_output",
             "num_outs": 5,
         },
-        bbox_head={**copy.deepcopy(HEADS[kind]), **head},
-        train_cfg=copy.deepcopy(TRAIN),
+        bbox_head=head,
+        train_cfg=copy.deepcopy(train),
         test_cfg=copy.deepcopy(TEST),
     )
 

@@ -14,7 +14,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from gflv2.integrations.mmdet import accelerate, modules, restore
+from gflv2.integrations.mmdet import accelerate, fused, modules, restore
 from gflv2.ops import atss, gfl_loss, gfl_targets, normalisers
 from tests.integrations.mmdet.detectors import STRIDES, batch, build, config, detect, step
 
@@ -22,11 +22,12 @@ from tests.integrations.mmdet.detectors import STRIDES, batch, build, config, de
 def classes_of(model) -> dict[str, type]:
     head = model.bbox_head
     names = [name for name in ("loss_cls", "loss_bbox", "loss_dfl", "assigner", "integral") if hasattr(head, name)]
-    return {name: type(getattr(head, name)) for name in names}
+    return {"head": type(head), **{name: type(getattr(head, name)) for name in names}}
 
 
 OURS = {
     "GFL": {
+        "head": modules.GFLHead,
         "loss_cls": modules.QualityFocalLoss,
         "loss_bbox": modules.GIoULoss,
         "loss_dfl": modules.DistributionFocalLoss,
@@ -34,11 +35,25 @@ OURS = {
         "integral": modules.Integral,
     },
     "ATSS": {
+        "head": MODELS.get("ATSSHead"),
         "loss_cls": MODELS.get("FocalLoss"),
         "loss_bbox": modules.GIoULoss,
         "assigner": modules.ATSSAssigner,
     },
+    # Other heads that take one or two of the classes.
+    "FCOS": {
+        "head": MODELS.get("FCOSHead"),
+        "loss_cls": MODELS.get("FocalLoss"),
+        "loss_bbox": modules.GIoULoss,
+    },
+    "RTMDet": {
+        "head": MODELS.get("RTMDetHead"),
+        "loss_cls": modules.QualityFocalLoss,
+        "loss_bbox": modules.GIoULoss,
+        "assigner": TASK_UTILS.get("DynamicSoftLabelAssigner"),
+    },
 }
+MAIN = ("GFL", "ATSS")
 
 
 def assert_same_step(found, expected) -> None:
@@ -64,7 +79,7 @@ def test_a_training_step(kind, boxes):
         assert found[0]["loss_bbox"] > 0
 
 
-@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("kind", MAIN)
 def test_detections(kind):
     plain = build(kind)
     expected = detect(plain)
@@ -76,7 +91,7 @@ def test_detections(kind):
         torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", OURS)
+@pytest.mark.parametrize("kind", MAIN)
 def test_a_model_that_exists(kind):
     model = build(kind)
     theirs, expected = classes_of(model), step(model)
@@ -216,3 +231,35 @@ def test_mmdets_conventions(shift):
     # The boxes' own clamp: without it the largest distance would lie beyond the bins.
     encoded = head.bbox_coder.encode(torch.zeros(1, 2), torch.tensor([[-20.0, 0.0, 3.0, 16.0]]), head.reg_max)
     torch.testing.assert_close(encoded, torch.tensor([[15.9, 0.0, 3.0, 15.9]]))
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        {"loss_bbox": {"type": "GIoULoss", "loss_weight": 2.0, "eps": 1e-7}},
+        {"train_cfg": {"assigner": {"type": "ATSSAssigner", "topk": 9}, "allowed_border": -1, "pos_weight": 0.5}},
+        {"loss_bbox": {"type": "DIoULoss", "loss_weight": 2.0}},
+    ],
+)
+def test_gfl_with_unusual_settings(unusual, monkeypatch):
+    """Our single losses inside mmdet's own loop, whose numbers stay as they are."""
+    plain = build("GFL", **unusual)
+    expected = step(plain)
+    accelerate()
+    model = build("GFL", like=plain, **unusual)
+    monkeypatch.setattr(fused, "losses", None)  # not to be called
+    assert type(model.bbox_head) is modules.GFLHead and type(model.bbox_head.loss_cls) is modules.QualityFocalLoss
+    assert_same_step(step(model), expected)
+
+
+def test_heads_derived_from_gfl_head_keep_their_own_losses():
+    class Derived(modules.MmdetGFLHead):
+        pass
+
+    plain = build("GFL")
+    expected = step(plain)
+    accelerate()
+    model = build("GFL", like=plain, type=Derived)
+    assert type(model.bbox_head) is Derived and type(model.bbox_head.integral) is modules.Integral
+    assert_same_step(step(model), expected)
+    assert len(model.loss(*batch())["loss_cls"]) == 5  # one a level, as mmdet's code gives them

@@ -1,0 +1,121 @@
+"""The training head of GFLV1 and GFLV2 in mmdet's terms: assignment, targets and all losses on the fused operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet.models.losses import DistributionFocalLoss, GIoULoss, QualityFocalLoss
+from mmdet.models.task_modules.assigners import ATSSAssigner, BboxOverlaps2D
+from mmdet.models.task_modules.coders import DistancePointBBoxCoder
+from mmdet.models.task_modules.prior_generators import AnchorGenerator
+from mmdet.models.task_modules.samplers import PseudoSampler
+from mmdet.structures.bbox import get_box_tensor
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from gflv2.ops import atss, gfl_loss, gfl_targets, normalisers
+from gflv2.ops.checks import bad_type, bad_value
+
+GIOU_EPS = 1e-6
+_LOSSES = (("loss_cls", QualityFocalLoss), ("loss_bbox", GIoULoss), ("loss_dfl", DistributionFocalLoss))
+
+
+def check_parts(head: nn.Module) -> None:
+    """What the operations compute is fixed.
+
+    Raises:
+        TypeError, ValueError: the head was built for something else; the message names the setting.
+    """
+    for name, kind in _LOSSES:
+        loss = getattr(head, name)
+        if not isinstance(loss, kind):
+            bad_type(name, f"a {kind.__name__}", type(loss).__name__)
+        if loss.reduction != "mean":
+            bad_value(f"{name}.reduction", "'mean'", loss.reduction)
+    if head.loss_cls.activated:
+        bad_value("loss_cls.activated", "False", True)
+    if head.loss_bbox.eps != GIOU_EPS:
+        bad_value("loss_bbox.eps", str(GIOU_EPS), head.loss_bbox.eps)
+    if type(head.bbox_coder) is not DistancePointBBoxCoder:
+        bad_type("bbox_coder", "a DistancePointBBoxCoder", head.bbox_coder)
+    grid = head.prior_generator
+    square = type(grid) is AnchorGenerator and list(grid.num_base_priors) == [1] * grid.num_levels
+    square = square and grid.ratios.tolist() == [1.0] and grid.centers is None
+    square = square and list(grid.strides) == [(size, size) for size in grid.base_sizes]
+    if not square:
+        expected = "an AnchorGenerator of one square anchor a cell, its base size the stride"
+        bad_value("anchor_generator", expected, grid)
+    if not head.train_cfg:
+        return
+    assigner, cfg = head.assigner, head.train_cfg
+    plain = isinstance(assigner, ATSSAssigner) and assigner.alpha is None
+    if not plain or type(assigner.iou_calculator) is not BboxOverlaps2D:
+        bad_type("train_cfg.assigner", "an ATSSAssigner without alpha, on BboxOverlaps2D", assigner)
+    if not isinstance(head.sampler, PseudoSampler):
+        bad_type("train_cfg.sampler", "none, or a PseudoSampler", head.sampler)
+    if cfg.get("allowed_border", -1) >= 0:
+        bad_value("train_cfg.allowed_border", "-1", cfg["allowed_border"])
+    if cfg.get("pos_weight", -1) > 0:
+        bad_value("train_cfg.pos_weight", "-1", cfg["pos_weight"])
+
+
+def covered(head: nn.Module) -> bool:
+    """Whether the operations compute what the head was built for."""
+    try:
+        check_parts(head)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def grid_of(head: nn.Module) -> dict[str, Any]:
+    """Strides and point offset, as the operations take them."""
+    grid = head.prior_generator
+    return {"strides": [float(stride[0]) for stride in grid.strides], "offset": float(grid.center_offset)}
+
+
+def losses(
+    head: nn.Module,
+    class_logits: Sequence[Tensor],
+    box_logits: Sequence[Tensor],
+    truths: Sequence[InstanceData],
+    metas: Sequence[dict],
+    ignored: Sequence[InstanceData] | None,
+    *,
+    weight_floor: float,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """The three weighted losses of a batch by mmdet's names; ``options`` are ``gfl_loss``'s scales, predictor, …."""
+    options = {**grid_of(head), "projection": head.integral.project, **options}
+    boxes = [get_box_tensor(image.bboxes) for image in truths]
+    padded_sizes = [tuple(meta["pad_shape"][:2]) for meta in metas]
+    threshold = max(float(head.assigner.ignore_iof_thr), 0.0)
+    ignore_boxes = None
+    if ignored is not None and threshold > 0:
+        ignore_boxes = [get_box_tensor(image.bboxes) for image in ignored]
+    with torch.no_grad():
+        assignment = atss(
+            boxes,
+            [image.labels for image in truths],
+            [tuple(level.shape[2:]) for level in class_logits],
+            options["strides"],
+            topk=head.assigner.topk,
+            padded_sizes=padded_sizes,
+            ignore_boxes=ignore_boxes,
+            ignore_iof_thr=threshold,
+            anchor_scale=float(head.prior_generator.scales[0]),
+            offset=options["offset"],
+        )
+    targets = gfl_targets(class_logits, box_logits, assignment, boxes, padded_sizes=padded_sizes, **options)
+    found = gfl_loss(
+        class_logits,
+        box_logits,
+        targets,
+        normalisers(targets.sums, weight_floor=weight_floor),
+        beta=head.loss_cls.beta,
+        loss_weights=tuple(float(getattr(head, name).loss_weight) for name, _ in _LOSSES),
+        **options,
+    )
+    return dict(zip([name for name, _ in _LOSSES], found, strict=True))
