@@ -42,7 +42,7 @@ def check_parts(head: nn.Module) -> None:
         bad_type("bbox_coder", "a DistancePointBBoxCoder", head.bbox_coder)
     grid = head.prior_generator
     square = type(grid) is AnchorGenerator and list(grid.num_base_priors) == [1] * grid.num_levels
-    square = square and grid.ratios.tolist() == [1.0] and grid.centers is None
+    square = square and grid.ratios.numpy().tolist() == [1.0] and grid.centers is None
     square = square and list(grid.strides) == [(size, size) for size in grid.base_sizes]
     if not square:
         expected = "an AnchorGenerator of one square anchor a cell, its base size the stride"
@@ -105,7 +105,7 @@ def losses(
             padded_sizes=padded_sizes,
             ignore_boxes=ignore_boxes,
             ignore_iof_thr=threshold,
-            anchor_scale=float(head.prior_generator.scales[0]),
+            anchor_scale=float(head.prior_generator.scales.numpy()[0]),  # the generator's tensors stay on the host
             offset=options["offset"],
         )
     targets = gfl_targets(class_logits, box_logits, assignment, boxes, padded_sizes=padded_sizes, **options)

@@ -110,13 +110,13 @@ def config(kind: str, **head: Any) -> ConfigDict:
     )
 
 
-def build(kind: str, *, like: nn.Module | None = None, **head: Any) -> nn.Module:
+def build(kind: str, *, like: nn.Module | None = None, weights: int = 0, **head: Any) -> nn.Module:
     """A detector with seeded weights whose scores vary, or with the weights of another."""
     model = MODELS.build(config(kind, **head))
     if like is not None:
         model.load_state_dict(like.state_dict())
         return model
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(weights)
     for parameter in model.bbox_head.parameters():
         if parameter.dim() > 1:
             fan = parameter[0].numel()

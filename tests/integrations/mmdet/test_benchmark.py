@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.harness.candidates import BEST, Settings, gradients
+from benchmarks.harness.probes import syncs
 from benchmarks.integrations import integrations
 from gflv2.integrations.mmdet import modules
 from tests.integrations.mmdet.detectors import build
@@ -23,6 +24,9 @@ def test_candidates(operation):
     results = {name: one(inputs) for name, one in candidates.items()}
     torch.testing.assert_close(results[BEST], results["mmdet"], rtol=1e-4, atol=1e-6)
     assert torch.isfinite(results["GFLV2Head"])
+    # Nothing of ours waits for the device; mmdet's loop does.
+    waits = {name: syncs(lambda one=one: one(inputs), CPU) for name, one in candidates.items()}
+    assert waits[BEST] == waits["GFLV2Head"] == 0 < waits["mmdet"]
     if inputs.leaves:
         ours, theirs = (gradients(operation, results[name], inputs) for name in (BEST, "mmdet"))
         for one, other in zip(ours, theirs, strict=True):

@@ -12,7 +12,7 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
+from mmengine.runner import Runner, load_checkpoint
 from mmengine.structures import InstanceData
 
 from gflv2.integrations.mmdet import GFLV2Head, accelerate
@@ -138,7 +138,7 @@ def test_golden_detections(name, variant):
         torch.testing.assert_close(detections.scores, expected[:, 4], rtol=0, atol=2e-6)
 
 
-def test_the_authors_background_channel_is_dropped_when_a_file_is_loaded():
+def test_the_authors_background_channel_is_dropped_when_a_file_is_loaded(tmp_path):
     case = load("head_r7_k2_nomean")
     head, legacy = of_case(case, legacy=False), of_case(case)
     assert head.gfl_cls.out_channels == 3 and legacy.gfl_cls.out_channels == 4
@@ -156,7 +156,14 @@ def test_the_authors_background_channel_is_dropped_when_a_file_is_loaded():
         "bbox_head.gfl_cls.weight": torch.cat([state["bbox_head.gfl_cls.weight"], torch.ones(1, 32, 3, 3)]),
     }
     wider["bbox_head.gfl_cls.bias"] = torch.cat([state["bbox_head.gfl_cls.bias"], torch.ones(1)])
-    build("GFLV2").load_state_dict(wider)
+    # In mmcv's layout, by mmengine, which is what ``load_from`` and ``init_detector`` call. It only logs what does not
+    # fit.
+    torch.save({"meta": {}, "state_dict": wider, "optimizer": {}}, tmp_path / "official.pth")
+    loaded = build("GFLV2", weights=1)
+    assert not torch.equal(loaded.bbox_head.gfl_cls.weight, model.bbox_head.gfl_cls.weight)
+    load_checkpoint(loaded, str(tmp_path / "official.pth"), map_location="cpu")
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, state[key]), key
     with pytest.raises(RuntimeError, match="size mismatch for bbox_head.gfl_cls.bias"):
         model.load_state_dict({**state, "bbox_head.gfl_cls.bias": torch.zeros(CLASSES + 2)})
 
