@@ -7,9 +7,11 @@ runs each file in the environment of tests/integrations/requirements/PACKAGE.txt
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -52,6 +54,35 @@ class Integration(Operation):
         found = [Candidate(BEST, self.ours(case, device), "ours")]
         found.append(Candidate(self.package, self.plain(case, device), "eager"))
         return found + [Candidate(name, call, "peer") for name, call in self.others(case, device).items()]
+
+
+def accelerated(integration: ModuleType, places: Sequence[tuple[Any, str]], call: Callable[..., Any]) -> Callable:
+    """The call, during which an integration's replacements stand in their places.
+
+    For integrations that change classes for the whole process: the package alone takes turns with it in the same one.
+    What ``accelerate()`` puts in is taken out and kept once, so that a call pays for a few assignments only.
+
+    Args:
+        places: (owner, attribute) of all that ``accelerate()`` replaces.
+    """
+    theirs = [vars(owner)[name] for owner, name in places]
+    integration.accelerate()
+    ours = [vars(owner)[name] for owner, name in places]
+    integration.restore()
+
+    def put(values: Sequence[Any]) -> None:
+        for (owner, name), value in zip(places, values, strict=True):
+            setattr(owner, name, value)
+
+    @functools.wraps(call)
+    def with_ours(*args: Any, **kwargs: Any) -> Any:
+        put(ours)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            put(theirs)
+
+    return with_ours
 
 
 def packages() -> list[str]:

@@ -1,0 +1,204 @@
+"""D-FINE and DEIM: transformers' ports, the authors' repositories, and whatever took the same classes over.
+
+    from gflv2.integrations import dfine
+    dfine.accelerate()                # D-FINE and DEIMv2 of transformers (pip install transformers)
+    dfine.accelerate(dfine_decoder)   # after `from src.zoo.dfine import dfine_decoder` in a clone of Peterande/D-FINE,
+                                      # or `from engine.deim import dfine_decoder` in one of ShihuaHuang95/DEIM
+
+replaces in each Python module, for every model that exists or will be built:
+
+* ``…Integral.forward`` by `gflv2.ops.integral`, with the non-uniform values W(n) of the bins as projection;
+* ``…LQE.forward``, the location quality estimator: `gflv2.ops.dgqp` where its predictor is linear, ReLU, linear, else
+  `gflv2.ops.dgqp_statistics` and the module's own predictor;
+* ``weighting_function``, which forms W(n) out of R single numbers: computed once, and again only when ``up`` or
+  ``reg_scale`` have changed. In the repositories the losses have it too:
+  ``dfine.accelerate(dfine_decoder, dfine_utils)``.
+
+Not replaced: the matcher, the boxes' L1 and GIoU losses, fine-grained localisation loss and self-distillation,
+deformable attention.
+
+Conventions of the package, which stay as they are:
+
+* R = ``reg_max`` + 1 = 33 bins (transformers: ``max_num_bins`` + 1), side-major, (B, L, 4·R) box logits of L queries;
+* W(n) is not uniform: ±2·|up·reg_scale| at both ends, 0 in the middle; distances are relative to the sides of the
+  query's first box, not to a stride, and there are no points;
+* targets beyond the last bin are set to ``reg_max`` − 0.1;
+* statistics of a side: its k = 4 largest probabilities and their mean, as in GFLV2. But the quality **is added to the
+  class logits** (B, L, C), before one sigmoid; GFLV2 multiplies two sigmoids.
+
+A training starts with all bins of a side equal. Of equal probabilities ours takes the lower bin first, the package's
+those that ``topk`` happens to take: the values are the same, but the gradient goes to other bins until they differ.
+
+Distances and scores have the dtype of the logits and scores that came in; inside, everything is float32. With
+`gflv2.ops.dgqp` the layers of ``reg_conf`` are read and not called, so hooks on them do not run. While a model is
+traced or exported, and for ``weighting_function`` also while it is compiled or captured in a CUDA graph, the package's
+own code runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from gflv2.integrations.common import Patch
+from gflv2.integrations.methods import Method, always, expected_distances, replace_methods
+from gflv2.ops.checks import bad_type, bad_value
+from gflv2.ops.dgqp import dgqp, dgqp_statistics
+
+# Those of transformers that there are, one at least.
+MODULES = ("transformers.models.d_fine.modeling_d_fine", "transformers.models.deimv2.modeling_deimv2")
+
+_patch = Patch()
+
+
+def accelerate(*modules: ModuleType) -> None:
+    """Replace the methods and the function of each module. A second call undoes the first.
+
+    Args:
+        *modules: Python modules that define classes named …Integral or …LQE, or hold a function
+            ``weighting_function``; none: those of transformers.
+
+    Raises:
+        ModuleNotFoundError: no module was given, and transformers is not installed.
+        TypeError, ValueError: an argument that is not a Python module, or has nothing to replace.
+        RuntimeError: methods with parameters that are not known here; then nothing is replaced.
+    """
+    found = [_read(module) for module in modules or _of_transformers()]
+    restore()
+    classes = {key: owner for part, _ in found for key, owner in part.items()}
+    methods = {key: _METHODS["LQE" if key[1].endswith("LQE") else "Integral"] for key in classes}
+    replace_methods(_patch, classes, methods, "D-FINE")
+    for _, module in found:
+        if module is not None:
+            _patch.attribute(module, "weighting_function", Once(module.weighting_function))
+
+
+def restore() -> None:
+    """Put the package's own methods back."""
+    _patch.restore()
+
+
+class Once:
+    """``weighting_function``, which keeps its result for as long as its arguments have not changed.
+
+    A change is seen by the arguments' version counters and addresses, without a look at their values, so nothing waits
+    for the device; a write through ``.data`` goes unseen. Nothing is kept of arguments that need a gradient.
+    """
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+        self._kept = WeakTensorKeyDictionary()  # up → (state of the arguments, W)
+
+    def __call__(self, bins: int, up: Tensor, reg_scale: Tensor | float, *args: Any, **kwargs: Any) -> Tensor:
+        """W(n), (bins + 1,), as the package's function gives it; the result must not be written to."""
+        state = None if args or kwargs else _state(up, reg_scale)
+        if state is None:
+            return self.function(bins, up, reg_scale, *args, **kwargs)
+        before = self._kept.get(up)
+        if before is None or before[0] != (bins, state):
+            # An inference tensor could not be saved for the backward pass of a later training step.
+            with torch.inference_mode(False), torch.no_grad():
+                before = (bins, state), self.function(bins, up, reg_scale)
+            self._kept[up] = before
+        return before[1]
+
+
+def _state(*arguments: Any) -> tuple | None:
+    """What changes with the arguments; None where nothing may be kept."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    state = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            if argument.requires_grad or argument.is_inference() or type(argument) not in (Tensor, nn.Parameter):
+                return None
+            if argument.is_cuda and torch.cuda.is_current_stream_capturing():
+                return None
+            state += (argument.data_ptr(), argument._version, argument.dtype, argument.device)
+        else:
+            state.append(argument)
+    return tuple(state)
+
+
+def _of_transformers() -> list[ModuleType]:
+    if importlib.util.find_spec("transformers") is None:
+        raise ModuleNotFoundError(
+            "gflv2.integrations.dfine needs the package 'transformers', which is not installed: pip install "
+            "transformers; or give it the decoder's module in a clone of https://github.com/Peterande/D-FINE or "
+            "https://github.com/ShihuaHuang95/DEIM: accelerate(dfine_decoder)",
+            name="transformers",
+        )
+    _hide_own_kernels()
+    names = [name for name in MODULES if importlib.util.find_spec(name.rpartition(".")[0]) is not None]
+    if not names:
+        raise RuntimeError("transformers: expected a version that has D-FINE (4.52 or newer), found none of its models")
+    return [importlib.import_module(name) for name in names]
+
+
+def _hide_own_kernels() -> None:
+    """In a checkout, keep transformers from taking our folder of Triton kernels for the package ``kernels``.
+
+    It looks for that optional package, and fails where the checkout is on ``sys.path`` and answers to the name.
+    """
+    ours = importlib.util.find_spec("gflv2.kernels")
+    theirs = None if "kernels" in sys.modules else importlib.util.find_spec("kernels")
+    if ours and theirs and theirs.origin and os.path.realpath(ours.origin) == os.path.realpath(theirs.origin):
+        sys.modules["kernels"] = None  # as good as not installed
+
+
+def _read(module: Any) -> tuple[dict[Any, type], ModuleType | None]:
+    """The module's classes to patch, by (module, name), and the module itself where it has the function."""
+    if not isinstance(module, ModuleType):
+        bad_type("modules", "Python modules, such as dfine_decoder", module)
+    classes = {
+        (module.__name__, name): value
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and value.__module__ == module.__name__ and name.endswith(tuple(_METHODS))
+    }
+    function = hasattr(module, "weighting_function")
+    if not classes and not function:
+        bad_value("modules", "modules with an Integral, an LQE or a weighting_function", module.__name__)
+    return classes, module if function else None
+
+
+def _integral(self: Any, box_logits: Tensor, project: Tensor) -> Tensor:
+    """(…, 4·R) logits and the values (R,) of the bins → (…, 4)."""
+    rows = box_logits.unflatten(-1, (4, project.shape[-1]))
+    return expected_distances(rows, project.to(box_logits.device))
+
+
+def _lqe(self: Any, scores: Tensor, pred_corners: Tensor) -> Tensor:
+    """(B, L, C) class logits and (B, L, 4·R) box logits → class logits + quality."""
+    rows = pred_corners.reshape(-1, 4, pred_corners.shape[-1] // 4)
+    topk = self.k if hasattr(self, "k") else self.top_prob_values
+    layers = _two_layers(self.reg_conf)
+    if layers is not None:
+        first, second = layers
+        quality = dgqp(rows, first.weight, first.bias, second.weight, second.bias, topk=topk)
+    else:
+        statistics = dgqp_statistics(rows, topk=topk)
+        quality = self.reg_conf(statistics.to(next(self.reg_conf.parameters()).dtype))
+    return scores + quality.view(*scores.shape[:-1], 1).to(scores.dtype)
+
+
+def _two_layers(predictor: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
+    """The layers of a predictor that is linear, ReLU, linear, with biases, and nothing else."""
+    layers = tuple(predictor.layers)
+    plain = all(type(layer) is nn.Linear and layer.bias is not None for layer in layers)
+    return layers if len(layers) == 2 and plain and type(predictor.act) is nn.ReLU else None
+
+
+_METHODS = {
+    "Integral": Method("forward", (None, "project"), always(_integral)),
+    "LQE": Method("forward", ("scores", "pred_corners"), always(_lqe)),
+}

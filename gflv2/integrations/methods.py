@@ -1,0 +1,122 @@
+"""Methods of other packages' classes and the ones that stand in for them, where importing a name is not enough."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gflv2.integrations.common import Patch
+from gflv2.ops.checks import bad_type
+from gflv2.ops.integral import integral
+
+
+class Method(NamedTuple):
+    """A method of some class, and ours for it.
+
+    Attributes:
+        name: of the method.
+        parameters: names of its first parameters after ``self``, which ours was written for; None: any name.
+        build: the package's own method → ours.
+    """
+
+    name: str
+    parameters: tuple[str | None, ...]
+    build: Callable[[Callable], Callable]
+
+
+def always(ours: Callable) -> Callable[[Callable], Callable]:
+    """``Method.build`` of a method that never needs the package's own."""
+    return lambda original: ours
+
+
+def replace_methods(patch: Patch, classes: Mapping[str, type], methods: Mapping[str, Method], package: str) -> None:
+    """Replace the method of each class, once all are known to be those that ours were written for.
+
+    While a model is traced or exported (TorchScript, ONNX, torch.export), the package's own methods run all the same:
+    such a graph must run where gflv2 is not installed.
+
+    Args:
+        classes: by any key; ``methods`` has these keys, too.
+        package: what the error calls the package.
+
+    Raises:
+        RuntimeError: another version of the package; then nothing is replaced.
+    """
+    originals = {key: _known_method(owner, methods[key], package) for key, owner in classes.items()}
+    for key, owner in classes.items():
+        patch.attribute(owner, methods[key].name, _unless_exported(originals[key], methods[key].build(originals[key])))
+
+
+def find_classes(named: Mapping[str, type | None], usual: Mapping[str, str], repository: str) -> dict[str, type]:
+    """The classes whose methods are to be replaced: those that the caller named, else all of a package.
+
+    Args:
+        named: class or None, by argument.
+        usual: where the package has each, "module.Class".
+        repository: where the package comes from, for the error.
+
+    Raises:
+        TypeError: an argument that is not a class.
+        ModuleNotFoundError: nothing is named, and the package is not there.
+    """
+    for argument, value in named.items():
+        if value is not None and not isinstance(value, type):
+            bad_type(argument, "a class", value)
+    chosen = {argument: value for argument, value in named.items() if value is not None}
+    if chosen:
+        return chosen
+    package = next(iter(usual.values())).partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(
+            f"the package {package!r} cannot be imported: git clone https://{repository} and put the clone on "
+            f"PYTHONPATH, or name the classes: accelerate({'=…, '.join(usual)}=…)",
+            name=package,
+        )
+    for argument, path in usual.items():
+        module, _, name = path.rpartition(".")
+        chosen[argument] = getattr(importlib.import_module(module), name)
+    return chosen
+
+
+def expected_distances(box_logits: Tensor, projection: Tensor) -> Tensor:
+    """Expectation of ``projection`` (R,) over softmax(box logits): (…, 4, R) → (…, 4), in the dtype of the logits.
+
+    Logits that a convolution left channels-first and a view turned into (B, A, 4, R) are read where they are.
+    """
+    *leading, sides, bins = box_logits.shape
+    step = box_logits.stride(-1)
+    if len(leading) == 2 and step != 1 and box_logits.stride(-2) == bins * step:
+        level = box_logits.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(2)  # (B, 4·R, 1, A), no copy
+        distances = integral([level], projection)
+    else:
+        distances = integral(box_logits.reshape(-1, sides, bins), projection)
+    return distances.reshape(*leading, sides).to(box_logits.dtype)
+
+
+def _known_method(owner: type, method: Method, package: str) -> Callable:
+    where = f"{owner.__module__}.{owner.__qualname__}.{method.name}"
+    wanted = f"{package}: expected a method {where}({', '.join(name or '*' for name in method.parameters)}), found"
+    found = getattr(owner, method.name, None)
+    if found is None:
+        raise RuntimeError(f"{wanted} none: gflv2 does not know this version")
+    names = tuple(inspect.signature(found).parameters)[1:]
+    if len(names) < len(method.parameters) or any(
+        known not in (None, name) for known, name in zip(method.parameters, names, strict=False)
+    ):
+        raise RuntimeError(f"{wanted} ({', '.join(names)}): gflv2 does not know this version")
+    return found
+
+
+def _unless_exported(original: Callable, ours: Callable) -> Callable:
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
+        return (original if exported else ours)(self, *args, **kwargs)
+
+    return method

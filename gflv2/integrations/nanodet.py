@@ -1,0 +1,90 @@
+"""NanoDet and NanoDet-Plus (github.com/RangiLyu/nanodet), which no package index has: installed from a clone.
+
+    from gflv2.integrations import nanodet
+    nanodet.accelerate()
+
+replaces methods of these classes, in every model that exists or will be built:
+
+* ``nanodet.model.head.gfl_head.Integral``: distances, in training and decoding, by `gflv2.ops.integral`;
+* ``nanodet.model.loss.gfocal_loss.QualityFocalLoss`` and ``DistributionFocalLoss`` by `gflv2.ops.qfl` and ``dfl``;
+* ``nanodet.model.loss.iou_loss.GIoULoss`` by `gflv2.ops.giou`.
+
+Where the package is not importable as ``nanodet``, or was changed, the classes can be named:
+``nanodet.accelerate(integral=MyHead.Integral, quality_focal_loss=…)``.
+
+Not replaced: the assigners (NanoDet-Plus's dynamic soft labels are another algorithm, and ATSS, which the older heads
+have, takes one image's priors as a list of boxes), the IoU that the older heads' scores learn, and ``_forward_onnx``,
+which has no integral.
+
+Conventions of the package, which stay as they are:
+
+* R = ``reg_max`` + 1 = 8 bins, values 0 … ``reg_max`` strides;
+* target distances are clamped to [0, ``reg_max`` − 0.1];
+* NanoDet-Plus's points lie at the corner of their cells (no offset), those of the older heads at half cells (0.5);
+* the class and box logits of a point are channels of one tensor, (B, A, C + 4·R), box logits side-major after the
+  classes; its views are read where they lie, without a copy;
+* the quality focal loss has logits (N, C), the label C for background and weights (N,).
+
+Distances have the dtype of the logits, losses are float32. While a model is traced or exported the package's own code
+runs. Gradients do not flow into weights, average factors and target scores (the package gives it none).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from gflv2.integrations import gfocal
+from gflv2.integrations.common import Patch
+from gflv2.integrations.methods import Method, always, expected_distances, find_classes, replace_methods
+
+REPOSITORY = "github.com/RangiLyu/nanodet"
+CLASSES = {
+    "integral": "nanodet.model.head.gfl_head.Integral",
+    "quality_focal_loss": "nanodet.model.loss.gfocal_loss.QualityFocalLoss",
+    "distribution_focal_loss": "nanodet.model.loss.gfocal_loss.DistributionFocalLoss",
+    "giou_loss": "nanodet.model.loss.iou_loss.GIoULoss",
+}
+
+_patch = Patch()
+
+
+def accelerate(
+    *,
+    integral: type | None = None,
+    quality_focal_loss: type | None = None,
+    distribution_focal_loss: type | None = None,
+    giou_loss: type | None = None,
+) -> None:
+    """Replace the classes' ``forward``. A second call undoes the first.
+
+    Args:
+        integral, quality_focal_loss, distribution_focal_loss, giou_loss: the classes; where one is named, only those
+            named are replaced. None at all: the package's own.
+
+    Raises:
+        ModuleNotFoundError: no class was named and the package is not installed.
+        RuntimeError: a ``forward`` with parameters that are not known here; then nothing is replaced.
+    """
+    named = {
+        "integral": integral,
+        "quality_focal_loss": quality_focal_loss,
+        "distribution_focal_loss": distribution_focal_loss,
+        "giou_loss": giou_loss,
+    }
+    restore()
+    replace_methods(_patch, find_classes(named, CLASSES, REPOSITORY), _METHODS, "nanodet")
+
+
+def restore() -> None:
+    """Put the package's own methods back."""
+    _patch.restore()
+
+
+def _integral(self: Any, x: Tensor) -> Tensor:
+    """(…, 4·R) logits → (…, 4) distances in strides."""
+    return expected_distances(x.unflatten(-1, (4, self.reg_max + 1)), self.project)
+
+
+_METHODS = {"integral": Method("forward", ("x",), always(_integral)), **gfocal.METHODS}

@@ -1,0 +1,158 @@
+"""NanoDet and DAMO-YOLO: ours in the place of modules with their documented interface."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gflv2.integrations import damoyolo, gfocal, nanodet
+from tests.integrations import stand_ins
+from tests.integrations.stand_ins import DamoIntegral, NanoDetIntegral, ZeroHead
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    torch.manual_seed(0)
+    yield
+    nanodet.restore()
+    damoyolo.restore()
+
+
+def values_and_gradients(call: Callable[[], Tensor | tuple[Tensor, ...]], *leaves: Tensor) -> tuple[Tensor, ...]:
+    """The results, and the gradients of a sum that weighs each element differently."""
+    found = call()
+    found = found if isinstance(found, tuple) else (found,)
+    total = sum((value * torch.linspace(1, 2, value.numel()).view(value.shape)).sum() for value in found)
+    return *(value.detach() for value in found), *torch.autograd.grad(total, leaves)
+
+
+def counting(calls: list[str], name: str, operation: Callable) -> Callable:
+    """The operation, which notes that it was called."""
+    return lambda *args, **kwargs: calls.append(name) or operation(*args, **kwargs)
+
+
+REDUCTIONS = [
+    {},
+    {"avg_factor": 7.0},
+    {"weight": True, "avg_factor": 7.0},
+    {"weight": True, "reduction_override": "none"},
+    {"weight": True, "reduction_override": "sum"},
+]
+
+
+@pytest.mark.parametrize("package", [nanodet, damoyolo])
+@pytest.mark.parametrize("options", REDUCTIONS, ids=str)
+def test_losses(package, options, monkeypatch):
+    calls, rows = [], 12
+    for name in ("qfl", "dfl", "giou"):
+        monkeypatch.setattr(gfocal, name, counting(calls, name, getattr(gfocal, name)))
+    weight = torch.rand(rows) if "weight" in options else None
+    options = {**options, "weight": weight} if weight is not None else options
+    labels = torch.tensor([0, 5, 3] * 4)  # of 5 classes: 5 is background
+    target = labels, torch.rand(rows)
+    scores = torch.randn(rows, 5, requires_grad=True)
+    logits, distances = torch.randn(rows, 8, requires_grad=True), torch.rand(rows) * 6.9  # clamped to reg_max − 0.1
+    boxes = (torch.rand(rows, 4) + torch.tensor([0.0, 0, 1, 1])).requires_grad_()
+    others = torch.rand(rows, 4) + torch.tensor([0.0, 0, 1, 1])
+    probable = scores.detach().sigmoid().requires_grad_()
+    cases = [
+        (stand_ins.QualityFocalLoss(loss_weight=0.5), scores, target),
+        (stand_ins.QualityFocalLoss(use_sigmoid=False, beta=1.5), probable, target),
+        (stand_ins.DistributionFocalLoss(loss_weight=0.25), logits, distances),
+        (stand_ins.GIoULoss(loss_weight=2.0), boxes, others),
+    ]
+    wanted = [values_and_gradients(lambda c=c: c[0](c[1], c[2], **options), c[1]) for c in cases]
+    package.accelerate(**stand_ins.LOSSES)
+    for case, expected in zip(cases, wanted, strict=True):
+        found = values_and_gradients(lambda case=case: case[0](case[1], case[2], **options), case[1])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert calls == ["qfl", "qfl", "dfl", "giou"]
+
+
+@pytest.mark.parametrize("package", [nanodet, damoyolo])
+def test_weights_that_are_zero_or_of_the_sides(package):
+    package.accelerate(**stand_ins.LOSSES)
+    loss = stand_ins.GIoULoss()
+    boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 3, 3]], requires_grad=True)
+    value = loss(boxes, boxes.detach() + 1, weight=torch.zeros(2), avg_factor=1.0)
+    assert value == 0 and not torch.autograd.grad(value, boxes)[0].any()
+    sides = torch.tensor([[0.0, 1, 2, 3], [1, 1, 1, 1]])
+    value = loss(boxes, boxes.detach() + 1, weight=sides, reduction_override="sum")
+    torch.testing.assert_close(value, loss(boxes, boxes.detach() + 1, weight=sides.mean(1), reduction_override="sum"))
+
+
+def test_nanodet_integral():
+    """R = reg_max + 1 bins; views into (B, A, C + 4·R), in whichever order a convolution left them."""
+    module, classes, bins = NanoDetIntegral(7), 3, 8
+    maps = torch.randn(2, classes + 4 * bins, 21)  # as the head's convolution leaves it
+    channels_first = maps.permute(0, 2, 1)[..., classes:].requires_grad_()
+    layouts = [channels_first, channels_first.detach().contiguous().requires_grad_()]
+    layouts.append(layouts[1].detach()[0].requires_grad_())  # (A, 4·R), of the positive points
+    for logits in layouts:
+        wanted = values_and_gradients(lambda logits=logits: module(logits), logits)
+        nanodet.accelerate(integral=NanoDetIntegral)
+        found = values_and_gradients(lambda logits=logits: module(logits), logits)
+        nanodet.restore()
+        assert found[0].shape == (*logits.shape[:-1], 4)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    nanodet.accelerate(integral=NanoDetIntegral)
+    peaks = torch.full((1, 4, bins), -1e4)
+    peaks[0, torch.arange(4), torch.tensor([0, 2, 5, 7])] = 0
+    torch.testing.assert_close(module(peaks.flatten(1)), torch.tensor([[0.0, 2, 5, 7]]))
+    assert module(peaks.flatten(1).half()).dtype == torch.float16
+
+
+def test_damoyolo_head():
+    """In training the integral has logits instead of probabilities; in inference nothing is changed."""
+    head, features = ZeroHead(), [torch.randn(2, 8, 4, 6), torch.randn(2, 8, 2, 3)]
+    parameters = list(head.parameters())
+    wanted = values_and_gradients(lambda: head.train()(features), *parameters)
+    detections = head.eval()(features)
+    damoyolo.accelerate(head=ZeroHead, integral=DamoIntegral)
+    found = values_and_gradients(lambda: head.train()(features), *parameters)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    layers = (head.cls_convs, head.reg_convs, head.gfl_cls, head.gfl_reg, head.scale)
+    _, boxes, logits = head.forward_single(features[0], *layers)
+    assert torch.equal(boxes, logits)
+    assert all(torch.equal(*pair) for pair in zip(head.eval()(features), detections, strict=True))
+
+
+def test_only_what_is_named_is_replaced():
+    before = {owner: owner.forward for owner in (*stand_ins.LOSSES.values(), NanoDetIntegral)}
+    nanodet.accelerate(giou_loss=stand_ins.GIoULoss)
+    nanodet.accelerate(integral=NanoDetIntegral)  # undoes the first
+    assert {owner for owner, forward in before.items() if owner.forward is not forward} == {NanoDetIntegral}
+    nanodet.restore()
+    assert all(owner.forward is forward for owner, forward in before.items())
+
+
+class Renamed(nn.Module):
+    def forward(self, prediction, target):
+        return prediction
+
+
+@pytest.mark.parametrize(
+    "call, error, text",
+    [
+        (lambda: nanodet.accelerate(giou_loss=Renamed), RuntimeError, r"expected a method .*Renamed.forward\(pred, "),
+        (lambda: nanodet.accelerate(integral=object), RuntimeError, r"found none: gflv2 does not know this version"),
+        (lambda: nanodet.accelerate(integral=NanoDetIntegral()), TypeError, "integral: expected a class"),
+        (lambda: damoyolo.accelerate(head=ZeroHead), ValueError, "integral: expected the class that goes with"),
+        (lambda: damoyolo.accelerate(integral=DamoIntegral), ValueError, "head: expected the class that goes with"),
+    ],
+)
+def test_errors(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
+
+
+@pytest.mark.parametrize("package, name", [(nanodet, "nanodet"), (damoyolo, "damo")])
+def test_a_missing_package(package, name):
+    if importlib.util.find_spec(name) is not None:
+        pytest.skip(f"{name} is installed")
+    with pytest.raises(ModuleNotFoundError, match=f"{name}.*git clone https://{package.REPOSITORY}.*name the classes"):
+        package.accelerate()
