@@ -1,0 +1,87 @@
+"""A small detector, its batches, and the plain loop that a captured step must agree with; for CPU and GPU tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gflv2 import GFLV2
+
+SHAPE = (2, 3, 64, 96)
+MAX_BOXES = 6
+# Every part of a detector, in 60 ms a step on one core.
+TINY = {
+    "name": "tiny",
+    "model": {
+        "num_classes": 3,
+        "backbone": {"name": "test_efficientnet", "frozen_stages": 1},
+        "neck": {"channels": 16},
+        "head": {"channels": 16, "stacked_convs": 1, "gn_groups": 4},
+    },
+}
+
+
+def tiny_model(seed: int = 0, **settings: Any) -> GFLV2:
+    torch.manual_seed(seed)
+    return GFLV2(TINY, **settings)
+
+
+def learning(model: GFLV2) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def batch(seed: int, device: torch.device | str = "cpu") -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Images, and 0 to ``MAX_BOXES`` boxes in each: other numbers for each seed, every third image has none."""
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randn(SHAPE, generator=draw)
+    boxes, labels = [], []
+    for image in range(SHAPE[0]):
+        count = 0 if (seed + image) % 3 == 0 else 1 + (seed + 2 * image) % MAX_BOXES
+        corner = torch.rand(count, 2, generator=draw) * torch.tensor([60.0, 40.0])
+        boxes.append(torch.cat([corner, corner + 6 + 30 * torch.rand(count, 2, generator=draw)], 1).to(device))
+        labels.append(torch.randint(3, (count,), generator=draw).to(device))
+    return images.to(device), boxes, labels
+
+
+def padded(boxes: list[Tensor], labels: list[Tensor]) -> dict[str, Tensor]:
+    """The same boxes as padded tensors; what does not exist is NaN, and a class that is none."""
+    found = {
+        "boxes": torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=float("nan")),
+        "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=99),
+    }
+    return found | {"counts": torch.tensor([len(image) for image in boxes], device=boxes[0].device)}
+
+
+def plain_loop(
+    model: GFLV2,
+    optimizer: torch.optim.Optimizer,
+    batches: list[tuple[Any, ...]],
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+    autocast: torch.dtype | None = None,
+    clip: float | None = None,
+    after: Callable[[], Any] = lambda: None,
+) -> list[dict[str, float]]:
+    """The usual training loop with ragged boxes; the losses of each step."""
+    history = []
+    for images, boxes, labels in batches:
+        with torch.autocast(images.device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+            losses = model.loss(images, boxes, labels)
+        total = sum(losses.values())
+        optimizer.zero_grad()
+        (total if scaler is None else scaler.scale(total)).backward()
+        if clip is not None:
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(learning(model), clip)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        after()
+        history.append({name: float(value.detach()) for name, value in losses.items()})
+    return history
