@@ -101,7 +101,9 @@ def curves(backend: str, device: str, autocast: torch.dtype | None, *, change: f
         batches.append((images.to(device), *([row.to(device) for row in rows] for rows in (boxes, labels))))
     with use_backend(backend):
         # A rate at which the loss falls by a third within these steps.
-        found = plain_loop(model, torch.optim.SGD(learning(model), lr=2.0**-5, momentum=0.9), batches, autocast=autocast)
+        found = plain_loop(
+            model, torch.optim.SGD(learning(model), lr=2.0**-5, momentum=0.9), batches, autocast=autocast
+        )
     return torch.tensor([list(losses.values()) for losses in found])
 
 
