@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gflv2.engine.replay import Replay, check_autocast, check_shape, half_precision, to_device
+from gflv2.engine.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
 from gflv2.models.head import suppress
 from gflv2.models.towers import Detections
 from gflv2.ops import Decoded
@@ -58,7 +58,7 @@ class CapturedInference:
         self._nms = {name: chosen[name] for name in ("score_thr", "iou_thr", "max_detections")}
         self._decode = {name: chosen[name] for name in ("pre_topk", "score_thr")}
         self._decode["return_distributions"] = return_distributions
-        self._model, self._autocast = model, autocast
+        self._model, self._autocast, self._weights = model, autocast, Weights(model)
 
         weight = next(model.parameters())
         batch, _, height, width = check_shape(shape)
@@ -99,6 +99,7 @@ class CapturedInference:
 
     def copy_in(self, images: Any, image_sizes: Any = None, scale_factors: Any = None) -> None:
         """Check the arguments of a call and copy them into the buffers."""
+        self._weights.check()
         static = self._images
         check_tensor(images, "images", shape=tuple(static.shape), dtypes=(static.dtype,), device=static.device)
         sizes = self._pairs(image_sizes, "image_sizes", self._whole)

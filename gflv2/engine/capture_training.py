@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from gflv2.engine.replay import Replay, check_autocast, check_shape, half_precision, to_device
+from gflv2.engine.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
 from gflv2.ops.checks import bad_type, bad_value, check_tensor
 from gflv2.ops.reduction import INTEGERS
 
@@ -92,13 +93,18 @@ class CapturedTrainingStep:
         self._names: tuple[str, ...] = ()
         for group in optimizer.param_groups:
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).detach().to(device, copy=True)
+        self._rates = [group["lr"] for group in optimizer.param_groups]
 
         self._replay = Replay(self._run, device, graph=graph, before=self._forget_gradients)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             before = _State(model, optimizer, scaler)
-            self._replay.warm_up(warmup)
+            with warnings.catch_warnings():
+                # PyTorch wonders why an optimiser made for graphs runs without one.
+                warnings.filterwarnings("ignore", message=r".*constructed with capturable=True.*")
+                self._replay.warm_up(warmup)
             before.restore()
         self._replay.record()
+        self._weights, self._moments = Weights(model), _moments(optimizer)
 
     def __call__(
         self,
@@ -127,6 +133,14 @@ class CapturedTrainingStep:
 
     def copy_in(self, images: Any, boxes: Any, labels: Any, *, counts: Any = None, ignore_boxes: Any = None) -> None:
         """Check the arguments of a step and copy them into the buffers."""
+        self._weights.check()
+        for number, (group, rate) in enumerate(zip(self._optimizer.param_groups, self._rates, strict=False)):
+            if group["lr"] is not rate:
+                bad_value(
+                    f"optimizer.param_groups[{number}]['lr']",
+                    "the tensor of the capture, changed by lr.fill_(); capture again after load_state_dict()",
+                    group["lr"],
+                )
         static = self._images
         check_tensor(images, "images", shape=tuple(static.shape), dtypes=(static.dtype,), device=static.device)
         # All checks come first: what is refused leaves the buffers as they are.

@@ -86,6 +86,19 @@ class Replay(Generic[Result]):
         torch.cuda.current_stream(self._device).wait_stream(stream)
 
 
+class Weights:
+    """The tensors of a model, held: a graph uses their addresses even when the model has others by now."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self._held = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+
+    def check(self) -> None:
+        """Raise ValueError where the model has been moved since; the first tensor tells."""
+        if next(self._model.parameters()).data_ptr() != self._held[0].data_ptr():
+            bad_value("model", "weights where they lay at the capture: capture again after model.to()", "moved weights")
+
+
 def to_device(rows: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers of the host as a tensor on the device. From page-locked memory: such a copy does not wait."""
     tensor = torch.tensor(rows, dtype=dtype)

@@ -328,6 +328,24 @@ def test_arguments_of_a_step_that_do_not_fit() -> None:
     assert step._counts.tolist() == [0, 1]
 
 
+def test_what_was_replaced_after_the_capture() -> None:
+    """A graph would go on with what it knows."""
+    model = tiny_model().train()
+    optimizer = sgd(model)
+    step = model.capture_training_step(optimizer, SHAPE, max_boxes=MAX_BOXES, warmup=1)
+    optimizer.param_groups[0]["lr"].fill_(0.0)
+    before = weights(model)
+    step(*batch(1))
+    assert_equal(weights(model), before)
+    optimizer.param_groups[0]["lr"] = 0.1
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\['lr'\]: expected the tensor of the capture.*got 0.1"):
+        step(*batch(1))
+    detect = model.eval().capture_inference(SHAPE, warmup=1)
+    model.load_state_dict({name: value.clone() for name, value in before.items()}, assign=True)
+    with pytest.raises(ValueError, match="model: expected weights where they lay at the capture"):
+        detect(batch(1)[0])
+
+
 def test_arguments_of_inference_that_do_not_fit() -> None:
     detect = tiny_model().eval().capture_inference(SHAPE, warmup=1)
     images = torch.zeros(SHAPE)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.captured import batch, tiny_model
+from tests.engine.captured import batch, padded, tiny_model
 
 # Three levels: what is traced grows with them, what is tested does not.
 LEVELS = {"model__neck__levels": 3, "model__head__strides": [8, 16, 32]}
@@ -22,20 +22,21 @@ def fresh_compiler():
 
 @pytest.mark.slow
 def test_training() -> None:
-    """Two sizes with other numbers of boxes, no box in one image, losses and gradients of every parameter."""
+    """Two sizes with other numbers of boxes, ragged and padded, none in one image: losses and all gradients."""
     model = tiny_model(**LEVELS).train()
 
-    def loss(*arguments: Any) -> torch.Tensor:
-        return torch.stack(list(model.loss(*arguments).values()))
+    def loss(images: torch.Tensor, given: dict[str, Any], sizes: Any) -> torch.Tensor:
+        return torch.stack(list(model.loss(images, **given, padded_sizes=sizes).values()))
 
     # The second without AOTAutograd: it is half of the time.
     for seed, width, backend in ((2, 96, "aot_eager"), (4, 64, "eager")):
         compiled = torch.compile(loss, fullgraph=True, backend=backend, dynamic=False)
         images, boxes, labels = batch(seed)
+        given = padded(boxes, labels) if backend == "eager" else {"boxes": boxes, "labels": labels}
         results = []
         for function in (compiled, loss):
             model.zero_grad()
-            value = function(images[..., :width], boxes, labels, [(64, width), (32, width)])
+            value = function(images[..., :width], given, [(64, width), (32, width)])
             value.sum().backward()
             gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
             results.append({"losses": value.detach(), **gradients})
