@@ -108,7 +108,7 @@ def run(
     test_file: Path,
     *,
     config: str | Config = "gflv2_lite0",
-    epochs: int = 8,
+    epochs: int = 6,
     iterations: int | None = None,
     batch_size: int = 8,
     short_side: tuple[int, int] = (288, 320),
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_pair", description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, default=BCCD, help="folder with instances_train.json and _test.json")
     parser.add_argument("--config", default="gflv2_lite0")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--iterations", type=int, help="steps, instead of epochs")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--short-side", type=int, nargs=2, default=(288, 320), metavar=("LEAST", "MOST"))

@@ -47,12 +47,14 @@ def batch(seed: int, device: torch.device | str = "cpu") -> tuple[Tensor, list[T
 
 
 def padded(boxes: list[Tensor], labels: list[Tensor]) -> dict[str, Tensor]:
-    """The same boxes as padded tensors; what does not exist is NaN, and a class that is none."""
-    found = {
-        "boxes": torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=float("nan")),
-        "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=99),
-    }
-    return found | {"counts": torch.tensor([len(image) for image in boxes], device=boxes[0].device)}
+    """The same boxes as padded tensors. What does not exist looks like a box that would be assigned to some points."""
+    device = boxes[0].device
+    counts = torch.tensor([len(image) for image in boxes], device=device)
+    rows = torch.tensor([20.0, 10.0, 60.0, 50.0], device=device).repeat(len(boxes), MAX_BOXES, 1)
+    numbers = torch.full(rows.shape[:2], 2, device=device)
+    for image, count in enumerate(counts.tolist()):
+        rows[image, :count], numbers[image, :count] = boxes[image], labels[image]
+    return {"boxes": rows, "labels": numbers, "counts": counts}
 
 
 def plain_loop(

@@ -113,8 +113,11 @@ def test_a_step_does_not_wait(backend: str) -> None:
     given = [batch(seed, "cuda") for seed in range(3)]
     step(*given[0])  # the first page-locked memory is allocated
     with synchronising_is_an_error():
-        for images, boxes, labels in given:
+        first = step(*given[0])
+        at_once = values(first).clone()
+        for images, boxes, labels in given[1:]:
             step(images, boxes, labels)
+    assert torch.equal(values(first), at_once), "a later step wrote into earlier losses"
 
 
 def test_inference_is_that_of_detect(backend: str) -> None:
