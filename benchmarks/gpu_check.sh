@@ -66,7 +66,7 @@ parallel=()
 "$python" -c "import xdist" 2>/dev/null && [ $fake = 0 ] && parallel=(-n 4)
 selection=(-m "gpu or not slow")
 [ $fake = 1 ] && selection+=(-k test_topk) && GFLV2_TEST_BACKENDS=cpu
-part device-tests 90 "${pytest[@]}" tests/gpu
+part device-tests 180 "${pytest[@]}" tests/gpu
 part tests 240 "${pytest[@]}" "${parallel[@]}" "${selection[@]}" tests/ops
 
 # 4. Memory accesses and races. torch's caching allocator would hide the ends of its blocks.

@@ -1,11 +1,12 @@
-"""The scaling curves of one operation as one small SVG file."""
+"""The pictures of the report as small SVG files: scaling curves of one operation, loss curves of a training pair."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
-from benchmarks.harness import table
+from benchmarks.harness import pairs, table
 from benchmarks.harness.cases import Case, facts, read
 from benchmarks.harness.operation import Operation
 
@@ -18,6 +19,7 @@ _LABELS = {
     "rows": "rows",
 }
 _COLOURS = {"cpu": "tab:blue", "triton": "tab:purple", "cuda": "tab:green", "best": "tab:cyan", "eager": "tab:orange"}
+_COLOURS |= {"reference": "tab:orange", "fused": "tab:blue"}
 
 Points = dict[str, list[tuple[float, float]]]
 
@@ -52,8 +54,7 @@ def draw(operation: Operation, base: Case, rows: list[table.Row], path: Path) ->
     curves = {axis: points for axis, points in curves.items() if points}
     if not curves:
         return False
-    settings = {"svg.fonttype": "none", "svg.hashsalt": operation.name, "font.size": 8}
-    with pyplot.rc_context(settings):
+    with pyplot.rc_context(_settings(operation.name)):
         figure, axes = pyplot.subplots(1, len(curves), figsize=(2.6 * len(curves), 2.5), squeeze=False)
         for plot, (axis, points) in zip(axes[0], curves.items(), strict=True):
             for name, line in points.items():
@@ -65,8 +66,41 @@ def draw(operation: Operation, base: Case, rows: list[table.Row], path: Path) ->
             plot.grid(True, which="major", linewidth=0.3)
         axes[0][0].set_ylabel("ms")
         axes[0][0].legend(fontsize=7, frameon=False)
-        figure.tight_layout()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None})
-        pyplot.close(figure)
+        _save(figure, path)
     return True
+
+
+def draw_pair(steps: dict[str, list[pairs.Row]], path: Path) -> None:
+    """The losses of each step, faint, and their moving mean, of each backend."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(_settings("training pair")):
+        figure, plot = pyplot.subplots(figsize=(5.2, 2.8))
+        # The curves lie on each other: the second is drawn over the first, thinner and dashed.
+        for number, (name, rows) in enumerate(steps.items()):
+            xs, losses = pairs.numbers(rows, "step"), pairs.numbers(rows, "loss")
+            style = {"color": _COLOURS.get(name), "linestyle": "--" if number else "-"}
+            plot.plot(xs, losses, linewidth=0.4, alpha=0.4, **style)
+            plot.plot(xs, pairs.smooth(losses), linewidth=1 if number else 2.2, label=name, **style)
+        plot.set_xlabel("step")
+        plot.set_ylabel("loss")
+        plot.grid(True, linewidth=0.3)
+        plot.legend(fontsize=7, frameon=False)
+        _save(figure, path)
+
+
+def _settings(salt: str) -> dict[str, Any]:
+    """The same table gives the same file."""
+    return {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 8}
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)

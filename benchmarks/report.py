@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import compare, plots
-from benchmarks.harness import machine, table
+from benchmarks.harness import machine, pairs, table
 from benchmarks.harness.cases import facts, read
 from benchmarks.harness.operation import Operation
 from benchmarks.integrations import integrations
@@ -30,6 +30,13 @@ Written by `python -m benchmarks.report` from the tables in `benchmarks/results`
 columns mean, and how everything is measured, stands in [docs/benchmarks.md](../docs/benchmarks.md).
 """
 
+_PAIR = (
+    "\n## Same training, faster\n",
+    "The same model trained twice from the same weights on the same batches, with plain PyTorch (`reference`) and with",
+    "the fused operations; the two take turns, step by step. Written by `python -m benchmarks.training_pair`.",
+    "",
+)
+
 
 def write(results: Path, output: Path) -> list[Path]:
     """Write the report of all tables of a folder and its plots, and return the files.
@@ -37,8 +44,10 @@ def write(results: Path, output: Path) -> list[Path]:
     Raises:
         FileNotFoundError: the folder holds no table.
     """
-    tables = sorted(results.glob("*.csv"))
-    if not tables:
+    found = sorted(results.glob("*.csv"))
+    trained = [path for path in found if path.name.startswith(pairs.PREFIX)]
+    tables = [path for path in found if path not in trained]
+    if not found:
         raise FileNotFoundError(f"no table in {results}: run make bench first")
     rows = [row for path in tables for row in table.read(path)]
     files, parts = [output], [_HEAD]
@@ -54,6 +63,14 @@ def write(results: Path, output: Path) -> list[Path]:
             if plots.draw(operation, operation.curve_base(_kind(own)), own, picture):
                 parts.append(_picture(operation, own, picture.relative_to(output.parent)))
                 files.append(picture)
+    if trained:
+        parts.append("\n".join(_PAIR))
+    for path in trained:
+        steps = pairs.by_backend(pairs.read(path))
+        picture = output.parent / "plots" / f"{path.stem}.svg"
+        plots.draw_pair(steps, picture)
+        parts.append("\n".join(_pair(steps, picture.relative_to(output.parent))))
+        files.append(picture)
     output.write_text("\n".join(parts))
     return files
 
@@ -130,6 +147,36 @@ def _picture(operation: Operation, rows: list[table.Row], path: Path) -> str:
     base = operation.curve_base(_kind(rows)).text(operation.axes).replace(" ", ", ")
     mode = operation.mode or "forward and backward"
     return f"![{operation.name}: time over the sizes of its input]({path.as_posix()})\n\n*{mode}, from {base}*\n"
+
+
+def _pair(steps: dict[str, list[pairs.Row]], picture: Path) -> Iterator[str]:
+    """One training pair: what was trained, a table, the curves."""
+    first = next(iter(steps.values()))[0]
+    yield f"### {first['config']} on {first['data']}, {first['device']}\n"
+    software = [f"torch {first['torch']}", f"triton {first['triton']}" * bool(first["triton"])]
+    software.append(f"driver {first['driver']}" * bool(first["driver"]))
+    start = f"{first['images']} images, batches of {first['batch']}, from {first['start']} weights"
+    yield f"{start}; {', '.join(part for part in software if part)}, commit {first['commit'] or 'unknown'}.\n"
+    yield "| backend | steps | loss at the end | AP | AP50 | s a step | of it targets, losses, their backward |"
+    yield "|---|---|---|---|---|---|---|"
+    found = {name: pairs.summarise(rows) for name, rows in steps.items()}
+    for name, one in found.items():
+        kernels = steps[name][0]["kernels"]
+        shown = name if kernels == name else f"{name} ({kernels})"
+        metrics = ["" if value is None else f"{value:.3f}" for value in (one.ap, one.ap50)]
+        cells = [shown, str(one.steps), f"{one.last_loss:.4f}", *metrics, _number(one.seconds)]
+        yield f"| {' | '.join([*cells, _number(one.head_seconds)])} |"
+    yield ""
+    if len(found) == 2:
+        (first_steps, second_steps), (slow, fast) = steps.values(), found.values()
+        difference = pairs.largest_difference(first_steps, second_steps)
+        text = f"Largest difference between the losses of one step: {100 * difference:.2g} % of the mean loss."
+        text += f" A step is {slow.seconds / fast.seconds:.3g}× as fast"
+        if slow.head_seconds and fast.head_seconds:
+            text += f", its targets and losses {slow.head_seconds / fast.head_seconds:.3g}×"
+        yield f"{text}.\n"
+    yield f"![both loss curves]({picture.as_posix()})\n"
+    yield f"*Sum of the losses, mean of the last {pairs.SMOOTHED} steps; faint: of each step*\n"
 
 
 def _number(value: float | None, factor: float = 1.0) -> str:

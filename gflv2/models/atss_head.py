@@ -112,13 +112,14 @@ class ATSSHead(TowerHead):
     def loss(
         self,
         output: HeadOutput,
-        boxes: Sequence[Tensor],
-        labels: Sequence[Tensor],
+        boxes: Sequence[Tensor] | Tensor,
+        labels: Sequence[Tensor] | Tensor,
         padded_sizes: Sequence[tuple[int, int]] | None = None,
-        ignore_boxes: Sequence[Tensor] | None = None,
+        ignore_boxes: Sequence[Tensor] | Tensor | None = None,
+        counts: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Focal, GIoU and centerness loss as 0-d tensors; arguments as ``GFLHead.loss``."""
-        assignment = self.assign(output, boxes, labels, padded_sizes, ignore_boxes)
+        assignment = self.assign(output, boxes, labels, padded_sizes, ignore_boxes, counts)
         points, _ = self._geometry(output)
         predicted = self.boxes(output)
         positive = assignment.index > 0

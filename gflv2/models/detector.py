@@ -19,6 +19,8 @@ from gflv2.models.towers import Detections, HeadOutput
 from gflv2.ops.checks import bad_value, check_choice, check_tensor
 
 if TYPE_CHECKING:
+    from gflv2.engine.capture_inference import CapturedInference
+    from gflv2.engine.capture_training import CapturedTrainingStep
     from gflv2.models.checkpoint import Checkpoint
 
 
@@ -111,13 +113,14 @@ class GFLV2(nn.Module):
     def loss(
         self,
         images: Tensor,
-        boxes: Sequence[Tensor],
-        labels: Sequence[Tensor],
+        boxes: Sequence[Tensor] | Tensor,
+        labels: Sequence[Tensor] | Tensor,
         padded_sizes: Sequence[tuple[int, int]] | None = None,
-        ignore_boxes: Sequence[Tensor] | None = None,
+        ignore_boxes: Sequence[Tensor] | Tensor | None = None,
+        counts: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The weighted losses of a batch; minimise their sum. Arguments as ``GFLHead.loss``."""
-        return self.bbox_head.loss(self(images), boxes, labels, padded_sizes, ignore_boxes)
+        return self.bbox_head.loss(self(images), boxes, labels, padded_sizes, ignore_boxes, counts)
 
     @torch.no_grad()
     def detect(
@@ -148,6 +151,26 @@ class GFLV2(nn.Module):
         from gflv2.engine.predict import predict
 
         return predict(self, source, **options)
+
+    def capture_training_step(
+        self, optimizer: torch.optim.Optimizer, shape: Sequence[int], *, max_boxes: int, **options: Any
+    ) -> CapturedTrainingStep:
+        """The whole training step for images of one shape (B, 3, H, W), on a GPU as one CUDA graph.
+
+        ``step(images, boxes, labels)`` → losses. Options: see `gflv2.engine.capture_training.CapturedTrainingStep`.
+        """
+        from gflv2.engine.capture_training import CapturedTrainingStep
+
+        return CapturedTrainingStep(self, optimizer, shape, max_boxes=max_boxes, **options)
+
+    def capture_inference(self, shape: Sequence[int], **options: Any) -> CapturedInference:
+        """``detect`` for images of one shape (B, 3, H, W), on a GPU as one CUDA graph and the NMS after it.
+
+        Options: see `gflv2.engine.capture_inference.CapturedInference`.
+        """
+        from gflv2.engine.capture_inference import CapturedInference
+
+        return CapturedInference(self, shape, **options)
 
     def save(self, path: str | Path) -> Path:
         """Write weights, configuration and class names to one file that ``GFLV2(weights=path)`` reads."""

@@ -194,18 +194,20 @@ class GFLHead(TowerHead):
     def targets(
         self,
         output: HeadOutput,
-        boxes: Sequence[Tensor],
-        labels: Sequence[Tensor],
+        boxes: Sequence[Tensor] | Tensor,
+        labels: Sequence[Tensor] | Tensor,
         padded_sizes: Sequence[tuple[int, int]] | None = None,
-        ignore_boxes: Sequence[Tensor] | None = None,
+        ignore_boxes: Sequence[Tensor] | Tensor | None = None,
+        counts: Tensor | None = None,
     ) -> GFLTargets:
         """Assignment, IoU targets and weights of all points; constants. Arguments as ``loss``."""
-        assignment = self.assign(output, boxes, labels, padded_sizes, ignore_boxes)
+        assignment = self.assign(output, boxes, labels, padded_sizes, ignore_boxes, counts)
         return gfl_targets(
             output.class_logits,
             output.box_logits,
             assignment,
             boxes,
+            counts=counts,
             padded_sizes=padded_sizes,
             **self._arguments(output),
         )
@@ -213,22 +215,26 @@ class GFLHead(TowerHead):
     def loss(
         self,
         output: HeadOutput,
-        boxes: Sequence[Tensor],
-        labels: Sequence[Tensor],
+        boxes: Sequence[Tensor] | Tensor,
+        labels: Sequence[Tensor] | Tensor,
         padded_sizes: Sequence[tuple[int, int]] | None = None,
-        ignore_boxes: Sequence[Tensor] | None = None,
+        ignore_boxes: Sequence[Tensor] | Tensor | None = None,
+        counts: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The three weighted losses of a batch as 0-d tensors; their sum is to be minimised.
 
         Args:
             output: of ``forward``.
-            boxes: B tensors (G_i, 4), xyxy in pixels of the network's input. G_i may be 0.
-            labels: B tensors (G_i,), int64, 0 … C − 1.
+            boxes: B tensors (G_i, 4), xyxy in pixels of the network's input. G_i may be 0. Or one tensor (B, G, 4),
+                padded, with ``counts``.
+            labels: B tensors (G_i,), int64, 0 … C − 1. Or one (B, G).
             padded_sizes: (height, width) of each image after its own padding; points beyond it do not count. None: all
                 count.
-            ignore_boxes: B tensors (·, 4); points inside them do not count where ``ignore_iof_thr`` > 0.
+            ignore_boxes: B tensors (·, 4), or one (B, K, 4); points inside them do not count where
+                ``ignore_iof_thr`` > 0.
+            counts: (B,) integers: how many of the padded boxes of each image exist.
         """
-        targets = self.targets(output, boxes, labels, padded_sizes, ignore_boxes)
+        targets = self.targets(output, boxes, labels, padded_sizes, ignore_boxes, counts)
         norms = normalisers(targets.sums, weight_floor=self.weight_floor)
         losses = gfl_loss(
             output.class_logits,

@@ -107,10 +107,11 @@ class TowerHead(nn.Module):
     def assign(
         self,
         output: HeadOutput,
-        boxes: Sequence[Tensor],
-        labels: Sequence[Tensor],
+        boxes: Sequence[Tensor] | Tensor,
+        labels: Sequence[Tensor] | Tensor,
         padded_sizes: Sequence[tuple[int, int]] | None,
-        ignore_boxes: Sequence[Tensor] | None,
+        ignore_boxes: Sequence[Tensor] | Tensor | None,
+        counts: Tensor | None = None,
     ) -> Assignment:
         """ATSS (arXiv 1912.02424) over all levels of the batch."""
         shapes = [(level.shape[2], level.shape[3]) for level in output.class_logits]
@@ -124,6 +125,7 @@ class TowerHead(nn.Module):
                 padded_sizes=padded_sizes,
                 ignore_boxes=ignore_boxes,
                 ignore_iof_thr=self.ignore_iof_thr,
+                counts=counts,
             )
 
 

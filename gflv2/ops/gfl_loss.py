@@ -468,7 +468,8 @@ def _targets(
     found = _new_targets(box_logits)
     if not found[0].numel():
         # Each image counts as one positive point.
-        return *found[:-1], found[-1].zero_().add_(found[-1].new_tensor([1.0, 0.0]) * index.shape[0])
+        found[-1].zero_()[:1].fill_(index.shape[0])  # no tensor from the host's numbers: that copy would wait
+        return found
     dtype = compute_dtype(box_logits[0].dtype)
     quality, scales, projection = dense((quality, scales, projection), dtype)
     implementation("gfl_loss", backend).gfl_targets(

@@ -1,61 +1,21 @@
 """A whole training step asks for no value that a host would have to wait for on a GPU.
 
-Checked on a CPU: everything that reads a tensor's value, or whose result has a shape that depends on one, raises. In
-Python by replacing the methods, which sees into the operations of this package too; below it, in autograd and in the
-optimiser, by a dispatch mode.
+Checked on a CPU: everything that reads a tensor's value, or whose result has a shape that depends on one, raises
+(`tests.engine.waits`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gflv2 import GFLV2, use_backend
-
-READING = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
-SHAPED_BY_VALUES = ("nonzero", "masked_select", "unique", "argwhere")
-FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal")
-
-
-def has_mask(index: Any) -> bool:
-    parts = index if isinstance(index, (tuple, list)) else [index]
-    return any(isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) for part in parts)
-
-
-class NoHostWait(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.name().removeprefix("aten::").split(".")[0]
-        assert name not in FORBIDDEN, f"the step waits for {func}"
-        assert not (name in ("index", "index_put", "index_put_") and has_mask(args[1])), f"{func} with a mask"
-        return func(*args, **(kwargs or {}))
-
-
-def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refusing(name: str) -> Callable[..., Any]:
-        def refuse(*_: Any, **__: Any) -> Any:
-            raise AssertionError(f"the step waits for a value: {name}")
-
-        return refuse
-
-    for name in READING:
-        monkeypatch.setattr(Tensor, name, refusing(name))
-    for name in SHAPED_BY_VALUES:
-        monkeypatch.setattr(torch, name, refusing(name))
-        if hasattr(Tensor, name):
-            monkeypatch.setattr(Tensor, name, refusing(name))
-    for name in ("__getitem__", "__setitem__"):
-        plain = getattr(Tensor, name)
-
-        def checked(tensor: Tensor, index: Any, *value: Any, plain: Any = plain) -> Any:
-            assert not has_mask(index), "a mask as an index"
-            return plain(tensor, index, *value)
-
-        monkeypatch.setattr(Tensor, name, checked)
+from tests.engine.waits import NoHostWait, forbid
 
 
 def batch(seed: int) -> tuple[Any, ...]:
@@ -66,24 +26,42 @@ def batch(seed: int) -> tuple[Any, ...]:
     return torch.randn(2, 3, 64, 96, generator=draw), boxes, labels, [(64, 96), (64, 64)]
 
 
-@pytest.mark.parametrize("backend", [None, "reference"])
+def sgd(parameters: list[Tensor], **options: Any) -> torch.optim.SGD:
+    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, **options)
+
+
+def adamw(parameters: list[Tensor], **options: Any) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=1e-3, **options)
+
+
+Make = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
 @pytest.mark.parametrize(
-    "make",
-    # Unfused, Adam reads its number of steps, which it keeps on the host.
-    [lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9), lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True)],
-    ids=["SGD", "AdamW"],
+    ("make", "scaled", "backend"),
+    [
+        (sgd, False, None),
+        (sgd, False, "reference"),
+        # Unfused, Adam reads its number of steps, which it keeps on the host.
+        (partial(adamw, fused=True), False, None),
+        (partial(adamw, fused=True), False, "reference"),
+        (partial(sgd, fused=True), True, None),
+        (partial(adamw, fused=True), True, None),
+    ],
 )
-def test_training_step(make: Callable[..., Any], backend: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_step(make: Make, scaled: bool, backend: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = GFLV2("gflv2_lite0", num_classes=3).train()
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = make(learning)
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**8)
     given = [batch(seed) for seed in range(2)]
 
     def step(arguments: tuple[Any, ...]) -> dict[str, Tensor]:
         losses = model.loss(*arguments)
         optimiser.zero_grad()
-        sum(losses.values()).backward()
-        optimiser.step()
+        scaler.scale(sum(losses.values())).backward()
+        scaler.step(optimiser)
+        scaler.update()
         return losses
 
     with use_backend(backend):
@@ -92,8 +70,20 @@ def test_training_step(make: Callable[..., Any], backend: str | None, monkeypatc
         with monkeypatch.context() as patched, NoHostWait():
             forbid(patched)
             losses = step(given[1])
-    assert all(bool(torch.isfinite(loss)) and float(loss) > 0 for loss in losses.values())
+    assert all(bool(torch.isfinite(loss)) and float(loss) > 0 for loss in map(Tensor.detach, losses.values()))
     assert sum(not torch.equal(old, new) for old, new in zip(before, learning, strict=True)) > len(before) // 2
+
+
+@pytest.mark.parametrize("make", [partial(sgd, foreach=True), partial(adamw, foreach=False)])
+def test_a_scaler_waits_where_the_optimiser_is_not_fused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's scaler then asks on the host whether a gradient was infinite. docs/cuda_graphs.md says so."""
+    weight = torch.ones(3, requires_grad=True)
+    optimiser, scaler = make([weight]), torch.amp.GradScaler("cpu")
+    scaler.scale(weight.sum()).backward()
+    with monkeypatch.context() as patched, NoHostWait():
+        forbid(patched)
+        with pytest.raises(AssertionError, match="the step waits for a value: item"):
+            scaler.step(optimiser)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,131 @@
+"""Inference with static shapes: network and `decode` as one CUDA graph, then the NMS as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gflv2.engine.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
+from gflv2.models.head import suppress
+from gflv2.models.towers import Detections
+from gflv2.ops import Decoded
+from gflv2.ops.checks import bad_value, check_tensor
+
+if TYPE_CHECKING:
+    from gflv2.models.detector import GFLV2
+
+
+class CapturedInference:
+    """``detect`` of a model for images of one shape.
+
+    Up to `decode` every size is fixed, so that part is a graph; how many boxes survive the NMS is not, so the NMS runs
+    as it is, and waits for the device.
+
+    Args:
+        model: in eval mode. Its weights may change in place later (``load_state_dict``), not move.
+        shape: (B, 3, H, W) of the images.
+        pre_topk, score_thr, iou_thr, max_detections: as `GFLV2.detect`; None: ``model.config.test``. Fixed.
+        return_distributions: as `GFLV2.detect`. Fixed.
+        autocast: None, ``torch.bfloat16`` or ``torch.float16``: what the network runs in.
+        warmup: calls before the recording.
+        graph: None: a CUDA graph on a GPU, on a CPU the same code without one. False: never one.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit; the message names it.
+    """
+
+    def __init__(
+        self,
+        model: GFLV2,
+        shape: Sequence[int],
+        *,
+        pre_topk: int | None = None,
+        score_thr: float | None = None,
+        iou_thr: float | None = None,
+        max_detections: int | None = None,
+        return_distributions: bool = False,
+        autocast: torch.dtype | None = None,
+        warmup: int = 3,
+        graph: bool | None = None,
+    ) -> None:
+        if model.training:
+            bad_value("model", "a model in eval mode: call model.eval()", "one in training mode")
+        given = {"pre_topk": pre_topk, "score_thr": score_thr, "iou_thr": iou_thr, "max_detections": max_detections}
+        chosen = {name: getattr(model.config.test, name) if value is None else value for name, value in given.items()}
+        self._nms = {name: chosen[name] for name in ("score_thr", "iou_thr", "max_detections")}
+        self._decode = {name: chosen[name] for name in ("pre_topk", "score_thr")}
+        self._decode["return_distributions"] = return_distributions
+        self._model, self._autocast, self._weights = model, autocast, Weights(model)
+
+        weight = next(model.parameters())
+        batch, _, height, width = check_shape(shape)
+        check_autocast(autocast, weight.device)
+        kind = {"device": weight.device, "dtype": torch.float32}
+        self._images = torch.zeros(tuple(shape), dtype=weight.dtype, device=weight.device)
+        self._sizes = to_device([[float(height), float(width)]] * batch, torch.float32, weight.device)
+        self._whole = self._sizes.clone()
+        self._factors, self._ones = torch.ones(batch, 2, **kind), torch.ones(batch, 2, **kind)
+        self._replay = Replay(self._run, weight.device, graph=graph)
+        self._replay.warm_up(warmup)
+        self._replay.record()
+
+    def __call__(
+        self,
+        images: Tensor,
+        image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        scale_factors: Tensor | Sequence[tuple[float, float]] | None = None,
+    ) -> list[Detections]:
+        """Detections of each image, best first.
+
+        Args:
+            images: of the shape, dtype and device of the capture.
+            image_sizes: (height, width) of each resized, unpadded image, to which boxes are clipped; None: (H, W).
+            scale_factors: (B, 2) resized / original (width, height), by which boxes are divided; None: no change.
+        """
+        return suppress(self.decode(images, image_sizes, scale_factors), **self._nms)
+
+    def decode(
+        self,
+        images: Tensor,
+        image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        scale_factors: Tensor | Sequence[tuple[float, float]] | None = None,
+    ) -> Decoded:
+        """The candidates before NMS, without waiting for the device; of a graph, overwritten by the next call."""
+        self.copy_in(images, image_sizes, scale_factors)
+        return self.run()
+
+    def copy_in(self, images: Any, image_sizes: Any = None, scale_factors: Any = None) -> None:
+        """Check the arguments of a call and copy them into the buffers."""
+        self._weights.check()
+        static = self._images
+        check_tensor(images, "images", shape=tuple(static.shape), dtypes=(static.dtype,), device=static.device)
+        sizes = self._pairs(image_sizes, "image_sizes", self._whole)
+        factors = self._pairs(scale_factors, "scale_factors", self._ones)
+        static.copy_(images)
+        self._sizes.copy_(sizes)
+        self._factors.copy_(factors)
+
+    def run(self) -> Decoded:
+        """Replay, or call, the network and `decode` on what the buffers hold."""
+        return self._replay()
+
+    @torch.no_grad()
+    def _run(self) -> Decoded:
+        with half_precision(self._autocast, self._images.device):
+            output = self._model(self._images)
+            return self._model.bbox_head.decode(output, self._sizes, self._factors, **self._decode)
+
+    def _pairs(self, value: Any, name: str, default: Tensor) -> Tensor:
+        """(B, 2) numbers, on the device."""
+        if value is None:
+            return default
+        if isinstance(value, Tensor):
+            dtypes = (torch.float32, torch.float64, torch.int32, torch.int64)
+            return check_tensor(value, name, shape=tuple(default.shape), dtypes=dtypes, device=default.device)
+        batch = len(default)
+        if not isinstance(value, (list, tuple)) or len(value) != batch or any(len(pair) != 2 for pair in value):
+            bad_value(name, f"{batch} pairs of numbers, or a tensor of shape ({batch}, 2)", value)
+        return to_device(value, torch.float32, default.device)
