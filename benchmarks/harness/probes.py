@@ -112,14 +112,16 @@ class _HostWaits(TorchDispatchMode):
         if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
             # Indexing has such a tag for the sake of masks alone.
             indexing = func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put)
-            self.count += not indexing or _has_mask(args[1])
+            self.count += not indexing or _waits_for_mask(args)
         elif func.overloadpacket in (torch.ops.aten.index_put, torch.ops.aten.index_put_):
-            self.count += _has_mask(args[1])
+            self.count += _waits_for_mask(args)
         return func(*args, **(kwargs or {}))
 
 
-def _has_mask(indices: Any) -> bool:
-    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+def _waits_for_mask(args: Any) -> bool:
+    """Of `index` and `index_put`: how many are chosen must be known, unless one number goes to all of them."""
+    masked = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return masked and not (len(args) > 2 and args[2].numel() == 1)
 
 
 class _quiet(warnings.catch_warnings):
