@@ -52,9 +52,9 @@ def run(case: Golden, head: GFLHead):
     return features, head(features)
 
 
-# The arrays' tolerance is the round-off of one float32 convolution library, on one processor. Another one rounds otherwise,
-# and where an activation is nearly 0, a ReLU then opens or closes: float64 knows no such difference and is held to the
-# arrays' own tolerance; float32 may be off by a thousandth of the largest value more.
+# The arrays' tolerance is the round-off of one float32 convolution library, on one processor. Another one rounds
+# otherwise, and where an activation is nearly 0, a ReLU then opens or closes: float64 knows no such difference and is
+# held to the arrays' own tolerance; float32 may be off by a thousandth of the largest value more.
 each_precision = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
