@@ -1,4 +1,8 @@
-"""The golden head cases without the head module: plain functions for its convolutions, the operations for the rest."""
+"""The golden head cases without the head module: plain functions for its convolutions, the operations for the rest.
+
+The convolutions run in float64 and are rounded to float32 once: in float32 they differ from processor to processor, and a
+ReLU that flips would move gradients further than the arrays' round-off.
+"""
 
 from __future__ import annotations
 
@@ -79,18 +83,21 @@ def run_head(case: str) -> Head:
     weights = {key: value.clone().requires_grad_() for key, value in head_weights(arrays).items()}
     features = [level.requires_grad_() for level in arrays.levels("feat")]
 
+    def exact(key: str) -> Tensor:
+        return weights[key].double()
+
     def tower(name: str, x: Tensor) -> Tensor:
         for index in range(meta["stacked_convs"]):
-            x = conv2d(x, weights[f"{name}.{index}.conv.weight"], padding=1)
-            gamma, beta = weights[f"{name}.{index}.gn.weight"], weights[f"{name}.{index}.gn.bias"]
+            x = conv2d(x, exact(f"{name}.{index}.conv.weight"), padding=1)
+            gamma, beta = exact(f"{name}.{index}.gn.weight"), exact(f"{name}.{index}.gn.bias")
             x = relu(group_norm(x, meta["gn_groups"], gamma, beta))
         return x
 
     def output(name: str, x: Tensor) -> Tensor:
-        return conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
+        return conv2d(x, exact(f"{name}.weight"), exact(f"{name}.bias"), padding=1).float()
 
-    class_logits = [output("gfl_cls", tower("cls_convs", x)) for x in features]
-    box_logits = [output("gfl_reg", tower("reg_convs", x)) for x in features]
+    class_logits = [output("gfl_cls", tower("cls_convs", x.double())) for x in features]
+    box_logits = [output("gfl_reg", tower("reg_convs", x.double())) for x in features]
     scales = torch.stack([weights[f"scales.{level}.scale"] for level in range(len(features))])
     layers = [weights[f"reg_conf.{layer}.{kind}"] for layer in (0, 2) for kind in ("weight", "bias")]
     predictor = Predictor(*layers, topk=meta["reg_topk"], mean=meta["add_mean"])
