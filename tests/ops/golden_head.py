@@ -1,7 +1,7 @@
 """The golden head cases without the head module: plain functions for its convolutions, the operations for the rest.
 
-The convolutions run in float64 and are rounded to float32 once: in float32 they differ from processor to processor, and a
-ReLU that flips would move gradients further than the arrays' round-off.
+The convolutions run in float64 and are rounded to float32 once: in float32 they differ from processor to processor, and
+a ReLU that flips would move gradients further than the arrays' round-off.
 """
 
 from __future__ import annotations
