@@ -65,7 +65,7 @@ compile-matrix: $(STAMP)
 	$(BIN)/python -m tests.kernels.matrix $(MATRIX_ARGS)
 
 kernels-table: $(STAMP)
-	$(BIN)/python tests/test_readme.py
+	$(BIN)/python -m tests.test_readme
 
 clean:
 	rm -rf build dist *.egg-info gflv2/_native*.so gflv2/_build.json

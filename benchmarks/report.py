@@ -44,10 +44,8 @@ def write(results: Path, output: Path) -> list[Path]:
     Raises:
         FileNotFoundError: the folder holds no table.
     """
-    found = sorted(results.glob("*.csv"))
-    trained = [path for path in found if path.name.startswith(pairs.PREFIX)]
-    tables = [path for path in found if path not in trained]
-    if not found:
+    tables, trained = table.files(results), pairs.files(results)
+    if not tables and not trained:
         raise FileNotFoundError(f"no table in {results}: run make bench first")
     rows = [row for path in tables for row in table.read(path)]
     files, parts = [output], [_HEAD]

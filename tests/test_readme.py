@@ -1,16 +1,17 @@
 """The README says what is true: its tables, its command lines, its Python, its picture.
 
-``python tests/test_readme.py`` writes its tables anew (``make kernels-table``).
+``python -m tests.test_readme`` writes its tables anew (``make kernels-table``).
 """
 
 from __future__ import annotations
 
-import csv
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from benchmarks.harness import table as results
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -87,11 +88,10 @@ def _compiled_for(source: str) -> str:
 def _gpus(operation: str, backend: str) -> str:
     """GPUs on which an operation was measured, and when, from benchmarks/results."""
     found = {}
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*.csv")):
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if row["operation"] == operation and row["backend"] == backend and row["driver"]:
-                    found[row["device"]] = row["commit"]  # the driver is a GPU's
+    for path in results.files(ROOT / "benchmarks" / "results"):
+        for row in results.read(path):
+            if row["operation"] == operation and row["backend"] == backend and row["driver"]:
+                found[row["device"]] = row["commit"]  # the driver is a GPU's
     return "; ".join(f"{device}, {_day(commit)}" for device, commit in sorted(found.items())) or "not yet"
 
 

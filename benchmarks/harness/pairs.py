@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-PREFIX = "training_pair-"
+from benchmarks.harness import table
+from benchmarks.harness.table import Row
+
+PREFIX = table.PAIR
 COLUMNS = (
     "device config data images batch start backend kernels step loss qfl giou dfl seconds head_seconds ap ap50 "
     "torch triton driver commit"
 ).split()
 SMOOTHED = 15  # steps of a moving mean
 WARM_UP = 3  # first steps whose times do not count
-
-Row = dict[str, str]
 
 
 class Summary(NamedTuple):
@@ -36,25 +36,18 @@ class Summary(NamedTuple):
     ap50: float | None
 
 
-def read(path: str | Path) -> list[Row]:
-    """Rows of one file.
+def files(folder: Path) -> list[Path]:
+    """The tables of pairs in a folder."""
+    return sorted(folder.glob(f"{PREFIX}*.csv"))
 
-    Raises:
-        ValueError: its columns are not the table's.
-    """
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != COLUMNS:
-            raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {reader.fieldnames}")
-        return list(reader)
+
+def read(path: str | Path) -> list[Row]:
+    """Rows of one file; errors as `table.read`."""
+    return table.read(path, COLUMNS)
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    table.write(path, rows, COLUMNS)
 
 
 def by_backend(rows: Iterable[Row]) -> dict[str, list[Row]]:

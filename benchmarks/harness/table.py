@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 COLUMNS = (
@@ -14,6 +14,7 @@ COLUMNS = (
 ).split()
 NUMBERS = COLUMNS[COLUMNS.index("ms") : COLUMNS.index("torch")]
 KEY = COLUMNS[: COLUMNS.index("ms")]
+PAIR = "training_pair-"  # files of the same folder that begin so hold another table, `pairs`
 
 Row = dict[str, str]
 Key = tuple[str, ...]
@@ -26,23 +27,29 @@ def text(value: float | int | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
-def read(path: str | Path) -> list[Row]:
+def files(folder: Path) -> list[Path]:
+    """The tables in a folder."""
+    return sorted(path for path in folder.glob("*.csv") if not path.name.startswith(PAIR))
+
+
+def read(path: str | Path, columns: Sequence[str] = COLUMNS) -> list[Row]:
     """Rows of one file.
 
     Raises:
-        ValueError: its columns are not the table's.
+        ValueError: its columns are others.
     """
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
-        if reader.fieldnames != COLUMNS:
-            raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {reader.fieldnames}")
+        if reader.fieldnames != list(columns):
+            raise ValueError(f"{path}: expected the columns {', '.join(columns)}, got {reader.fieldnames}")
         return list(reader)
 
 
-def write(path: Path, rows: Iterable[Row]) -> None:
+def write(path: Path, rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> None:
+    """Write one file; a column that a row lacks stays empty."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n", restval="")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -56,6 +56,24 @@ class Integration(Operation):
         return found + [Candidate(name, call, "peer") for name, call in self.others(case, device).items()]
 
 
+class InPlace(Integration):
+    """For integrations that change classes for the whole process: both candidates are the same call."""
+
+    def call(self, case: Case, device: torch.device) -> Callable[..., Any]:
+        """The package: a function of what ``inputs`` gives."""
+        raise NotImplementedError
+
+    def with_ours(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The call with this project's operations, by ``accelerated``."""
+        raise NotImplementedError
+
+    def plain(self, case: Case, device: torch.device) -> Callable[..., Any]:
+        return self.call(case, device)
+
+    def ours(self, case: Case, device: torch.device) -> Callable[..., Any]:
+        return self.with_ours(self.call(case, device))
+
+
 def accelerated(integration: ModuleType, places: Sequence[tuple[Any, str]], call: Callable[..., Any]) -> Callable:
     """The call, during which an integration's replacements stand in their places.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks import inputs
 from benchmarks.harness.cases import Case
 from benchmarks.harness.operation import Inputs, leaf
-from benchmarks.integrations import Integration, accelerated
+from benchmarks.integrations import InPlace, accelerated
 
 # The backbone and the depth of the authors' size S.
 BACKBONE = {
@@ -41,12 +41,6 @@ def detector(case: Case, device: torch.device) -> nn.Module:
     return transformers.DFineForObjectDetection(config).to(device).train()
 
 
-def with_ours(call: Callable[..., Any]) -> Callable[..., Any]:
-    modeling = importlib.import_module("transformers.models.d_fine.modeling_d_fine")
-    places = [(modeling.DFineIntegral, "forward"), (modeling.DFineLQE, "forward"), (modeling, "weighting_function")]
-    return accelerated(_patched(), places, call)
-
-
 def _patched() -> Any:
     integration = importlib.import_module("gflv2.integrations.dfine")
     integration.accelerate()
@@ -54,17 +48,13 @@ def _patched() -> Any:
     return integration
 
 
-class _DFine(Integration):
+class _DFine(InPlace):
     package = "dfine"
 
-    def call(self, case: Case, device: torch.device) -> Callable[..., Any]:
-        raise NotImplementedError
-
-    def plain(self, case: Case, device: torch.device) -> Callable[..., Any]:
-        return self.call(case, device)
-
-    def ours(self, case: Case, device: torch.device) -> Callable[..., Any]:
-        return with_ours(self.call(case, device))
+    def with_ours(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        modeling = importlib.import_module("transformers.models.d_fine.modeling_d_fine")
+        places = [(modeling.DFineIntegral, "forward"), (modeling.DFineLQE, "forward"), (modeling, "weighting_function")]
+        return accelerated(_patched(), places, call)
 
     def tiny(self) -> Case:
         return Case(model="dfine_tiny", batch=1, size=(64, 64), classes=3, boxes=2, rows=10)

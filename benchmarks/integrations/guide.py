@@ -48,7 +48,7 @@ def written(text: str, rows: list[table.Row]) -> str:
 
 
 def measured() -> list[table.Row]:
-    return [row for path in sorted(RESULTS.glob("*.csv")) for row in table.read(path)]
+    return [row for path in table.files(RESULTS) for row in table.read(path)]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks import inputs
 from benchmarks.harness.cases import Case
 from benchmarks.harness.operation import Inputs, leaf
-from benchmarks.integrations import Integration, accelerated
+from benchmarks.integrations import InPlace, accelerated
 
 STRIDES = (8, 16, 32)
 BINS = 16
@@ -25,13 +25,6 @@ def detector(case: Case, device: torch.device) -> nn.Module:
     model = build(f"{case.model}.yaml", nc=case.classes, verbose=False)
     model.args = importlib.import_module("ultralytics.cfg").get_cfg()
     return model.to(device).train()
-
-
-def with_ours(call: Callable[..., Any]) -> Callable[..., Any]:
-    loss = importlib.import_module("ultralytics.utils.loss")
-    decode = importlib.import_module("ultralytics.nn.modules.block").DFL
-    places = [(decode, "forward"), (loss.DFLoss, "__call__"), (loss.v8DetectionLoss, "bbox_decode")]
-    return accelerated(importlib.import_module("gflv2.integrations.ultralytics"), places, call)
 
 
 def truth(case: Case, device: torch.device, seed: int) -> dict[str, Tensor]:
@@ -53,17 +46,14 @@ def outputs(case: Case, device: torch.device, seed: int) -> dict[str, Any]:
     return {"boxes": boxes, "scores": scores, "feats": [torch.zeros(1, 1, *shape, device=device) for shape in shapes]}
 
 
-class _Ultralytics(Integration):
+class _Ultralytics(InPlace):
     package = "ultralytics"
 
-    def call(self, case: Case, device: torch.device) -> Callable[..., Any]:
-        raise NotImplementedError
-
-    def plain(self, case: Case, device: torch.device) -> Callable[..., Any]:
-        return self.call(case, device)
-
-    def ours(self, case: Case, device: torch.device) -> Callable[..., Any]:
-        return with_ours(self.call(case, device))
+    def with_ours(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        loss = importlib.import_module("ultralytics.utils.loss")
+        decode = importlib.import_module("ultralytics.nn.modules.block").DFL
+        places = [(decode, "forward"), (loss.DFLoss, "__call__"), (loss.v8DetectionLoss, "bbox_decode")]
+        return accelerated(importlib.import_module("gflv2.integrations.ultralytics"), places, call)
 
     def tiny(self) -> Case:
         return Case(model="yolov8n", batch=1, size=(64, 64), classes=3, boxes=2)

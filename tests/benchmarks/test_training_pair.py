@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import report, training_pair
 from benchmarks.harness import machine, pairs
+from benchmarks.integrations import guide
 from gflv2.config import load_config
 from gflv2.data import Batch, shapes
 from gflv2.ops import backends
@@ -44,7 +45,7 @@ def test_a_step_in_two_parts_is_a_step() -> None:
     assert all(0 < step.head_seconds < step.seconds for step in found)
 
 
-def test_from_training_to_report(tmp_path, capsys) -> None:
+def test_from_training_to_report(tmp_path, capsys, monkeypatch) -> None:
     data = shapes.generate(tmp_path / "shapes", train=4, val=2, size=64)
     config = load_config({**TINY, "data": {"long_side": 64}, "train": {"warmup_iterations": 1, "lr": 0.002}})
     said: list[str] = []
@@ -67,6 +68,8 @@ def test_from_training_to_report(tmp_path, capsys) -> None:
     output = tmp_path / "REPORT.md"
     files = report.write(path.parent, output)
     text, picture = output.read_text(), tmp_path / "plots" / f"{path.stem}.svg"
+    monkeypatch.setattr(guide, "RESULTS", path.parent)
+    assert guide.measured() == [], "a pair is no row of the guide"
     assert files == [output, picture] and f"(plots/{path.stem}.svg)" in text
     assert "## Same training, faster" in text and "4 images, batches of 2, from random weights" in text
     drawn = picture.read_text()
