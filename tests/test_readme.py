@@ -111,7 +111,7 @@ def table(name: str, text: str) -> list[str]:
 @pytest.mark.parametrize("make", [configurations, operations, kernels], ids=lambda make: make.__name__)
 def test_tables(make):
     pytest.importorskip("yaml")
-    assert table(make.__name__, README.read_text()) == make(), "run: python tests/test_readme.py"
+    assert table(make.__name__, README.read_text()) == make(), "run: make kernels-table"
 
 
 def test_the_authors_numbers_are_theirs():
