@@ -39,7 +39,7 @@ _FORMS = {"logits": LOGITS.value, "class_logits": JOINT.value, "probabilities": 
 FAR = tl.constexpr(87.0)
 # From here on σ is 1; above it logits are moved down.
 LARGE = tl.constexpr(40.0)
-SMALLEST = tl.constexpr(1.17549435e-38)
+SMALLEST = tl.constexpr(2.0**-126)  # the smallest normal number, exactly: Triton would take a smaller one for a float64
 
 # Nothing of these is compiled in: neither a size, nor a stride, nor the alignment of an input.
 _RUN_TIME = [f"{name}_{level}" for name in ("values", "grad") for level in range(common.MAX_LEVELS)]
