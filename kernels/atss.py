@@ -36,7 +36,8 @@ _POINTS = 4096 if INTERPRETED else 256  # points a program
 _CELLS = 16  # cells looked at together: the first window of the usual nine candidates
 _CELLS_OF_POINTS = 1024 if INTERPRETED else _CELLS  # where there is no window, but every point is looked at
 _NUMBERS = 64  # of the table that one launch writes
-_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+# The registers of a thread are said aloud: left alone, ptxas spills a few words of the search to stay below 64 or 72.
+_OPTIONS: dict[str, Any] = {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": False}
 
 # Column of the table of levels, after WIDTH and COUNT.
 FIRST_POINT = tl.constexpr(2)

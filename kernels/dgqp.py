@@ -37,9 +37,10 @@ from gflv2.ops.box_losses import BoxLossSlopes
 
 # Cells of a block, half of that from 64 bins on, and elements of the tile of cells by hidden units: 16 a thread of
 # eight warps; with four warps ptxas needed all 255 registers. The registers of a thread are said aloud: left alone,
-# ptxas spills a few words of some variants to stay below 128 or 80. These numbers suffice from sm_80 to sm_120.
+# ptxas spills a few words of some variants to stay below 128 or 80. These numbers suffice from sm_80 to sm_120: 128
+# for two programs on a multiprocessor, and the higher one for a forward with the variance or a larger hidden tile.
 _CELLS, _HIDDEN_TILE = 64, 4096
-_FORWARD_REGISTERS, _BACKWARD_REGISTERS = 128, 248
+_FORWARD_REGISTERS, _MOST_REGISTERS = 128, 248
 _CELLS_INTERPRETED = 32  # the interpreter pays for each operation of a program, not for each element
 _STEPS, _STEPS_INTERPRETED = 4, 2
 # Partial sums, of programs, that one step of the second stage adds.
@@ -524,7 +525,7 @@ def dgqp_forward(
             blocks,
             points,
             **shape,
-            maxnreg=_FORWARD_REGISTERS,
+            maxnreg=_MOST_REGISTERS if variance or shape["UNITS"] > 256 else _FORWARD_REGISTERS,
         )
 
 
@@ -580,7 +581,7 @@ def dgqp_backward(
             batch,
             points,
             **shape,
-            maxnreg=_BACKWARD_REGISTERS,
+            maxnreg=_MOST_REGISTERS,
         )
         sums = (features + 3 if wanted else 0) + (0 if grad_scales is None else len(logits))
         if sums == 0:
