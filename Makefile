@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Two processes by default: most tests use one thread.
+# Two processes of one thread each: with two threads in both, they wait for each other's turns and take twice as long.
+# A test that needs more threads asks for them itself.
 TEST_ARGS ?= -n 2 --dist worksteal
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 
@@ -29,7 +30,7 @@ demo: $(STAMP)
 	$(BIN)/python -m gflv2.demo $(DEMO_ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
 
 test-integrations: $(INTEGRATIONS:%=test-integration-%)
 
