@@ -119,16 +119,16 @@ def _case(operation: Operation, case: str, runs: dict[table.Key, list[table.Row]
     medians = {}
     for backend in dict.fromkeys(key[2] for key in runs):
         of = {key[3]: found for key, found in runs.items() if key[2] == backend}
-        cells = [backend, *(_number(table.median(of[mode], "ms")) for mode in modes)]
+        cells = [backend, *(table.shown(table.median(of[mode], "ms")) for mode in modes)]
         cells.append(f"{100 * table.spread(of[last]):.0f} %")
-        cells += [_number(table.median(of[last], name)) for name in ("vs_eager", "vs_compile", "launches", "syncs")]
-        cells.append(_number(table.median(of[last], "host_us")))
-        cells += [_number(table.median(of[last], name), 1e-6) for name in ("peak_bytes", "saved_bytes")]
+        cells += [table.shown(table.median(of[last], name)) for name in ("vs_eager", "vs_compile", "launches", "syncs")]
+        cells.append(table.shown(table.median(of[last], "host_us")))
+        cells += [table.shown(table.median(of[last], name), 1e-6) for name in ("peak_bytes", "saved_bytes")]
         share = table.median(of[last], "bandwidth_share")
         cells.append("" if share is None else f"{100 * share:.0f} %")
         medians[backend] = table.median(of[last], "ms")
         if images:
-            cells.append(_number(int(images) / medians[backend] * 1e3))
+            cells.append(table.shown(int(images) / medians[backend] * 1e3))
         yield f"| {' | '.join(cells)} |"
     yield ""
     if WITHOUT_LOSS in medians:
@@ -162,8 +162,8 @@ def _pair(steps: dict[str, list[pairs.Row]], picture: Path) -> Iterator[str]:
         kernels = steps[name][0]["kernels"]
         shown = name if kernels == name else f"{name} ({kernels})"
         metrics = ["" if value is None else f"{value:.3f}" for value in (one.ap, one.ap50)]
-        cells = [shown, str(one.steps), f"{one.last_loss:.4f}", *metrics, _number(one.seconds)]
-        yield f"| {' | '.join([*cells, _number(one.head_seconds)])} |"
+        cells = [shown, str(one.steps), f"{one.last_loss:.4f}", *metrics, table.shown(one.seconds)]
+        yield f"| {' | '.join([*cells, table.shown(one.head_seconds)])} |"
     yield ""
     if len(found) == 2:
         (first_steps, second_steps), (slow, fast) = steps.values(), found.values()
@@ -175,14 +175,6 @@ def _pair(steps: dict[str, list[pairs.Row]], picture: Path) -> Iterator[str]:
         yield f"{text}.\n"
     yield f"![both loss curves]({picture.as_posix()})\n"
     yield f"*Sum of the losses, mean of the last {pairs.SMOOTHED} steps; faint: of each step*\n"
-
-
-def _number(value: float | None, factor: float = 1.0) -> str:
-    """Three significant digits."""
-    if value is None:
-        return ""
-    value *= factor
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

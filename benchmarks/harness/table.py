@@ -80,6 +80,14 @@ def median(runs: list[Row], column: str) -> float | None:
     return statistics.median(values) if values else None
 
 
+def shown(value: float | None, factor: float = 1.0) -> str:
+    """A number for a reader: three significant digits, empty for None."""
+    if value is None:
+        return ""
+    value *= factor
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def spread(runs: list[Row], column: str = "ms") -> float:
     """(largest − smallest) / median over the runs."""
     values = [float(row[column]) for row in runs]

@@ -28,8 +28,8 @@ def lines(package: str, rows: list[table.Row]) -> list[str]:
                 continue
             own = runs[device, name, backend, mode, case]
             alone, ours = table.median(plain, "ms"), table.median(own, "ms")
-            cells = [operation.what, case.replace(" ", ", "), device, f"{alone:.3g}", f"{ours:.3g}"]
-            found.append(f"| {' | '.join(cells)} | {alone / ours:.2g} |")
+            cells = [operation.what, case.replace(" ", ", "), device, *map(table.shown, (alone, ours, alone / ours))]
+            found.append(f"| {' | '.join(cells)} |")
     if not found:
         return [NOTHING]
     heads = ["what", "case", "device", f"{package} alone, ms", "with gflv2, ms", "times faster"]
