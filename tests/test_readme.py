@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import table as results
+from benchmarks.harness.candidates import BEST, KERNELS
+from benchmarks.registry import operations as measured_operations
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -101,6 +103,35 @@ def _day(commit: str) -> str:
     return run.stdout.strip() if run.returncode == 0 else f"commit {commit}"
 
 
+def speed() -> list[str]:
+    """Rows of the table of speed: what benchmarks/results holds of each operation, but for the scaling curves."""
+    rows = [row for path in results.files(ROOT / "benchmarks" / "results") for row in results.read(path)]
+    found = []
+    for operation in measured_operations():
+        runs = results.by_key(row for row in rows if row["operation"] == operation.name)
+        for device, _, backend, mode, case in runs:
+            others = {key[2]: runs[key] for key in runs if key[:2] + key[3:] == (device, operation.name, mode, case)}
+            # Along a curve, no other package and no further form takes part.
+            if backend not in (*KERNELS, BEST) or mode != (operation.mode or "both") or len(others) < 3:
+                continue
+            took = results.median(runs[device, operation.name, backend, mode, case], "ms")
+            times = {name: results.median(of, "ms") / took for name, of in others.items()}
+            cells = [f"`{operation.name}`", case.replace(" ", ", "), mode, device, backend, results.shown(took)]
+            cells += [_least(times, "eager: "), _least(times, "compile: ")]
+            found.append(f"| {' | '.join(cells)} | {', '.join(_packages(times)) or '–'} |")
+    return found
+
+
+def _least(times: dict[str, float], prefix: str) -> str:
+    return results.shown(min((time for name, time in times.items() if name.startswith(prefix)), default=None)) or "–"
+
+
+def _packages(times: dict[str, float]) -> list[str]:
+    """The same of each package that computes the same, or less."""
+    names = ("mmdet", "mmdet (GFLV1)", "ultralytics", "torchvision")
+    return [f"{name} {results.shown(times[name])}" for name in names if name in times]
+
+
 def table(name: str, text: str) -> list[str]:
     """The rows below the head of a table of the README."""
     block = re.search(rf"<!-- table: {name}.*?-->\n(.*?)<!-- end -->", text, re.DOTALL)
@@ -108,7 +139,7 @@ def table(name: str, text: str) -> list[str]:
     return block[1].splitlines()[2:]
 
 
-@pytest.mark.parametrize("make", [configurations, operations, kernels], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [configurations, operations, kernels, speed], ids=lambda make: make.__name__)
 def test_tables(make):
     pytest.importorskip("yaml")
     assert table(make.__name__, README.read_text()) == make(), "run: make kernels-table"
@@ -161,7 +192,7 @@ def test_links_and_picture():
 
 def _write() -> None:
     text = README.read_text()
-    for make in (configurations, operations, kernels):
+    for make in (configurations, operations, kernels, speed):
         rows = "\n".join(make())
         pattern = rf"(<!-- table: {make.__name__}[^\n]*\n[^\n]*\n[^\n]*\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda match, rows=rows: f"{match[1]}{rows}\n{match[2]}", text, flags=re.DOTALL)
