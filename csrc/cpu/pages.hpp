@@ -1,6 +1,6 @@
 // Huge pages for gradients. A gradient of a score map is megabytes of fresh memory, and the system maps it page by page as it is
-// written: 3500 page faults for 14 MB, which in a virtual machine took 10 ms where the writing took 1.4 (with pages of 2 MB: 1.2
-// more). The advice is taken where /sys/kernel/mm/transparent_hugepage/enabled says madvise or always; it changes no content.
+// written: 3500 page faults for 14 MB, which in a virtual machine took 8 ms where the writing took 1.4 (with pages of 2 MB: 2 ms).
+// The advice is taken where /sys/kernel/mm/transparent_hugepage/enabled says madvise or always; it changes no content.
 #pragma once
 
 #include <cstdint>
