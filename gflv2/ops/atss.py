@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gflv2.ops import backends
 from gflv2.ops.autograd import no_vmap
-from gflv2.ops.checks import bad_type, bad_value, check_tensor, dense, values_are_checked
+from gflv2.ops.checks import bad_type, bad_value, check_number, check_pairs, check_tensor, dense, values_are_checked
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import MAX_LEVELS, check_strides
 from gflv2.ops.reduction import INTEGERS
@@ -92,7 +92,9 @@ def atss(
         topk=topk,
         padded_sizes=padded_sizes,
         ignore_boxes=ignore_boxes,
+        ignore_iof_thr=ignore_iof_thr,
         anchor_scale=anchor_scale,
+        offset=offset,
         counts=counts,
         points=points,
     )
@@ -184,11 +186,7 @@ def check_padded_sizes(padded_sizes: Any, batch: int) -> None:
     """``padded_sizes``: None, or one (height, width) an image, on the host."""
     if padded_sizes is None:
         return
-    if isinstance(padded_sizes, Tensor) or not isinstance(padded_sizes, (list, tuple)) or len(padded_sizes) != batch:
-        bad_value("padded_sizes", f"a list of {batch} (height, width)", padded_sizes)
-    for size in padded_sizes:
-        if len(size) != 2:
-            bad_value("padded_sizes", f"a list of {batch} (height, width)", padded_sizes)
+    check_pairs(padded_sizes, "padded_sizes", f"a list of {batch} (height, width)", batch)
 
 
 def _check_labels(labels: Any, boxes: Any, device: torch.device) -> None:
@@ -213,9 +211,9 @@ def _check_shapes(level_shapes: Any, points: Any, padded_sizes: Any, device: tor
         return len(points)
     if not isinstance(level_shapes, (list, tuple)) or not 1 <= len(level_shapes) <= MAX_LEVELS:
         bad_value("level_shapes", f"a list of 1 to {MAX_LEVELS} (H, W)", level_shapes)
-    for shape in level_shapes:
-        if len(shape) != 2 or min(shape) < 0:
-            bad_value("level_shapes", "a list of (H, W)", level_shapes)
+    check_pairs(level_shapes, "level_shapes", "a list of (H, W)")
+    if any(min(shape) < 0 for shape in level_shapes):
+        bad_value("level_shapes", "a list of (H, W)", level_shapes)
     return len(level_shapes)
 
 
@@ -228,10 +226,11 @@ def _describe(
     topk: Any = 9,
     padded_sizes: Any = None,
     ignore_boxes: Any = None,
+    ignore_iof_thr: Any = 0.0,
     anchor_scale: Any = 8.0,
+    offset: Any = 0.0,
     counts: Any = None,
     points: Any = None,
-    **_: Any,
 ) -> backends.Call:
     batch, device = check_boxes(boxes, counts)
     _check_labels(labels, boxes, device)
@@ -246,8 +245,9 @@ def _describe(
         bad_type("topk", "an integer", topk)
     if topk < 1:
         bad_value("topk", "at least 1", topk)
-    if not anchor_scale > 0:
-        bad_value("anchor_scale", "a positive number", anchor_scale)
+    check_number(anchor_scale, "anchor_scale", above=0)
+    check_number(ignore_iof_thr, "ignore_iof_thr", least=0)
+    check_number(offset, "offset")
     side = max(max(shape) for shape in level_shapes) if points is None else 0
     return backends.Call(device, torch.float32, {"grid": points is None, "levels": levels, "topk": topk, "side": side})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -53,6 +55,36 @@ def check_tensor(
     if device is not None and value.device != device:
         bad_value(name, f"a tensor on {device} like the other arguments", value)
     return value
+
+
+def check_number(
+    value: Any, name: str, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+) -> Any:
+    """Check a finite number within bounds, and return it; ``above`` itself is too small."""
+    # Numbers of NumPy are none of Python's.
+    known = isinstance(value, (int, float)) or isinstance(value, numbers.Real)
+    if known and not isinstance(value, bool) and above < value < math.inf and least <= value <= most:
+        return value
+    expected = "a finite number"
+    if most < math.inf:
+        expected = f"a number in [{least:g}, {most:g}]"
+    elif max(above, least) > -math.inf:
+        expected += f" > {above:g}" if above > least else f" ≥ {least:g}"
+    (bad_value if known and not isinstance(value, bool) else bad_type)(name, expected, value)
+
+
+def check_pairs(value: Any, name: str, expected: str, count: int | None = None) -> None:
+    """Check a list of pairs of numbers, ``count`` of them where it is given."""
+    if isinstance(value, Tensor) or not isinstance(value, (list, tuple)):
+        bad_type(name, expected, value)
+    if count is not None and len(value) != count:
+        bad_value(name, expected, value)
+    for pair in value:
+        if not isinstance(pair, (list, tuple, Tensor)) or len(pair) != 2:
+            bad_value(name, expected, value)
+        for number in pair:
+            if not (isinstance(number, (int, float)) or hasattr(number, "__float__")):
+                bad_value(name, expected, value)
 
 
 def check_choice(value: Any, name: str, choices: Sequence[Any]) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gflv2.ops import backends
 from gflv2.ops.autograd import no_vmap
-from gflv2.ops.checks import bad_type, bad_value, check_tensor, compute_dtype
+from gflv2.ops.checks import bad_type, bad_value, check_number, check_pairs, check_tensor, compute_dtype
 from gflv2.ops.dgqp import Predictor, dgqp
 from gflv2.ops.gfl_loss import check_head
 from gflv2.ops.implementation import implementation
@@ -111,6 +111,7 @@ def decode(
         quality_logits=quality_logits,
         pre_topk=pre_topk,
         score_thr=score_thr,
+        offset=offset,
         legacy_background=legacy_background,
     )
     batch = box.tensors[0].shape[0]
@@ -185,10 +186,8 @@ def batched_nms(
     """
     if not isinstance(decoded, Decoded):
         bad_type("decoded", "a gflv2.ops.Decoded, as decode returns it", decoded)
-    if not 0 <= iou_thr <= 1:
-        bad_value("iou_thr", "a number in [0, 1]", iou_thr)
-    if score_thr < 0:
-        bad_value("score_thr", "a number ≥ 0", score_thr)
+    check_number(iou_thr, "iou_thr", least=0, most=1)
+    check_number(score_thr, "score_thr", least=0)
     if max_detections is not None and max_detections < 1:
         bad_value("max_detections", "at least 1, or None", max_detections)
     try:
@@ -213,8 +212,7 @@ def _pairs(value: Any, name: str, batch: int, device: torch.device) -> Tensor | 
     if isinstance(value, Tensor):
         dtypes = (torch.float32, torch.float64, torch.int64, torch.int32)
         return check_tensor(value, name, shape=(batch, 2), dtypes=dtypes, device=device)
-    if not isinstance(value, (list, tuple)) or len(value) != batch or any(len(pair) != 2 for pair in value):
-        bad_value(name, f"{batch} pairs of numbers, or a tensor of shape ({batch}, 2)", value)
+    check_pairs(value, name, f"{batch} pairs of numbers, or a tensor of shape ({batch}, 2)", batch)
     return torch.tensor([[float(a), float(b)] for a, b in value]).to(device, non_blocking=True)
 
 
@@ -229,6 +227,7 @@ def _check(
     quality_logits: Any = None,
     pre_topk: Any = 1000,
     score_thr: Any = 0.05,
+    offset: Any = 0.0,
     legacy_background: bool = False,
     **_: Any,
 ) -> tuple[backends.Call, BoxLogits]:
@@ -238,8 +237,8 @@ def _check(
         bad_type("pre_topk", "an integer", pre_topk)
     if pre_topk < 1:
         bad_value("pre_topk", "at least 1", pre_topk)
-    if not 0 <= score_thr <= 1:
-        bad_value("score_thr", "a number in [0, 1]", score_thr)
+    check_number(score_thr, "score_thr", least=0, most=1)
+    check_number(offset, "offset")
     if legacy_background and classes < 2:
         bad_value(
             "class_logits", "at least 2 channels with legacy_background, the last one the background", class_logits[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from gflv2.ops import backends
 from gflv2.ops.autograd import no_double_backward, no_vmap
-from gflv2.ops.checks import bad_type, bad_value, check_tensor, compute_dtype
+from gflv2.ops.checks import bad_value, check_number, check_tensor, compute_dtype
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import BINS_LIMITS
 from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, resolve
@@ -71,10 +70,7 @@ def _describe(logits: Any, teacher_logits: Any, *, temperature: Any = 10.0, **_:
     if not low <= logits.shape[1] <= high:
         bad_value("logits", f"{low} to {high} bins a row", logits)
     check_tensor(teacher_logits, "teacher_logits", shape=logits.shape, device=logits.device)
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-        bad_type("temperature", "a number", temperature)
-    if not (0 < temperature < math.inf):
-        bad_value("temperature", "a positive finite number", temperature)
+    check_number(temperature, "temperature", above=0)
     return backends.Call(logits.device, logits.dtype, {"bins": logits.shape[1]})
 
 

@@ -20,7 +20,7 @@ from gflv2.ops import backends
 from gflv2.ops.atss import as_list, check_boxes, check_padded_sizes, valid_cells
 from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.box_losses import BoxLossSlopes
-from gflv2.ops.checks import bad_type, bad_value, check_tensor, compute_dtype, dense, values_are_checked
+from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, dense, values_are_checked
 from gflv2.ops.dgqp import Predictor, check_predictor, layers_of, refuse_triton, wants_gradient
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import (
@@ -113,6 +113,7 @@ def gfl_targets(
     if images != batch or device != box.device:
         bad_value("boxes", f"boxes of {batch} images on {box.device} like the logits", boxes)
     check_padded_sizes(padded_sizes, batch)
+    check_number(offset, "offset")
     backend = backends.select("gfl_targets", call)
     if backend == "reference":
         return reference.gfl_targets(
@@ -178,8 +179,7 @@ def normalisers(sums: Tensor, *, weight_floor: float = 1e-12) -> Tensor:
         TypeError, ValueError: not a tensor of shape (2,), or a floor that is not positive.
     """
     check_tensor(sums, "sums", shape=(2,))
-    if not weight_floor > 0:
-        bad_value("weight_floor", "a positive number", weight_floor)
+    check_number(weight_floor, "weight_floor", above=0)
     mean = sums.detach()
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
@@ -238,12 +238,12 @@ def gfl_loss(
     check_tensor(targets.boxes, "targets.boxes", shape=(batch, points, 4), device=box.device)
     check_tensor(targets.sums, "targets.sums", shape=(2,), device=box.device)
     check_tensor(normalisers, "normalisers", shape=(2,), device=box.device)
-    if isinstance(beta, bool) or not isinstance(beta, (int, float)):
-        bad_type("beta", "a number", beta)
-    if not (0 <= beta < math.inf):
-        bad_value("beta", "a finite number ≥ 0", beta)
-    if len(loss_weights) != 3:
+    check_number(beta, "beta", least=0)
+    if not isinstance(loss_weights, (list, tuple)) or len(loss_weights) != 3:
         bad_value("loss_weights", "three numbers: QFL, GIoU, DFL", loss_weights)
+    for number, weight in enumerate(loss_weights):
+        check_number(weight, f"loss_weights[{number}]")
+    check_number(offset, "offset")
     if projection is not None and values_are_checked():
         steps = projection.diff()
         if not torch.allclose(steps, steps[:1], rtol=1e-4):
@@ -291,7 +291,8 @@ def gfl_loss(
         losses = _GflLoss.apply(*layers, scales, quality, *constants, *settings, *levels)
     else:
         losses = _call(class_logits, box.tensors, scales, quality, constants, settings)[0]
-    return GFLLosses(*losses.unbind())
+    # Not by unbind, whose results refuse to be changed in place: `total = losses.qfl; total += losses.giou`.
+    return GFLLosses(losses[0], losses[1], losses[2])
 
 
 def check_head(

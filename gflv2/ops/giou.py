@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gflv2.ops import backends
 from gflv2.ops.autograd import no_double_backward, no_vmap
-from gflv2.ops.checks import bad_value, check_tensor, compute_dtype
+from gflv2.ops.checks import check_number, check_tensor, compute_dtype
 from gflv2.ops.implementation import implementation
 from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, dense, resolve
 from gflv2.ops.reference import giou as reference
@@ -86,8 +86,7 @@ def _run(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction: Reduct
 def _describe(pred: Any, target: Any, *_: Any, eps: float = 1e-6, **__: Any) -> backends.Call:
     check_tensor(pred, "pred", shape=(None, 4))
     check_tensor(target, "target", shape=(pred.shape[0], 4), device=pred.device)
-    if not eps > 0:
-        bad_value("eps", "a positive number", eps)
+    check_number(eps, "eps", above=0)
     return backends.Call(pred.device, pred.dtype, {})
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gflv2.ops import backends
 from gflv2.ops.autograd import no_double_backward, no_vmap
-from gflv2.ops.checks import bad_value, check_tensor, compute_dtype
+from gflv2.ops.checks import bad_value, check_number, check_tensor, compute_dtype
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import BoxLogits, check_projection, check_scales, check_strides, read_box_logits
 from gflv2.ops.reference import integral as reference
@@ -57,6 +57,7 @@ def integral(
     projection = check_projection(projection, box)
     scales = check_scales(scales, box)
     level_strides, point_strides, points = _check_decoding(box, strides, points)
+    check_number(offset, "offset")
     backend = backends.select("integral", _call(box))
     if backend == "reference":
         return reference.integral(box_logits, projection, scales=scales, strides=strides, points=points, offset=offset)

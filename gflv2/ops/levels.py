@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gflv2.ops.checks import FLOATS, bad_type, bad_value, check_tensor, compute_dtype
+from gflv2.ops.checks import FLOATS, bad_type, bad_value, check_number, check_tensor, compute_dtype
 
 MAX_LEVELS = 8
 BINS_LIMITS = (2, 65)
@@ -135,10 +135,7 @@ def check_strides(strides: Any, count: int) -> list[float]:
         bad_type("strides", f"a list of {count} numbers", strides)
     if len(strides) != count:
         bad_value("strides", f"{count} numbers, one a level", strides)
-    values = [float(stride) for stride in strides]
-    if min(values) <= 0:
-        bad_value("strides", "positive numbers", strides)
-    return values
+    return [float(check_number(stride, f"strides[{level}]", above=0)) for level, stride in enumerate(strides)]
 
 
 def points_of(levels: Sequence[Tensor]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from gflv2.ops import backends
 from gflv2.ops.autograd import no_double_backward, no_vmap
-from gflv2.ops.checks import bad_type, bad_value, check_tensor, compute_dtype, values_are_checked
+from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, values_are_checked
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import check_levels
 from gflv2.ops.reduction import ARGUMENTS, INTEGERS, Reduction, check_reduction, resolve
@@ -75,10 +74,7 @@ def qfl(
     forms = {"logits": logits, "class_logits": class_logits, "probabilities": probabilities}
     scores = _read(forms, quality_logits)
     _check_target(target, scores)
-    if isinstance(beta, bool) or not isinstance(beta, (int, float)):
-        bad_type("beta", "a number", beta)
-    if not (0 <= beta < math.inf):
-        bad_value("beta", "a finite number ≥ 0", beta)
+    check_number(beta, "beta", least=0)
     check_reduction(weight, avg_factor, reduction, shape=scores.shape, device=scores.device)
     if values_are_checked():
         _check_values(target, scores)

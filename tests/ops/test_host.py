@@ -85,6 +85,22 @@ def test_results_and_gradients_are_memory_of_their_own(op: str, backend: str) ->
         assert tensor.untyped_storage().data_ptr() not in inputs
 
 
+@each_gradient
+def test_a_result_may_be_changed_in_place(op: str, backend: str) -> None:
+    """As `total = losses.qfl; total += losses.giou` does it."""
+    with running(backend) as device:
+        made = calls.arguments(op, device)
+        plain = [result * 2 + 1 for result in calls.differentiable(calls.function(op)(**made))]
+        want = torch.autograd.grad(sum(value.sum() for value in plain), calls.leaves(made), allow_unused=True)
+        found = calls.differentiable(calls.function(op)(**made))
+        for result in found:
+            result *= 2
+            result += 1
+        assert_same(found, plain)
+        gradients = torch.autograd.grad(sum(value.sum() for value in found), calls.leaves(made), allow_unused=True)
+        assert_same([g for g in gradients if g is not None], [g for g in want if g is not None])
+
+
 @each_call
 def test_inference_mode(op: str, backend: str) -> None:
     with running(backend) as device:
