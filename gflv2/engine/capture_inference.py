@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gflv2.engine.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
+from gflv2.engine.replay import Replay, Weights, check_autocast, check_count, check_shape, half_precision, to_device
 from gflv2.models.head import suppress
 from gflv2.models.towers import Detections
 from gflv2.ops import Decoded
-from gflv2.ops.checks import bad_value, check_tensor
+from gflv2.ops.checks import bad_value, check_pairs, check_tensor
 
 if TYPE_CHECKING:
     from gflv2.models.detector import GFLV2
@@ -63,11 +63,13 @@ class CapturedInference:
         weight = next(model.parameters())
         batch, _, height, width = check_shape(shape)
         check_autocast(autocast, weight.device)
+        check_count(warmup, "warmup", 1)
         kind = {"device": weight.device, "dtype": torch.float32}
-        self._images = torch.zeros(tuple(shape), dtype=weight.dtype, device=weight.device)
-        self._sizes = to_device([[float(height), float(width)]] * batch, torch.float32, weight.device)
-        self._whole = self._sizes.clone()
-        self._factors, self._ones = torch.ones(batch, 2, **kind), torch.ones(batch, 2, **kind)
+        with torch.inference_mode(False):  # a buffer made in it could be written in it alone
+            self._images = torch.zeros(tuple(shape), dtype=weight.dtype, device=weight.device)
+            self._sizes = to_device([[float(height), float(width)]] * batch, torch.float32, weight.device)
+            self._whole = self._sizes.clone()
+            self._factors, self._ones = torch.ones(batch, 2, **kind), torch.ones(batch, 2, **kind)
         self._replay = Replay(self._run, weight.device, graph=graph)
         self._replay.warm_up(warmup)
         self._replay.record()
@@ -97,6 +99,7 @@ class CapturedInference:
         self.copy_in(images, image_sizes, scale_factors)
         return self.run()
 
+    @torch.no_grad()
     def copy_in(self, images: Any, image_sizes: Any = None, scale_factors: Any = None) -> None:
         """Check the arguments of a call and copy them into the buffers."""
         self._weights.check()
@@ -126,6 +129,5 @@ class CapturedInference:
             dtypes = (torch.float32, torch.float64, torch.int32, torch.int64)
             return check_tensor(value, name, shape=tuple(default.shape), dtypes=dtypes, device=default.device)
         batch = len(default)
-        if not isinstance(value, (list, tuple)) or len(value) != batch or any(len(pair) != 2 for pair in value):
-            bad_value(name, f"{batch} pairs of numbers, or a tensor of shape ({batch}, 2)", value)
+        check_pairs(value, name, f"{batch} pairs of numbers, or a tensor of shape ({batch}, 2)", batch)
         return to_device(value, torch.float32, default.device)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from gflv2.engine.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
-from gflv2.ops.checks import bad_type, bad_value, check_tensor
+from gflv2.engine.replay import Replay, Weights, check_autocast, check_count, check_shape, half_precision, to_device
+from gflv2.ops.atss import check_padded_sizes
+from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor
 from gflv2.ops.reduction import INTEGERS
 
 if TYPE_CHECKING:
@@ -65,9 +66,12 @@ class CapturedTrainingStep:
         weight = next(model.parameters())
         device = weight.device
         batch = check_shape(shape)[0]
-        _check_count(max_boxes, "max_boxes", 1)
-        _check_count(max_ignore_boxes, "max_ignore_boxes", 0)
-        _check_count(warmup, "warmup", 1)
+        check_count(max_boxes, "max_boxes", 1)
+        check_count(max_ignore_boxes, "max_ignore_boxes", 0)
+        check_count(warmup, "warmup", 1)
+        check_padded_sizes(padded_sizes, batch)
+        if clip_grad_norm is not None:
+            check_number(clip_grad_norm, "clip_grad_norm", above=0)
         check_autocast(autocast, device)
         check_optimizer(optimizer, scaler)
         if not model.training:
@@ -91,20 +95,30 @@ class CapturedTrainingStep:
         # A box without area covers nothing: it stands for one that does not exist.
         self._ignore_boxes = torch.zeros(batch, max_ignore_boxes, 4, device=device) if max_ignore_boxes else None
         self._names: tuple[str, ...] = ()
-        for group in optimizer.param_groups:
-            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).detach().to(device, copy=True)
-        self._rates = [group["lr"] for group in optimizer.param_groups]
-
         self._replay = Replay(self._run, device, graph=graph, before=self._forget_gradients)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            before = _State(model, optimizer, scaler)
-            with warnings.catch_warnings():
-                # PyTorch wonders why an optimiser made for graphs runs without one.
-                warnings.filterwarnings("ignore", message=r".*constructed with capturable=True.*")
-                self._replay.warm_up(warmup)
-            before.restore()
-        self._replay.record()
+        before, rates = _State(model, optimizer, scaler), [group["lr"] for group in optimizer.param_groups]
+        self._rates = [torch.as_tensor(rate, dtype=torch.float32).detach().to(device, copy=True) for rate in rates]
+        try:
+            _set_rates(optimizer, self._rates)
+            self._warm_up(warmup, before)
+            self._replay.record()
+        except BaseException:
+            # Out of memory, for one: the caller goes on with what he had.
+            _set_rates(optimizer, rates)
+            self._forget_gradients()
+            raise
         self._weights, self._moments = Weights(model), _moments(optimizer)
+
+    def _warm_up(self, steps: int, before: _State) -> None:
+        """A few steps, and everything as before them."""
+        device = self._images.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
+            # PyTorch wonders why an optimiser made for graphs runs without one.
+            warnings.filterwarnings("ignore", message=r".*constructed with capturable=True.*")
+            try:
+                self._replay.warm_up(steps)
+            finally:
+                before.restore()
 
     def __call__(
         self,
@@ -131,6 +145,7 @@ class CapturedTrainingStep:
         self.copy_in(images, boxes, labels, counts=counts, ignore_boxes=ignore_boxes)
         return self.run()
 
+    @torch.no_grad()
     def copy_in(self, images: Any, boxes: Any, labels: Any, *, counts: Any = None, ignore_boxes: Any = None) -> None:
         """Check the arguments of a step and copy them into the buffers."""
         self._weights.check()
@@ -252,6 +267,11 @@ class _State:
             self._scaler.load_state_dict(self._scale)
 
 
+def _set_rates(optimizer: Optimizer, rates: Sequence[Any]) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
 def _moments(optimizer: Optimizer) -> list[Tensor]:
     """The tensors that an optimiser keeps between steps."""
     return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
@@ -281,13 +301,6 @@ def check_optimizer(optimizer: Any, scaler: Any) -> None:
 
 def _shown(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: group[name] for name in ("fused", "foreach", "capturable", "dampening") if name in group}
-
-
-def _check_count(value: Any, name: str, least: int) -> None:
-    if type(value) is not int:
-        bad_type(name, "an integer", value)
-    if value < least:
-        bad_value(name, f"at least {least}", value)
 
 
 def _check_list(

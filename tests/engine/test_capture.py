@@ -119,6 +119,27 @@ def test_the_warm_up_leaves_no_trace() -> None:
     assert scaler.state_dict() == scale and torch.equal(torch.get_rng_state(), random)
 
 
+def test_a_capture_that_fails_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(model__backbone__norm_eval=False).train()
+    optimizer = sgd(model)
+    before, steps = weights(model), []
+
+    def step(*args: Any, **kwargs: Any) -> None:
+        plain(*args, **kwargs)
+        steps.append(0)
+        if len(steps) == 2:
+            raise torch.OutOfMemoryError("no memory left")
+
+    plain = optimizer.step
+    monkeypatch.setattr(optimizer, "step", step)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.capture_training_step(optimizer, SHAPE, max_boxes=MAX_BOXES)
+    assert_equal(weights(model), before)
+    assert optimizer.param_groups[0]["lr"] == LR and isinstance(optimizer.param_groups[0]["lr"], float)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(not moment.any() for state in optimizer.state.values() for moment in state.values())
+
+
 @pytest.mark.parametrize(
     ("make", "options"),
     [(sgd, {}), (adamw, {"scaler": True, "clip_grad_norm": 1.0}), (sgd, {"autocast": torch.bfloat16})],
@@ -235,6 +256,16 @@ def test_inference_sees_new_weights_and_autocast() -> None:
     assert torch.equal(after, wanted.boxes)
 
 
+def test_inference_captured_inside_and_called_outside_of_inference_mode() -> None:
+    model = tiny_model().eval()
+    with torch.inference_mode():
+        detect = model.capture_inference(SHAPE, score_thr=0.005)
+    images = batch(0)[0].requires_grad_()
+    found = detect(images)
+    assert sum(len(image.boxes) for image in found) > 0
+    assert not detect._images.requires_grad
+
+
 def make_step(**options: Any) -> CapturedTrainingStep:
     model = tiny_model().train()
     optimizer = options.pop("optimizer", sgd)(model)
@@ -252,6 +283,8 @@ def make_step(**options: Any) -> CapturedTrainingStep:
             r"shape: expected four positive integers \(B, 3, H, W\), got \(2, 64, 96\)",
         ),
         ({"shape": 64}, TypeError, "shape: expected four integers"),
+        ({"padded_sizes": [(64, 96)]}, ValueError, r"padded_sizes: expected a list of 2 \(height, width\)"),
+        ({"clip_grad_norm": "x"}, TypeError, "clip_grad_norm: expected a finite number > 0, got 'x'"),
         ({"max_boxes": 0}, ValueError, "max_boxes: expected at least 1, got 0"),
         ({"max_boxes": 1.5}, TypeError, "max_boxes: expected an integer"),
         ({"autocast": torch.float32}, ValueError, "autocast: expected None, torch.bfloat16 or torch.float16"),
@@ -352,6 +385,7 @@ def test_arguments_of_inference_that_do_not_fit() -> None:
     wrong = [
         ((images[:, :, :32],), ValueError, r"images: expected a tensor of shape \(2, 3, 64, 96\)"),
         ((images, [(64, 96)]), ValueError, r"image_sizes: expected 2 pairs of numbers, or a tensor of shape \(2, 2\)"),
+        ((images, [3, 4]), ValueError, "image_sizes: expected 2 pairs of numbers"),
         ((images, None, torch.ones(2)), ValueError, r"scale_factors: expected a tensor of shape \(2, 2\)"),
         ((images, None, torch.ones(2, 2).half()), TypeError, "scale_factors: expected a tensor of float32"),
     ]
