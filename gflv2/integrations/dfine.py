@@ -40,8 +40,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -138,22 +136,10 @@ def _of_transformers() -> list[ModuleType]:
             "https://github.com/ShihuaHuang95/DEIM: accelerate(dfine_decoder)",
             name="transformers",
         )
-    _hide_own_kernels()
     names = [name for name in MODULES if importlib.util.find_spec(name.rpartition(".")[0]) is not None]
     if not names:
         raise RuntimeError("transformers: expected a version that has D-FINE (4.52 or newer), found none of its models")
     return [importlib.import_module(name) for name in names]
-
-
-def _hide_own_kernels() -> None:
-    """In a checkout, keep transformers from taking our folder of Triton kernels for the package ``kernels``.
-
-    It looks for that optional package, and fails where the checkout is on ``sys.path`` and answers to the name.
-    """
-    ours = importlib.util.find_spec("gflv2.kernels")
-    theirs = None if "kernels" in sys.modules else importlib.util.find_spec("kernels")
-    if ours and theirs and theirs.origin and os.path.realpath(ours.origin) == os.path.realpath(theirs.origin):
-        sys.modules["kernels"] = None  # as good as not installed
 
 
 def _read(module: Any) -> tuple[dict[Any, type], ModuleType | None]:

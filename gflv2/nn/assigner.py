@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gflv2.ops import Assignment, atss
-from gflv2.ops.checks import bad_value, check_tensor
+from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor
 
 _SIDES = 1e-4  # relative difference of sides that may come from rounding alone
 
@@ -42,7 +42,7 @@ class ATSSAssigner:
     """
 
     def __init__(self, topk: int = 9, ignore_iof_thr: float = -1) -> None:
-        self.topk, self.ignore_iof_thr = topk, ignore_iof_thr
+        self.topk, self.ignore_iof_thr = topk, check_number(ignore_iof_thr, "ignore_iof_thr")
 
     def __call__(
         self,
@@ -76,6 +76,8 @@ class ATSSAssigner:
             TypeError, ValueError: a wrong shape, dtype or device; priors that are not squares of one size.
         """
         priors = check_tensor(pred_instances.priors, "pred_instances.priors", shape=(None, None))[:, :4]
+        if not isinstance(num_level_priors, Sequence) or isinstance(num_level_priors, str):
+            bad_type("num_level_priors", "a list of the levels' numbers of priors", num_level_priors)
         counts = [int(count) for count in num_level_priors]
         if sum(counts) != len(priors):
             bad_value("num_level_priors", f"numbers whose sum is that of the priors, {len(priors)}", counts)

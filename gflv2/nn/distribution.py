@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gflv2.models.quality import QualityPredictor, statistics_width
 from gflv2.ops import dgqp, integral
-from gflv2.ops.checks import bad_type, bad_value
+from gflv2.ops.checks import bad_type, bad_value, check_number
 
 
 class Integral(nn.Module):
@@ -26,7 +28,7 @@ class Integral(nn.Module):
 
     def __init__(self, reg_max: int = 16) -> None:
         super().__init__()
-        self.reg_max = reg_max
+        self.reg_max = _count(reg_max, "reg_max")
         self.register_buffer("project", torch.linspace(0, reg_max, reg_max + 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,6 +59,8 @@ class DGQP(QualityPredictor):
     """
 
     def __init__(self, reg_max: int = 16, reg_topk: int = 4, reg_channels: int = 64, add_mean: bool = True) -> None:
+        for name, value in (("reg_max", reg_max), ("reg_topk", reg_topk), ("reg_channels", reg_channels)):
+            _count(value, name)
         inputs = statistics_width(reg_max=reg_max, topk=reg_topk, add_topk=True, add_mean=add_mean, add_variance=False)
         super().__init__(inputs, reg_channels)
         self.reg_max, self.reg_topk, self.add_mean = reg_max, reg_topk, add_mean
@@ -85,3 +89,9 @@ class DGQP(QualityPredictor):
             topk=self.reg_topk,
             mean=self.add_mean,
         )
+
+
+def _count(value: Any, name: str) -> int:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        bad_type(name, "an integer", value)
+    return check_number(value, name, least=1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gflv2.ops import dfl, giou, qfl
-from gflv2.ops.checks import bad_value, check_choice
+from gflv2.ops.checks import bad_value, check_choice, check_number, check_tensor
 from gflv2.ops.reduction import REDUCTIONS
 
 AVERAGE_EPS = torch.finfo(torch.float32).eps  # mmdet adds it to an average factor, which may then be 0
@@ -20,7 +21,7 @@ class _Loss(nn.Module):
     def __init__(self, reduction: str, loss_weight: float) -> None:
         super().__init__()
         self.reduction = check_choice(reduction, "reduction", REDUCTIONS)
-        self.loss_weight = loss_weight
+        self.loss_weight = check_number(loss_weight, "loss_weight")
 
     def _reduced(self, weight: Tensor | None, avg_factor: Any, reduction_override: str | None) -> dict[str, Any]:
         """The three arguments as the operations take them."""
@@ -28,8 +29,10 @@ class _Loss(nn.Module):
             check_choice(reduction_override, "reduction_override", (None, *REDUCTIONS))
         if isinstance(avg_factor, Tensor) and avg_factor.numel() == 1:
             avg_factor = avg_factor.reshape(()).float() + AVERAGE_EPS
-        elif isinstance(avg_factor, (int, float)):
-            avg_factor = avg_factor + AVERAGE_EPS
+        elif isinstance(avg_factor, numbers.Real):  # NumPy's numbers too
+            if not avg_factor >= 0:
+                bad_value("avg_factor", "a number ≥ 0", avg_factor)
+            avg_factor = float(avg_factor) + AVERAGE_EPS
         return {"weight": weight, "avg_factor": avg_factor, "reduction": reduction_override or self.reduction}
 
 
@@ -159,7 +162,8 @@ class GIoULoss(_Loss):
         Raises:
             TypeError, ValueError: a wrong shape, dtype or device, or a reduction that does not exist.
         """
-        if weight is not None and weight.dim() == 2:
+        if isinstance(weight, Tensor) and weight.dim() == 2:
+            check_tensor(pred, "pred", shape=(None, 4))
             if weight.shape != pred.shape:
                 bad_value("weight", f"shape ({len(pred)},) or {tuple(pred.shape)}", weight)
             weight = weight.mean(1)

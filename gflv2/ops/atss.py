@@ -246,7 +246,7 @@ def _describe(
     if topk < 1:
         bad_value("topk", "at least 1", topk)
     check_number(anchor_scale, "anchor_scale", above=0)
-    check_number(ignore_iof_thr, "ignore_iof_thr", least=0)
+    check_number(ignore_iof_thr, "ignore_iof_thr")
     check_number(offset, "offset")
     side = max(max(shape) for shape in level_shapes) if points is None else 0
     return backends.Call(device, torch.float32, {"grid": points is None, "levels": levels, "topk": topk, "side": side})

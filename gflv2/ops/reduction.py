@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -36,9 +37,10 @@ def check_reduction(
             bad_value("avg_factor", "a number or a 0-d tensor", avg_factor)
         if avg_factor.device != device:
             bad_value("avg_factor", f"a 0-d tensor on {device} like the other arguments", avg_factor)
-    elif isinstance(avg_factor, (int, float)):
+    elif isinstance(avg_factor, (int, float)) or isinstance(avg_factor, numbers.Real):
         if not avg_factor > 0:
             bad_value("avg_factor", "a positive number", avg_factor)
+        avg_factor = float(avg_factor)  # NumPy's too
     else:
         bad_type("avg_factor", "a number or a 0-d tensor", avg_factor)
     return weight, avg_factor, reduction

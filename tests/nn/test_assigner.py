@@ -62,5 +62,11 @@ def test_priors_that_are_no_squares():
             ATSSAssigner().assign(SimpleNamespace(priors=priors), [2], truth)
     with pytest.raises(ValueError, match="num_level_priors: expected numbers whose sum is that of the priors, 2"):
         ATSSAssigner().assign(SimpleNamespace(priors=square), [3], truth)
+    with pytest.raises(TypeError, match="num_level_priors: expected a list of the levels' numbers of priors, got 2"):
+        ATSSAssigner().assign(SimpleNamespace(priors=square), 2, truth)
+    with pytest.raises(TypeError, match="num_level_priors: expected a list of the levels' numbers of priors, got 'ab'"):
+        ATSSAssigner().assign(SimpleNamespace(priors=square), "ab", truth)
+    with pytest.raises(TypeError, match="ignore_iof_thr: expected a finite number, got None"):
+        ATSSAssigner(ignore_iof_thr=None)
     # A level without priors, as where all anchors of a level leave the image.
     assert len(ATSSAssigner().assign(SimpleNamespace(priors=square), [2, 0], truth).labels) == 2

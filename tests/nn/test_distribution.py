@@ -72,3 +72,19 @@ def test_dgqp_of_rows_and_scales():
 def test_dgqp_says_how_many_bins_there_are():
     with pytest.raises(ValueError, match="reg_topk: expected 1 to 17, the number of bins, got 18"):
         DGQP(reg_topk=18)
+
+
+@pytest.mark.parametrize(
+    "module, settings, message",
+    [
+        (Integral, {"reg_max": "16"}, "reg_max: expected an integer, got '16'"),
+        (Integral, {"reg_max": -1}, "reg_max: expected a finite number ≥ 1, got -1"),
+        (DGQP, {"reg_max": 16.0}, "reg_max: expected an integer, got 16.0"),
+        (DGQP, {"reg_topk": "4"}, "reg_topk: expected an integer, got '4'"),
+        (DGQP, {"reg_channels": "a"}, "reg_channels: expected an integer, got 'a'"),
+        (DGQP, {"reg_channels": 0}, "reg_channels: expected a finite number ≥ 1, got 0"),
+    ],
+)
+def test_settings_are_checked(module, settings, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        module(**settings)

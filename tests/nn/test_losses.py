@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -101,6 +102,19 @@ def test_errors_name_the_argument(module):
         module()(pred, target, weight=torch.ones(len(pred) + 1))
     with pytest.raises(TypeError, match="avg_factor: expected a number or a 0-d tensor, got 'three'"):
         module()(pred, target, avg_factor="three")
+    with pytest.raises(ValueError, match=r"avg_factor: expected a number ≥ 0, got -1 \(int\)"):
+        module()(pred, target, avg_factor=-1)
+    with pytest.raises(TypeError, match="weight: expected a tensor, got "):
+        module()(pred, target, weight=[1.0] * len(pred))
+    with pytest.raises(TypeError, match="loss_weight: expected a finite number, got 'a'"):
+        module(loss_weight="a")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_average_factors_of_numpy(module):
+    pred, target = rows()[module]
+    for factor in (np.int64(3), np.float32(3), np.float64(3)):
+        assert torch.equal(module()(pred, target, avg_factor=factor), module()(pred, target, avg_factor=3))
 
 
 def test_giou_weights_of_the_sides():
@@ -109,6 +123,8 @@ def test_giou_weights_of_the_sides():
     assert torch.equal(GIoULoss()(pred, target, sides), GIoULoss()(pred, target, sides.mean(1)))
     with pytest.raises(ValueError, match=r"weight: expected shape \(6,\) or \(6, 4\)"):
         GIoULoss()(pred, target, sides[:, :3])
+    with pytest.raises(TypeError, match="pred: expected a tensor, got "):
+        GIoULoss()(pred.tolist(), target, sides)
 
 
 def test_dense_targets_and_joint_scores():

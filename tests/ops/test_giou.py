@@ -225,8 +225,8 @@ class TestArguments:
             (BOXES, torch.zeros(1, 4), {}, ValueError, r"target: .*\(3, 4\).*\(1, 4\)"),
             (BOXES, BOXES.long(), {}, TypeError, "target: .*float32.*int64"),
             (BOXES, torch.zeros(3, 4, device="meta"), {}, ValueError, "target: .*cpu.*meta"),
-            (BOXES, BOXES, {"eps": 0.0}, ValueError, "eps: .*positive.*0.0"),
-            (BOXES, BOXES, {"eps": float("nan")}, ValueError, "eps: .*positive.*nan"),
+            (BOXES, BOXES, {"eps": 0.0}, ValueError, "eps: .*number > 0.*0.0"),
+            (BOXES, BOXES, {"eps": float("nan")}, ValueError, "eps: .*number > 0.*nan"),
         ],
     )
     def test_errors(self, function, pred: Tensor, target: Tensor, keywords: dict, error: type, message: str) -> None:

@@ -7,8 +7,8 @@ Importing this module registers ``GFLV2Head`` (also under the authors' name ``GF
 
 ``accelerate()`` puts this project's QualityFocalLoss, DistributionFocalLoss, GIoULoss, ATSSAssigner and Integral in the
 place of mmdet's, and the fused training losses into GFLHead, for every model that is built afterwards (or in a model
-that exists: ``accelerate(model)``); ``restore()`` takes them out again. In a configuration, any with these types in it,
-one line does it:
+that exists: ``accelerate(model)``); ``restore()`` takes them out again. A class that somebody else has registered
+under one of these names stays. In a configuration, any with these types in it, one line does it:
 
     custom_imports = dict(imports=["gflv2.integrations.mmdet.accelerated"])
 
@@ -27,7 +27,10 @@ Where results differ from mmdet's, beyond rounding:
   the threshold may fall on either side. Priors that are not squares of one size a level (other ratios, several scales),
   another IoU calculator, DDOD's ``alpha``, and boxes that are no plain tensors go to mmdet's own code.
 * GFLHead gives each loss as one number for all levels (mmdet: one a level). Settings that the fused losses do not
-  cover, and heads derived from GFLHead, keep mmdet's code around the single losses.
+  cover, and heads derived from GFLHead, keep mmdet's code around the single losses; so does a GFLHead with a loss,
+  assigner, sampler or integral derived from mmdet's. For more than 65 bins Integral and DistributionFocalLoss are
+  mmdet's own code too, for more than 8 levels ATSSAssigner.
+* The mean over no rows is 0; mmdet's QualityFocalLoss and DistributionFocalLoss give NaN.
 * GIoULoss for weights that are all 0 and reduction "none": N zeros instead of a single one.
 * Losses are float32 also for half-precision inputs, and send no gradient into weights and average factors.
 * GFLV2Head divides its box losses by max(Σw, 1e-12), as the authors do (``weight_floor=1.0``: as GFLHead), and keeps
@@ -36,7 +39,8 @@ Where results differ from mmdet's, beyond rounding:
 
 from gflv2.integrations.common import require
 
-require("mmdet", "mmdet==3.3.0 mmcv==2.1.0 mmengine==0.10.7")
+# Neither the authors' wheels nor an old setuptools can be asked for in one line: docs/integrations.md has both ways.
+require("mmdet", 'mmdet==3.3.0 mmengine==0.10.7 mmcv==2.1.0 --no-build-isolation  # after: pip install "setuptools<81"')
 
 from gflv2.integrations.mmdet.head import GFLV2Head  # noqa: E402
 from gflv2.integrations.mmdet.swap import accelerate, restore  # noqa: E402

@@ -1,4 +1,7 @@
-"""The training head of GFLV1 and GFLV2 in mmdet's terms: assignment, targets and all losses on the fused operations."""
+"""The training head of GFLV1 and GFLV2 in mmdet's terms: assignment, targets and all losses on the fused operations.
+
+And mmdet's own GFLHead with them.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmdet.models.losses import DistributionFocalLoss, GIoULoss, QualityFocalLoss
-from mmdet.models.task_modules.assigners import ATSSAssigner, BboxOverlaps2D
+from mmdet.models.dense_heads.gfl_head import GFLHead as MmdetGFLHead
 from mmdet.models.task_modules.coders import DistancePointBBoxCoder
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmdet.models.task_modules.samplers import PseudoSampler
@@ -15,11 +17,18 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from gflv2.integrations.mmdet import modules
 from gflv2.ops import atss, gfl_loss, gfl_targets, normalisers
 from gflv2.ops.checks import bad_type, bad_value
+from gflv2.ops.levels import BINS_LIMITS, MAX_LEVELS
 
 GIOU_EPS = 1e-6
-_LOSSES = (("loss_cls", QualityFocalLoss), ("loss_bbox", GIoULoss), ("loss_dfl", DistributionFocalLoss))
+# A class derived from one of these may compute something else, so only mmdet's own and ours count.
+_LOSSES = {
+    "loss_cls": (modules.MmdetQualityFocalLoss, modules.QualityFocalLoss),
+    "loss_bbox": (modules.MmdetGIoULoss, modules.GIoULoss),
+    "loss_dfl": (modules.MmdetDistributionFocalLoss, modules.DistributionFocalLoss),
+}
 
 
 def check_parts(head: nn.Module) -> None:
@@ -28,16 +37,21 @@ def check_parts(head: nn.Module) -> None:
     Raises:
         TypeError, ValueError: the head was built for something else; the message names the setting.
     """
-    for name, kind in _LOSSES:
+    for name, kinds in _LOSSES.items():
         loss = getattr(head, name)
-        if not isinstance(loss, kind):
-            bad_type(name, f"a {kind.__name__}", type(loss).__name__)
+        if type(loss) not in kinds:
+            bad_type(name, f"a {kinds[0].__name__}, not a class derived from it", type(loss).__name__)
         if loss.reduction != "mean":
             bad_value(f"{name}.reduction", "'mean'", loss.reduction)
     if head.loss_cls.activated:
         bad_value("loss_cls.activated", "False", True)
     if head.loss_bbox.eps != GIOU_EPS:
         bad_value("loss_bbox.eps", str(GIOU_EPS), head.loss_bbox.eps)
+    if type(head.integral) not in (modules.MmdetIntegral, modules.Integral):
+        bad_type("integral", "an Integral, not a class derived from it", type(head.integral).__name__)
+    least, most = (bins - 1 for bins in BINS_LIMITS)
+    if not least <= head.reg_max <= most:
+        bad_value("reg_max", f"{least} to {most}", head.reg_max)
     if type(head.bbox_coder) is not DistancePointBBoxCoder:
         bad_type("bbox_coder", "a DistancePointBBoxCoder", head.bbox_coder)
     grid = head.prior_generator
@@ -47,14 +61,17 @@ def check_parts(head: nn.Module) -> None:
     if not square:
         expected = "an AnchorGenerator of one square anchor a cell, its base size the stride"
         bad_value("anchor_generator", expected, grid)
+    if grid.num_levels > MAX_LEVELS:
+        bad_value("anchor_generator.strides", f"at most {MAX_LEVELS} levels", grid.num_levels)
     if not head.train_cfg:
         return
     assigner, cfg = head.assigner, head.train_cfg
-    plain = isinstance(assigner, ATSSAssigner) and assigner.alpha is None
-    if not plain or type(assigner.iou_calculator) is not BboxOverlaps2D:
-        bad_type("train_cfg.assigner", "an ATSSAssigner without alpha, on BboxOverlaps2D", assigner)
-    if not isinstance(head.sampler, PseudoSampler):
-        bad_type("train_cfg.sampler", "none, or a PseudoSampler", head.sampler)
+    plain = type(assigner) in (modules.MmdetATSSAssigner, modules.ATSSAssigner) and assigner.alpha is None
+    if not plain or not modules.plain_overlaps(assigner.iou_calculator):
+        expected = "an ATSSAssigner, not a class derived from it, without alpha, on BboxOverlaps2D without dtype"
+        bad_type("train_cfg.assigner", expected, assigner)
+    if type(head.sampler) is not PseudoSampler:
+        bad_type("train_cfg.sampler", "none, or a PseudoSampler, not a class derived from it", head.sampler)
     if cfg.get("allowed_border", -1) >= 0:
         bad_value("train_cfg.allowed_border", "-1", cfg["allowed_border"])
     if cfg.get("pos_weight", -1) > 0:
@@ -115,7 +132,28 @@ def losses(
         targets,
         normalisers(targets.sums, weight_floor=weight_floor),
         beta=head.loss_cls.beta,
-        loss_weights=tuple(float(getattr(head, name).loss_weight) for name, _ in _LOSSES),
+        loss_weights=tuple(float(getattr(head, name).loss_weight) for name in _LOSSES),
         **options,
     )
-    return dict(zip([name for name, _ in _LOSSES], found, strict=True))
+    return dict(zip(_LOSSES, found, strict=True))
+
+
+class GFLHead(MmdetGFLHead):
+    """The same head, its training losses as one operation; for unusual settings mmdet's own code goes on.
+
+    Each loss is a list of one number for all levels. A class derived from it, or from mmdet's (LDHead, say), keeps
+    mmdet's code, which calls the methods that it may have replaced.
+    """
+
+    def loss_by_feat(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict],
+        batch_gt_instances_ignore: list[InstanceData] | None = None,
+    ) -> dict[str, list[Tensor]]:
+        arguments = (cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
+        if type(self) is not GFLHead or not covered(self):
+            return super().loss_by_feat(*arguments)
+        return {name: [value] for name, value in losses(self, *arguments, weight_floor=1.0).items()}

@@ -1,11 +1,12 @@
-"""mmdet's classes on this project's operations, each a subclass of mmdet's: its heads ask with isinstance()."""
+"""mmdet's losses, integral and assigner on this project's operations, each a subclass of mmdet's: its heads ask with
+isinstance().
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from mmdet.models.dense_heads.gfl_head import GFLHead as MmdetGFLHead
 from mmdet.models.dense_heads.gfl_head import Integral as MmdetIntegral
 from mmdet.models.losses import DistributionFocalLoss as MmdetDistributionFocalLoss
 from mmdet.models.losses import GIoULoss as MmdetGIoULoss
@@ -16,17 +17,24 @@ from mmdet.structures.bbox import HorizontalBoxes
 from torch import Tensor
 
 from gflv2 import nn
-from gflv2.integrations.mmdet import fused
 from gflv2.nn.assigner import square_sides
-from gflv2.ops.levels import MAX_LEVELS
+from gflv2.ops.checks import bad_value
+from gflv2.ops.levels import BINS_LIMITS, MAX_LEVELS
 
 
 class QualityFocalLoss(nn.QualityFocalLoss, MmdetQualityFocalLoss):
-    pass
+    def __init__(self, use_sigmoid: bool = True, *args: Any, **kwargs: Any) -> None:
+        # mmdet's heads pass logits whatever it says; probabilities are ``activated``.
+        if use_sigmoid is not True:
+            bad_value("use_sigmoid", "True, the only one that mmdet has", use_sigmoid)
+        super().__init__(use_sigmoid, *args, **kwargs)
 
 
 class DistributionFocalLoss(nn.DistributionFocalLoss, MmdetDistributionFocalLoss):
-    pass
+    def forward(self, pred: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Arguments and result are mmdet's; of more bins than the operation takes, by mmdet's own code."""
+        many = isinstance(pred, Tensor) and pred.dim() == 2 and _beyond(pred.shape[1])
+        return (MmdetDistributionFocalLoss if many else nn.DistributionFocalLoss).forward(self, pred, *args, **kwargs)
 
 
 class GIoULoss(nn.GIoULoss, MmdetGIoULoss):
@@ -34,27 +42,9 @@ class GIoULoss(nn.GIoULoss, MmdetGIoULoss):
 
 
 class Integral(nn.Integral, MmdetIntegral):
-    pass
-
-
-class GFLHead(MmdetGFLHead):
-    """The same head, its training losses as one operation; for unusual settings mmdet's own code goes on.
-
-    Each loss is a list of one number for all levels. Subclasses of mmdet's head, LDHead say, are not touched.
-    """
-
-    def loss_by_feat(
-        self,
-        cls_scores: list[Tensor],
-        bbox_preds: list[Tensor],
-        batch_gt_instances: list[Any],
-        batch_img_metas: list[dict],
-        batch_gt_instances_ignore: list[Any] | None = None,
-    ) -> dict[str, list[Tensor]]:
-        arguments = (cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
-        if not fused.covered(self):
-            return super().loss_by_feat(*arguments)
-        return {name: [value] for name, value in fused.losses(self, *arguments, weight_floor=1.0).items()}
+    def forward(self, x: Tensor) -> Tensor:
+        """Argument and result are mmdet's; of more bins than the operation takes, by mmdet's own code."""
+        return (MmdetIntegral if _beyond(self.reg_max + 1) else nn.Integral).forward(self, x)
 
 
 class ATSSAssigner(MmdetATSSAssigner):
@@ -80,9 +70,18 @@ class ATSSAssigner(MmdetATSSAssigner):
 
     def _covered(self, priors: Any, boxes: Any, ignored: Any, counts: Sequence[int]) -> bool:
         """Whether the operation computes what mmdet would with these settings."""
-        plain = type(self.iou_calculator) is BboxOverlaps2D and self.iou_calculator.dtype is None
+        plain = plain_overlaps(self.iou_calculator)
         tensors = isinstance(priors, Tensor) and isinstance(boxes, Tensor) and isinstance(ignored, (Tensor, type(None)))
         return self.alpha is None and plain and tensors and len(priors) > 0 and 1 <= len(counts) <= MAX_LEVELS
+
+
+def plain_overlaps(calculator: Any) -> bool:
+    """Whether an assigner's calculator gives the IoU in the boxes' own dtype."""
+    return type(calculator) is BboxOverlaps2D and calculator.dtype is None
+
+
+def _beyond(bins: int) -> bool:
+    return bins > BINS_LIMITS[1]
 
 
 def _tensor(boxes: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -9,7 +10,8 @@ from mmdet.registry import MODELS, TASK_UTILS
 from torch import nn
 
 from gflv2.integrations.common import Patch
-from gflv2.integrations.mmdet import modules
+from gflv2.integrations.mmdet import fused, modules
+from gflv2.ops.checks import bad_type
 
 _CLASSES = (
     # ours, mmdet's, the registry that knows it
@@ -18,19 +20,27 @@ _CLASSES = (
     (modules.GIoULoss, modules.MmdetGIoULoss, MODELS),
     (modules.ATSSAssigner, modules.MmdetATSSAssigner, TASK_UTILS),
     (modules.Integral, modules.MmdetIntegral, None),
-    (modules.GFLHead, modules.MmdetGFLHead, MODELS),
+    (fused.GFLHead, fused.MmdetGFLHead, MODELS),
 )
-# Where configurations in Python find the classes, and where GFLHead finds its Integral. Not the losses' own module, in
-# which they call super() by their name; nor heads that import one for isinstance(): ours are subclasses.
+# Where configurations in Python find the classes. Not the modules that define them: pickle looks a model's classes up
+# there, and the losses call super() by their name. Nor heads that import one for isinstance(): ours are subclasses.
 _PLACES = (
     "mmdet.models",
     "mmdet.models.losses",
     "mmdet.models.task_modules",
     "mmdet.models.task_modules.assigners",
     "mmdet.models.dense_heads",
-    "mmdet.models.dense_heads.gfl_head",
 )
 _patch = Patch()
+_own_init = fused.MmdetGFLHead.__init__
+
+
+@functools.wraps(_own_init)
+def _init_with_integral(self: Any, *args: Any, **kwargs: Any) -> None:
+    """GFLHead and its kind name their Integral in code, not in the configuration."""
+    _own_init(self, *args, **kwargs)
+    if type(self.integral) is modules.MmdetIntegral:
+        self.integral.__class__ = modules.Integral
 
 
 def accelerate(model: nn.Module | None = None) -> None:
@@ -38,17 +48,21 @@ def accelerate(model: nn.Module | None = None) -> None:
 
     Args:
         model: change this model alone, whose modules and assigners were built before. None: change what configurations
-            build from now on.
+            build from now on. A class that somebody else has registered under one of the names stays.
+
+    Raises:
+        TypeError: ``model`` is no module.
     """
     if model is not None:
         _exchange(model, {theirs: ours for ours, theirs, _ in _CLASSES})
         return
     for ours, theirs, registry in _CLASSES:
-        if registry is not None:
+        if registry is not None and registry.module_dict.get(theirs.__name__) is theirs:
             _patch.item(registry.module_dict, theirs.__name__, ours)
         for place in map(sys.modules.__getitem__, _PLACES):
             if vars(place).get(theirs.__name__) is theirs:
                 _patch.attribute(place, theirs.__name__, ours)
+    _patch.attribute(fused.MmdetGFLHead, "__init__", _init_with_integral)
 
 
 def restore(model: nn.Module | None = None) -> None:
@@ -61,6 +75,8 @@ def restore(model: nn.Module | None = None) -> None:
 
 def _exchange(model: nn.Module, classes: dict[type, type]) -> None:
     """Give modules, and the assigners that they hold, another class; both kinds have the same attributes."""
+    if not isinstance(model, nn.Module):
+        bad_type("model", "a torch.nn.Module, or None", model)
     for module in model.modules():
         for item in (module, *(value for value in vars(module).values() if _is_assigner(value))):
             item.__class__ = classes.get(type(item), type(item))

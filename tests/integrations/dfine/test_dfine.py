@@ -7,15 +7,12 @@ import io
 import pytest
 import torch
 from torch import Tensor
+from transformers import DFineConfig, DFineForObjectDetection
+from transformers.models.d_fine import modeling_d_fine
+from transformers.models.deimv2 import modeling_deimv2
+from transformers.utils import is_kernels_available
 
 from gflv2.integrations import dfine
-
-dfine.accelerate()  # before transformers itself is imported, as a user in a checkout must do it, too
-dfine.restore()
-
-from transformers import DFineConfig, DFineForObjectDetection  # noqa: E402
-from transformers.models.d_fine import modeling_d_fine  # noqa: E402
-from transformers.models.deimv2 import modeling_deimv2  # noqa: E402
 
 BACKBONE = {
     "model_type": "hgnet_v2",
@@ -253,3 +250,8 @@ def test_compile_and_export():
     assert "gflv2" not in str(exported.graph) and "gflv2" not in str(traced.inlined_graph)
     torch.testing.assert_close(exported.module()(scores, corners), wanted)
     torch.jit.save(traced, io.BytesIO())
+
+
+def test_our_folder_of_kernels_is_not_taken_for_another_package():
+    """These tests run in the checkout, whose folder ``kernels`` has the name of one that transformers can use."""
+    assert not is_kernels_available()

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import mmdet.models
 import mmdet.models.losses
 import pytest
 import torch
-from mmdet.models.dense_heads import gfl_head
 from mmdet.models.task_modules.assigners import ATSSAssigner, BboxOverlaps2D
+from mmdet.models.task_modules.samplers import PseudoSampler
 from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 from gflv2.integrations.mmdet import accelerate, fused, modules, restore
 from gflv2.ops import atss, gfl_loss, gfl_targets, normalisers
-from tests.integrations.mmdet.detectors import STRIDES, batch, build, config, detect, step
+from tests.integrations.mmdet.detectors import (
+    GENERATOR,
+    HEADS,
+    STRIDES,
+    TRAIN,
+    batch,
+    build,
+    config,
+    detect,
+    step,
+)
 
 
 def classes_of(model) -> dict[str, type]:
@@ -27,7 +38,7 @@ def classes_of(model) -> dict[str, type]:
 
 OURS = {
     "GFL": {
-        "head": modules.GFLHead,
+        "head": fused.GFLHead,
         "loss_cls": modules.QualityFocalLoss,
         "loss_bbox": modules.GIoULoss,
         "loss_dfl": modules.DistributionFocalLoss,
@@ -109,10 +120,10 @@ def test_a_model_that_exists(kind):
 
 def entries() -> list:
     """Everything that accelerate() may change."""
-    names = ("QualityFocalLoss", "DistributionFocalLoss", "GIoULoss", "ATSSAssigner", "Integral")
+    names = ("QualityFocalLoss", "DistributionFocalLoss", "GIoULoss", "ATSSAssigner", "Integral", "GFLHead")
     places = [MODELS.module_dict, TASK_UTILS.module_dict]
     places += [vars(module) for name, module in sys.modules.items() if name.startswith("mmdet.")]
-    return [place.get(name) for place in places for name in names]
+    return [place.get(name) for place in places for name in names] + [fused.MmdetGFLHead.__init__]
 
 
 def test_again_and_back():
@@ -123,7 +134,7 @@ def test_again_and_back():
     accelerate()
     assert entries() == first != before
     assert mmdet.models.GIoULoss is mmdet.models.losses.GIoULoss is modules.GIoULoss
-    assert gfl_head.Integral is modules.Integral
+    assert mmdet.models.dense_heads.GFLHead is fused.GFLHead
     # Heads that ask with isinstance() go on asking for mmdet's class.
     assert sys.modules["mmdet.models.dense_heads.dino_head"].QualityFocalLoss is modules.MmdetQualityFocalLoss
     for _ in range(2):
@@ -233,12 +244,17 @@ def test_mmdets_conventions(shift):
     torch.testing.assert_close(encoded, torch.tensor([[15.9, 0.0, 3.0, 15.9]]))
 
 
+FP16 = {"type": "BboxOverlaps2D", "dtype": "fp16"}
+
+
 @pytest.mark.parametrize(
     "unusual",
     [
         {"loss_bbox": {"type": "GIoULoss", "loss_weight": 2.0, "eps": 1e-7}},
         {"train_cfg": {"assigner": {"type": "ATSSAssigner", "topk": 9}, "allowed_border": -1, "pos_weight": 0.5}},
         {"loss_bbox": {"type": "DIoULoss", "loss_weight": 2.0}},
+        {"reg_max": 80},  # more bins than the operations take
+        {"train_cfg": {**TRAIN, "assigner": {**TRAIN["assigner"], "iou_calculator": FP16}}},
     ],
 )
 def test_gfl_with_unusual_settings(unusual, monkeypatch):
@@ -248,12 +264,12 @@ def test_gfl_with_unusual_settings(unusual, monkeypatch):
     accelerate()
     model = build("GFL", like=plain, **unusual)
     monkeypatch.setattr(fused, "losses", None)  # not to be called
-    assert type(model.bbox_head) is modules.GFLHead and type(model.bbox_head.loss_cls) is modules.QualityFocalLoss
+    assert type(model.bbox_head) is fused.GFLHead and type(model.bbox_head.loss_cls) is modules.QualityFocalLoss
     assert_same_step(step(model), expected)
 
 
 def test_heads_derived_from_gfl_head_keep_their_own_losses():
-    class Derived(modules.MmdetGFLHead):
+    class Derived(fused.MmdetGFLHead):
         pass
 
     plain = build("GFL")
@@ -263,3 +279,140 @@ def test_heads_derived_from_gfl_head_keep_their_own_losses():
     assert type(model.bbox_head) is Derived and type(model.bbox_head.integral) is modules.Integral
     assert_same_step(step(model), expected)
     assert len(model.loss(*batch())["loss_cls"]) == 5  # one a level, as mmdet's code gives them
+
+
+class Tenfold(torch.nn.Module):
+    def forward(self, *args, **kwargs):
+        return 10 * super().forward(*args, **kwargs)
+
+
+class TenfoldClasses(Tenfold, modules.MmdetQualityFocalLoss):
+    pass
+
+
+class TenfoldBoxes(Tenfold, modules.MmdetGIoULoss):
+    pass
+
+
+class TenfoldBins(Tenfold, modules.MmdetDistributionFocalLoss):
+    pass
+
+
+class First(ATSSAssigner):
+    """Of the boxes only the first is learnt."""
+
+    def assign(self, *args, **kwargs):
+        found = super().assign(*args, **kwargs)
+        others = found.gt_inds > 1
+        found.gt_inds[others], found.labels[others] = 0, -1
+        return found
+
+
+class Sampler(PseudoSampler):
+    pass
+
+
+DERIVED = {
+    "loss_cls": {"loss_cls": {**HEADS["GFL"]["loss_cls"], "type": TenfoldClasses}},
+    "loss_bbox": {"loss_bbox": {"type": TenfoldBoxes, "loss_weight": 2.0}},
+    "loss_dfl": {"loss_dfl": {"type": TenfoldBins, "loss_weight": 0.25}},
+    "train_cfg.assigner": {"train_cfg": {**TRAIN, "assigner": {"type": First, "topk": 9}}},
+    "train_cfg.sampler": {"train_cfg": {**TRAIN, "sampler": {"type": Sampler}}},
+}
+
+
+@pytest.mark.parametrize("part", DERIVED)
+def test_a_part_derived_from_mmdets_keeps_its_own_code(part):
+    plain = build("GFL", **DERIVED[part])
+    expected = step(plain)
+    accelerate()
+    model = build("GFL", like=plain, **DERIVED[part])
+    assert type(model.bbox_head) is fused.GFLHead and not fused.covered(model.bbox_head)
+    assert_same_step(step(model), expected)
+    # GFLV2Head has no other code.
+    with pytest.raises(TypeError, match=f"{part}: expected .*not a class derived from it"):
+        build("GFLV2", **DERIVED[part])
+
+
+def test_an_integral_derived_from_mmdets():
+    head = build("GFL").bbox_head
+    assert fused.covered(head)
+    head.integral = type("Other", (modules.Integral,), {})(16)
+    with pytest.raises(TypeError, match="integral: expected an Integral, not a class derived from it, got 'Other'"):
+        fused.check_parts(head)
+
+
+def test_a_head_derived_after_accelerate():
+    """What users import then is our GFLHead; methods that they replace are called all the same."""
+
+    def derived():
+        from mmdet.models.dense_heads import GFLHead
+
+        class Head(GFLHead):
+            def loss_by_feat_single(self, *args, **kwargs):
+                classes, *others = super().loss_by_feat_single(*args, **kwargs)
+                return 10 * classes, *others
+
+        return Head
+
+    plain = build("GFL", type=derived())
+    expected = step(plain)
+    accelerate()
+    model = build("GFL", like=plain, type=derived())
+    assert isinstance(model.bbox_head, fused.GFLHead)
+    assert_same_step(step(model), expected)
+
+
+def test_use_sigmoid():
+    accelerate()
+    with pytest.raises(ValueError, match="use_sigmoid: expected True, the only one that mmdet has, got False"):
+        MODELS.build({"type": "QualityFocalLoss", "use_sigmoid": False})
+    assert MODELS.build({"type": "QualityFocalLoss", "beta": 1.5, "loss_weight": 3.0}).beta == 1.5
+    # The authors' configurations of GFLV2 have it.
+    build("GFLV2", loss_cls={**HEADS["GFLV2"]["loss_cls"], "use_sigmoid": False})
+
+
+def test_classes_that_others_registered_stay(monkeypatch):
+    monkeypatch.setitem(MODELS.module_dict, "GIoULoss", TenfoldBoxes)
+    accelerate()
+    assert MODELS.get("GIoULoss") is TenfoldBoxes and MODELS.get("GFLHead") is fused.GFLHead
+    restore()
+    assert MODELS.get("GIoULoss") is TenfoldBoxes
+
+
+def test_models_of_before_can_be_saved_as_a_whole():
+    before = build("GFL")
+    accelerate()
+    for model in (before, build("GFL")):
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        assert classes_of(torch.load(file, weights_only=False)) == classes_of(model)
+
+
+def test_more_bins_than_the_operations_take():
+    draw = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(6, 81, generator=draw), torch.rand(6, generator=draw) * 79
+    ours, theirs = (
+        loss(loss_weight=0.5)(logits, target, weight=target, avg_factor=2.0)
+        for loss in (modules.DistributionFocalLoss, modules.MmdetDistributionFocalLoss)
+    )
+    torch.testing.assert_close(ours, theirs)
+    rows = torch.randn(3, 4 * 81, generator=draw)
+    torch.testing.assert_close(modules.Integral(80)(rows), modules.MmdetIntegral(80)(rows))
+    with pytest.raises(ValueError, match="reg_max: expected 1 to 64, got 80"):
+        build("GFLV2", reg_max=80)
+
+
+def test_more_levels_than_the_operations_take():
+    strides = [8, 16, 32, 64, 128, 256, 512, 1024, 2048]
+    head = build("GFL", anchor_generator={**GENERATOR, "strides": strides}).bbox_head
+    assert not fused.covered(head)
+    with pytest.raises(ValueError, match="anchor_generator.strides: expected at most 8 levels, got 9"):
+        fused.check_parts(head)
+
+
+@pytest.mark.parametrize("call", [accelerate, restore])
+def test_what_is_no_model(call):
+    with pytest.raises(TypeError, match="model: expected a torch.nn.Module, or None, got 'GFL'"):
+        call("GFL")

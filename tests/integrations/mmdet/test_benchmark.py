@@ -8,7 +8,7 @@ import torch
 from benchmarks.harness.candidates import BEST, Settings, gradients
 from benchmarks.harness.probes import syncs
 from benchmarks.integrations import integrations
-from gflv2.integrations.mmdet import modules
+from gflv2.integrations.mmdet import fused
 from tests.integrations.mmdet.detectors import build
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ def test_candidates(operation):
     case = operation.tiny()
     candidates = {one.name: one for one in operation.candidates(case, CPU, Settings())}
     assert list(candidates) == [BEST, "mmdet", "GFLV2Head"]
-    assert type(build("GFL").bbox_head) is modules.MmdetGFLHead  # mmdet is left as it was
+    assert type(build("GFL").bbox_head) is fused.MmdetGFLHead  # mmdet is left as it was
     inputs = operation.inputs(case, CPU, 0)
     results = {name: one(inputs) for name, one in candidates.items()}
     torch.testing.assert_close(results[BEST], results["mmdet"], rtol=1e-4, atol=1e-6)
