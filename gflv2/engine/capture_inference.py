@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gflv2.engine.replay import Replay, Weights, check_autocast, check_count, check_shape, half_precision, to_device
+from gflv2.engine.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
 from gflv2.models.head import suppress
 from gflv2.models.towers import Detections
 from gflv2.ops import Decoded
-from gflv2.ops.checks import bad_value, check_pairs, check_tensor
+from gflv2.ops.checks import bad_value, check_count, check_pairs, check_tensor
 
 if TYPE_CHECKING:
     from gflv2.models.detector import GFLV2
@@ -63,7 +63,7 @@ class CapturedInference:
         weight = next(model.parameters())
         batch, _, height, width = check_shape(shape)
         check_autocast(autocast, weight.device)
-        check_count(warmup, "warmup", 1)
+        check_count(warmup, "warmup")
         kind = {"device": weight.device, "dtype": torch.float32}
         with torch.inference_mode(False):  # a buffer made in it could be written in it alone
             self._images = torch.zeros(tuple(shape), dtype=weight.dtype, device=weight.device)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from gflv2.engine.replay import Replay, Weights, check_autocast, check_count, check_shape, half_precision, to_device
+from gflv2.engine.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
 from gflv2.ops.atss import check_padded_sizes
-from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor
+from gflv2.ops.checks import bad_type, bad_value, check_count, check_number, check_tensor
 from gflv2.ops.reduction import INTEGERS
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ class CapturedTrainingStep:
         weight = next(model.parameters())
         device = weight.device
         batch = check_shape(shape)[0]
-        check_count(max_boxes, "max_boxes", 1)
+        check_count(max_boxes, "max_boxes")
         check_count(max_ignore_boxes, "max_ignore_boxes", 0)
-        check_count(warmup, "warmup", 1)
+        check_count(warmup, "warmup")
         check_padded_sizes(padded_sizes, batch)
         if clip_grad_norm is not None:
             check_number(clip_grad_norm, "clip_grad_norm", above=0)

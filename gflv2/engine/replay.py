@@ -114,13 +114,6 @@ def check_shape(shape: Any) -> tuple[int, int, int, int]:
     return tuple(shape)
 
 
-def check_count(value: Any, name: str, least: int) -> None:
-    if type(value) is not int:
-        bad_type(name, "an integer", value)
-    if value < least:
-        bad_value(name, f"at least {least}", value)
-
-
 def check_autocast(dtype: Any, device: torch.device) -> None:
     """``autocast``: None, or the half precision that the network runs in; and none around the recording."""
     if dtype not in (None, torch.bfloat16, torch.float16):

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from gflv2.ops import backends
 from gflv2.ops.autograd import no_vmap
-from gflv2.ops.checks import bad_type, bad_value, check_number, check_pairs, check_tensor, dense, values_are_checked
+from gflv2.ops.checks import (
+    bad_type,
+    bad_value,
+    check_count,
+    check_number,
+    check_pairs,
+    check_tensor,
+    dense,
+    values_are_checked,
+)
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import MAX_LEVELS, check_strides
 from gflv2.ops.reduction import INTEGERS
@@ -241,10 +250,7 @@ def _describe(
         images, _ = check_boxes(ignore_boxes, name="ignore_boxes")
         if images != batch:
             bad_value("ignore_boxes", f"boxes of {batch} images like boxes", ignore_boxes)
-    if isinstance(topk, bool) or not isinstance(topk, int):
-        bad_type("topk", "an integer", topk)
-    if topk < 1:
-        bad_value("topk", "at least 1", topk)
+    check_count(topk, "topk")
     check_number(anchor_scale, "anchor_scale", above=0)
     check_number(ignore_iof_thr, "ignore_iof_thr")
     check_number(offset, "offset")

@@ -62,15 +62,22 @@ def check_number(
 ) -> Any:
     """Check a finite number within bounds, and return it; ``above`` itself is too small."""
     # Numbers of NumPy are none of Python's.
-    known = isinstance(value, (int, float)) or isinstance(value, numbers.Real)
-    if known and not isinstance(value, bool) and above < value < math.inf and least <= value <= most:
+    known = not isinstance(value, bool) and (isinstance(value, (int, float)) or isinstance(value, numbers.Real))
+    if known and above < value < math.inf and least <= value <= most:
         return value
     expected = "a finite number"
     if most < math.inf:
         expected = f"a number in [{least:g}, {most:g}]"
     elif max(above, least) > -math.inf:
         expected += f" > {above:g}" if above > least else f" ≥ {least:g}"
-    (bad_value if known and not isinstance(value, bool) else bad_type)(name, expected, value)
+    (bad_value if known else bad_type)(name, expected, value)
+
+
+def check_count(value: Any, name: str, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        bad_type(name, "an integer", value)
+    if value < least:
+        bad_value(name, f"at least {least}", value)
 
 
 def check_pairs(value: Any, name: str, expected: str, count: int | None = None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gflv2.ops import backends
 from gflv2.ops.autograd import no_vmap
-from gflv2.ops.checks import bad_type, bad_value, check_number, check_pairs, check_tensor, compute_dtype
+from gflv2.ops.checks import bad_type, bad_value, check_count, check_number, check_pairs, check_tensor, compute_dtype
 from gflv2.ops.dgqp import Predictor, dgqp
 from gflv2.ops.gfl_loss import check_head
 from gflv2.ops.implementation import implementation
@@ -233,10 +233,7 @@ def _check(
 ) -> tuple[backends.Call, BoxLogits]:
     call, box = check_head(class_logits, box_logits, strides, scales, projection, predictor, quality_logits)
     classes = class_logits[0].shape[1]
-    if isinstance(pre_topk, bool) or not isinstance(pre_topk, int):
-        bad_type("pre_topk", "an integer", pre_topk)
-    if pre_topk < 1:
-        bad_value("pre_topk", "at least 1", pre_topk)
+    check_count(pre_topk, "pre_topk")
     check_number(score_thr, "score_thr", least=0, most=1)
     check_number(offset, "offset")
     if legacy_background and classes < 2:

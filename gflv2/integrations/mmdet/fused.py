@@ -95,28 +95,30 @@ def grid_of(head: nn.Module) -> dict[str, Any]:
 
 def losses(
     head: nn.Module,
-    class_logits: Sequence[Tensor],
-    box_logits: Sequence[Tensor],
-    truths: Sequence[InstanceData],
-    metas: Sequence[dict],
-    ignored: Sequence[InstanceData] | None,
+    cls_scores: Sequence[Tensor],
+    bbox_preds: Sequence[Tensor],
+    batch_gt_instances: Sequence[InstanceData],
+    batch_img_metas: Sequence[dict],
+    batch_gt_instances_ignore: Sequence[InstanceData] | None = None,
     *,
     weight_floor: float,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """The three weighted losses of a batch by mmdet's names; ``options`` are ``gfl_loss``'s scales, predictor, …."""
+    """The three weighted losses of a batch by mmdet's names. Arguments are those of mmdet's ``loss_by_feat``, and
+    ``options`` ``gfl_loss``'s scales, predictor, ….
+    """
     options = {**grid_of(head), "projection": head.integral.project, **options}
-    boxes = [get_box_tensor(image.bboxes) for image in truths]
-    padded_sizes = [tuple(meta["pad_shape"][:2]) for meta in metas]
+    boxes = [get_box_tensor(image.bboxes) for image in batch_gt_instances]
+    padded_sizes = [tuple(meta["pad_shape"][:2]) for meta in batch_img_metas]
     threshold = max(float(head.assigner.ignore_iof_thr), 0.0)
     ignore_boxes = None
-    if ignored is not None and threshold > 0:
-        ignore_boxes = [get_box_tensor(image.bboxes) for image in ignored]
+    if batch_gt_instances_ignore is not None and threshold > 0:
+        ignore_boxes = [get_box_tensor(image.bboxes) for image in batch_gt_instances_ignore]
     with torch.no_grad():
         assignment = atss(
             boxes,
-            [image.labels for image in truths],
-            [tuple(level.shape[2:]) for level in class_logits],
+            [image.labels for image in batch_gt_instances],
+            [tuple(level.shape[2:]) for level in cls_scores],
             options["strides"],
             topk=head.assigner.topk,
             padded_sizes=padded_sizes,
@@ -125,10 +127,10 @@ def losses(
             anchor_scale=float(head.prior_generator.scales.numpy()[0]),  # the generator's tensors stay on the host
             offset=options["offset"],
         )
-    targets = gfl_targets(class_logits, box_logits, assignment, boxes, padded_sizes=padded_sizes, **options)
+    targets = gfl_targets(cls_scores, bbox_preds, assignment, boxes, padded_sizes=padded_sizes, **options)
     found = gfl_loss(
-        class_logits,
-        box_logits,
+        cls_scores,
+        bbox_preds,
         targets,
         normalisers(targets.sums, weight_floor=weight_floor),
         beta=head.loss_cls.beta,
@@ -145,15 +147,8 @@ class GFLHead(MmdetGFLHead):
     mmdet's code, which calls the methods that it may have replaced.
     """
 
-    def loss_by_feat(
-        self,
-        cls_scores: list[Tensor],
-        bbox_preds: list[Tensor],
-        batch_gt_instances: list[InstanceData],
-        batch_img_metas: list[dict],
-        batch_gt_instances_ignore: list[InstanceData] | None = None,
-    ) -> dict[str, list[Tensor]]:
-        arguments = (cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore)
+    def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict[str, list[Tensor]]:
+        """Arguments are mmdet's."""
         if type(self) is not GFLHead or not covered(self):
-            return super().loss_by_feat(*arguments)
-        return {name: [value] for name, value in losses(self, *arguments, weight_floor=1.0).items()}
+            return super().loss_by_feat(*args, **kwargs)
+        return {name: [value] for name, value in losses(self, *args, **kwargs, weight_floor=1.0).items()}

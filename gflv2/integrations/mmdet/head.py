@@ -85,26 +85,10 @@ class GFLV2Head(GFLHead):
             for level, part in zip(class_logits, parts, strict=True)
         ]
 
-    def loss_by_feat(
-        self,
-        cls_scores: list[Tensor],
-        bbox_preds: list[Tensor],
-        batch_gt_instances: list[InstanceData],
-        batch_img_metas: list[dict],
-        batch_gt_instances_ignore: list[InstanceData] | None = None,
-    ) -> dict[str, Tensor]:
+    def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The three weighted losses of a batch, one number each (mmdet: one a level), by mmdet's names."""
-        return fused.losses(
-            self,
-            cls_scores,
-            bbox_preds,
-            batch_gt_instances,
-            batch_img_metas,
-            batch_gt_instances_ignore,
-            weight_floor=self.weight_floor,
-            scales=self._scales(),
-            predictor=self._predictor(),
-        )
+        predictor, scales = self._predictor(), self._scales()
+        return fused.losses(self, *args, **kwargs, weight_floor=self.weight_floor, scales=scales, predictor=predictor)
 
     def predict_by_feat(
         self,
