@@ -65,5 +65,7 @@ def magnitudes(call: Call) -> dict[str, Tensor]:
     losses = share * temperature**2 / bins * (1 + (teacher_p * (below + teacher_below)).sum(1))
     output = losses if call.keywords["reduction"] == "none" else losses.sum()
     # An exponent that is rounded changes its exponential by the exponent's own size.
-    slopes = p * (1 + below) + teacher_p * (1 + teacher_below)
+    # Where it would be smaller, it may be the smallest normal number: a softmax cannot tell.
+    smallest = torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps
+    slopes = p * (1 + below) + teacher_p * (1 + teacher_below) + smallest
     return {"output": output, "grad of logits": temperature / bins * upstream[:, None] * slopes}
