@@ -36,9 +36,25 @@ def saved_bytes(forward: Callable[[], Any], arguments: Any) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()
+    for tensor in _on_contexts(result):
+        pack(tensor)
     total = sum(kept.values())
     del result
     return total
+
+
+def _on_contexts(result: Any) -> list[Tensor]:
+    """Tensors that an autograd.Function keeps by itself, as an attribute of its context."""
+    waiting = [tensor.grad_fn for tensor in tensors_in(result)]
+    seen, found = set(), []
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found += tensors_in(getattr(node, "__dict__", {}))
+        waiting += [parent for parent, _ in node.next_functions]
+    return found
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:

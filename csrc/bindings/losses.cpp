@@ -11,21 +11,21 @@
 namespace gflv2 {
 namespace {
 
-// As Python hands it over; `result` is the output, or its gradient.
+// As Python hands it over.
 struct PyReduction {
     bool total;
     std::int64_t weight;
     double divisor;
-    std::int64_t factor, result;
+    std::int64_t factor, out, grad_out;
 
-    Reduction read(bool backward) const {
+    Reduction read() const {
         Reduction r{};
         r.total = total;
         r.weight = pointer<const void>(weight);
         r.divisor = divisor;
         r.factor = pointer<const void>(factor);
-        if (backward) r.grad_out = pointer<const void>(result);
-        else r.out = pointer<void>(result);
+        r.out = pointer<void>(out);
+        r.grad_out = pointer<const void>(grad_out);
         return r;
     }
 };
@@ -50,7 +50,7 @@ void qfl(bool backward, int device, std::int64_t where, int dtype, int form, int
     a.score_row = score_row;
     a.score_class = score_class;
     a.beta = beta;
-    a.reduction = reduction.read(backward);
+    a.reduction = reduction.read();
     a.grad_logits = grad_logits;
     a.grad_quality = pointer<void>(grad_quality);
     a.workspace = pointer<void>(workspace);
@@ -70,7 +70,7 @@ void dfl(bool backward, int device, std::int64_t where, int dtype, int bins, std
     a.row_stride = row_stride;
     a.bin_stride = bin_stride;
     a.target = pointer<const void>(target);
-    a.reduction = reduction.read(backward);
+    a.reduction = reduction.read();
     a.grad_logits = pointer<void>(grad_logits);
     a.grad_row_stride = grad_row_stride;
     a.grad_bin_stride = grad_bin_stride;
@@ -96,7 +96,7 @@ void distribution_kl(bool backward, int device, std::int64_t where, int bins, st
     if ((a.logits.dtype == Dtype::float64) != (a.teacher.dtype == Dtype::float64))
         throw std::invalid_argument("teacher: expected float64 where the logits are, and only there");
     a.temperature = temperature;
-    a.reduction = reduction.read(backward);
+    a.reduction = reduction.read();
     a.grad_logits = pointer<void>(grad_logits);
     a.grad_row_stride = grad_row_stride;
     a.grad_bin_stride = grad_bin_stride;
@@ -117,7 +117,7 @@ void giou(bool backward, int device, std::int64_t where, int dtype, bool loss, s
     a.side_stride = side_stride;
     a.target = pointer<const void>(target);
     a.eps = eps;
-    a.reduction = reduction.read(backward);
+    a.reduction = reduction.read();
     a.grad_pred = pointer<void>(grad_pred);
     a.grad_target = pointer<void>(grad_target);
     a.workspace = pointer<void>(workspace);
@@ -128,9 +128,10 @@ void giou(bool backward, int device, std::int64_t where, int dtype, bool loss, s
 }  // namespace
 
 void bind_losses(py::module_& m) {
-    py::class_<PyReduction>(m, "Reduction").def(py::init([](bool total, std::int64_t weight, double divisor, std::int64_t factor, std::int64_t result) {
-        return PyReduction{total, weight, divisor, factor, result};
-    }));
+    py::class_<PyReduction>(m, "Reduction")
+        .def(py::init([](bool total, std::int64_t weight, double divisor, std::int64_t factor, std::int64_t out, std::int64_t grad_out) {
+            return PyReduction{total, weight, divisor, factor, out, grad_out};
+        }));
     m.def("qfl", &qfl);
     m.def("dfl", &dfl);
     m.def("distribution_kl", &distribution_kl);

@@ -33,11 +33,13 @@ double run_rows(const DistributionKlArguments& a, std::int64_t first, std::int64
     using V = vector_t<S>;
     constexpr int n = lanes<S>, room = BINS > 0 ? BINS : max_bins;
     const KlFactors<S> factors = kl_factors<S>(a.temperature, a.bins);
-    alignas(64) S values[points_per_task + n];  // means, then losses; backward: upstream gradients
+    const bool losses = !BACKWARD || a.reduction.out;
+    alignas(64) S values[points_per_task + n];  // means, then losses
     alignas(64) S ratios[points_per_task + n];
+    alignas(64) S upstreams[points_per_task + n];
     if (BACKWARD) {
-        upstream_of_rows<S>(a.reduction, first, count, values);
-        for (std::int64_t i = 0; i < count; ++i) values[i] *= factors.slope;
+        upstream_of_rows<S>(a.reduction, first, count, upstreams);
+        for (std::int64_t i = 0; i < count; ++i) upstreams[i] *= factors.slope;
     }
 
     for (std::int64_t i = 0; i < count; i += n) {
@@ -46,21 +48,20 @@ double run_rows(const DistributionKlArguments& a, std::int64_t first, std::int64
         V student[room], teacher[room];
         load_rows<T>(student, a.logits, row, a.bins, used);
         load_teacher<S>(teacher, a.teacher, row, a.bins, used);
-        if constexpr (BACKWARD) {
-            const KlRow<V> r = kl_row<BINS, S, V>(student, teacher, a.bins, factors.inverse, [&](int b, V e_student, V e_teacher) {
-                student[b] = e_student;
-                teacher[b] = e_teacher;
-            });
-            const V over_student = S(1) / r.student, over_teacher = S(1) / r.teacher, upstream = load_used(values + i, used);
-            each<BINS>(a.bins, [&](int b) { student[b] = kl_slope(student[b], teacher[b], over_student, over_teacher, upstream); });
-            store_tile(static_cast<T*>(a.grad_logits) + row * a.grad_row_stride, student, a.grad_row_stride, a.grad_bin_stride, a.bins, used);
-        } else {
-            const KlRow<V> r = kl_row<BINS, S, V>(student, teacher, a.bins, factors.inverse, [](int, V, V) {});
+        const KlRow<V> r = kl_row<BINS, S, V>(student, teacher, a.bins, factors.inverse, [&](int b, V e_student, V e_teacher) {
+            if (BACKWARD) student[b] = e_student, teacher[b] = e_teacher;
+        });
+        if (losses) {
             store(ratios + i, r.student / r.teacher);
             store(values + i, r.weighted / r.teacher);
         }
+        if constexpr (BACKWARD) {
+            const V over_student = S(1) / r.student, over_teacher = S(1) / r.teacher, upstream = load_used(upstreams + i, used);
+            each<BINS>(a.bins, [&](int b) { student[b] = kl_slope(student[b], teacher[b], over_student, over_teacher, upstream); });
+            store_tile(static_cast<T*>(a.grad_logits) + row * a.grad_row_stride, student, a.grad_row_stride, a.grad_bin_stride, a.bins, used);
+        }
     }
-    if (BACKWARD) return 0;
+    if (!losses) return 0;
     // Logarithms are long chains of operations: in a loop of their own, one need not wait for the other.
     for (std::int64_t i = 0; i < count; i += n) store(values + i, kl_loss<S>(load(ratios + i), load(values + i), factors.loss));
     return reduce_rows(a.reduction, first, count, values);
@@ -72,7 +73,7 @@ template <bool BACKWARD, class T> RunRows rows_of(int bins) {
     return bins == 17 ? run_rows<T, BACKWARD, 17> : bins == 33 ? run_rows<T, BACKWARD, 33> : run_rows<T, BACKWARD, 0>;
 }
 
-template <bool BACKWARD> std::vector<double> run(const DistributionKlArguments& a, int threads) {
+template <bool BACKWARD> void run(const DistributionKlArguments& a, int threads) {
     const Dtype dtype = a.logits.dtype;
     const RunRows rows = dtype == Dtype::float32    ? rows_of<BACKWARD, float>(a.bins)
                          : dtype == Dtype::float16  ? rows_of<BACKWARD, half>(a.bins)
@@ -83,15 +84,12 @@ template <bool BACKWARD> std::vector<double> run(const DistributionKlArguments& 
         const std::int64_t first = i * points_per_task;
         sums[i] = rows(a, first, std::min(points_per_task, a.rows - first));
     });
-    return sums;
+    dtype == Dtype::float64 ? write_total<double>(a.reduction, sums) : write_total<float>(a.reduction, sums);
 }
 
 }  // namespace
 
-void distribution_kl_forward(const DistributionKlArguments& a, int threads) {
-    const std::vector<double> sums = run<false>(a, threads);
-    a.logits.dtype == Dtype::float64 ? write_total<double>(a.reduction, sums) : write_total<float>(a.reduction, sums);
-}
+void distribution_kl_forward(const DistributionKlArguments& a, int threads) { run<false>(a, threads); }
 
 void distribution_kl_backward(const DistributionKlArguments& a, int threads) { run<true>(a, threads); }
 

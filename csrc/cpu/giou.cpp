@@ -33,8 +33,10 @@ template <class T, bool LOSS, bool BACKWARD> double run_rows(const GiouArguments
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
     const S eps = S(a.eps);
-    alignas(64) S values[points_per_task + n] = {};  // losses, or upstream gradients
-    if (BACKWARD) upstream_of_rows<S>(a.reduction, first, count, values);
+    const bool values_wanted = !BACKWARD || a.reduction.out;
+    alignas(64) S values[points_per_task + n];
+    alignas(64) S upstreams[points_per_task + n] = {};
+    if (BACKWARD) upstream_of_rows<S>(a.reduction, first, count, upstreams);
 
     for (std::int64_t i = 0; i < count; i += n) {
         const int used = int(std::min<std::int64_t>(n, count - i));
@@ -45,21 +47,20 @@ template <class T, bool LOSS, bool BACKWARD> double run_rows(const GiouArguments
         const BoxPair<V> pair = box_pair(pred, target, eps);
         if constexpr (BACKWARD) {
             V grad_pred[4], grad_target[4];
-            giou_slopes<LOSS, true>(pair, pred, target, eps, load(values + i), grad_pred, grad_target);
+            giou_slopes<LOSS, true>(pair, pred, target, eps, load(upstreams + i), grad_pred, grad_target);
             if (a.grad_pred) store_boxes(static_cast<T*>(a.grad_pred) + row * 4, grad_pred, used);
             if (a.grad_target) store_boxes(static_cast<S*>(a.grad_target) + row * 4, grad_target, used);
-        } else {
-            store(values + i, giou_value<LOSS, S>(pair));
         }
+        if (values_wanted) store(values + i, giou_value<LOSS, S>(pair));
     }
-    return BACKWARD ? 0 : reduce_rows(a.reduction, first, count, values);
+    return values_wanted ? reduce_rows(a.reduction, first, count, values) : 0;
 }
 
 using RunRows = double (*)(const GiouArguments&, std::int64_t, std::int64_t);
 
 template <bool BACKWARD, class T> RunRows rows_of(bool loss) { return loss ? run_rows<T, true, BACKWARD> : run_rows<T, false, BACKWARD>; }
 
-template <bool BACKWARD> std::vector<double> run(const GiouArguments& a, int threads) {
+template <bool BACKWARD> void run(const GiouArguments& a, int threads) {
     const RunRows rows = a.dtype == Dtype::float32    ? rows_of<BACKWARD, float>(a.loss)
                          : a.dtype == Dtype::float16  ? rows_of<BACKWARD, half>(a.loss)
                          : a.dtype == Dtype::bfloat16 ? rows_of<BACKWARD, bfloat16>(a.loss)
@@ -69,15 +70,12 @@ template <bool BACKWARD> std::vector<double> run(const GiouArguments& a, int thr
         const std::int64_t first = i * points_per_task;
         sums[i] = rows(a, first, std::min(points_per_task, a.rows - first));
     });
-    return sums;
+    a.dtype == Dtype::float64 ? write_total<double>(a.reduction, sums) : write_total<float>(a.reduction, sums);
 }
 
 }  // namespace
 
-void giou_forward(const GiouArguments& a, int threads) {
-    const std::vector<double> sums = run<false>(a, threads);
-    a.dtype == Dtype::float64 ? write_total<double>(a.reduction, sums) : write_total<float>(a.reduction, sums);
-}
+void giou_forward(const GiouArguments& a, int threads) { run<false>(a, threads); }
 
 void giou_backward(const GiouArguments& a, int threads) { run<true>(a, threads); }
 

@@ -1,4 +1,4 @@
-// `qfl` on a CPU: forward and backward, one pass over the score map each. The arithmetic is gflv2/qfl.hpp's.
+// `qfl` on a CPU: forward, backward, or both in one pass over the score map. The arithmetic is gflv2/qfl.hpp's.
 //
 // Two ways through a task:
 //   points across the lanes   class by class over the task's points: NCHW
@@ -27,6 +27,18 @@ template <class S> using IndexOf = typename VectorOf<S>::index;
 // Elements that are converted at once.
 constexpr std::int64_t run_length = points_per_task;
 
+// What a pass computes. `both` is less work than one after the other, which compute the same J and the same logarithm twice.
+enum class Pass { forward, backward, both };
+
+// A point's sums over its classes: of losses, and of ∂(loss)/∂r.
+constexpr int loss = 0, quality_slope = 1, sums = 2;
+
+// f(which), a constant, for each of the sums that a pass needs.
+template <QflForm FORM, Pass PASS, class F> GFLV2_HD void each_sum(const F& f) {
+    if constexpr (PASS != Pass::backward) f(std::integral_constant<int, loss>{});
+    if constexpr (PASS != Pass::forward && FORM == QflForm::joint) f(std::integral_constant<int, quality_slope>{});
+}
+
 // What a task knows of its points, with room for the last vector's unused lanes.
 template <class S> struct alignas(64) TaskRows {
     static constexpr int size = points_per_task + lanes<S>;
@@ -34,7 +46,7 @@ template <class S> struct alignas(64) TaskRows {
 
     S logit[size], score[size], rest[size];  // of the quality; without one the score is 1
     Label label[size];                       // −1: background
-    S sum[size];                             // forward: losses; backward: ∂(loss)/∂r
+    S sum[sums][size];
     S upstream[size];                        // backward: ∂L/∂(loss)
     S upstream_over_score[size];
     bool large = false;                      // is any quality logit beyond ±large_logit?
@@ -42,7 +54,7 @@ template <class S> struct alignas(64) TaskRows {
 
     TaskRows(const QflArguments& a, std::int64_t first, std::int64_t count, bool backward) {
         using V = vector_t<S>;
-        std::fill(sum, sum + size, S(0));
+        std::fill(sum[0], sum[0] + sums * size, S(0));
         std::fill(score, score + size, S(1));
         std::fill(label, label + size, Label(-1));
         std::fill(logit, logit + size, S(0));
@@ -105,24 +117,29 @@ template <class T, class S> bool in_place(std::int64_t step, std::int64_t count)
 // those of a dense target.
 enum class Kind { usual, large, dense };
 
-// What one vector of elements gives: its slopes already multiplied by `upstream`.
+// What elements give: their slopes, already multiplied by `upstream`, and what they add to TaskRows::sum. Of what a pass does
+// not need nothing is computed.
 template <class V> struct Given {
-    V slope;  // backward
-    V added;  // to TaskRows::sum
+    V slope;
+    V added[sums];
 };
 
-template <QflForm FORM, Kind KIND, bool BACKWARD, class S, class V>
+template <QflForm FORM, Kind KIND, Pass PASS, class S, class V>
 GFLV2_HD Given<V> one_vector(V value, const Quality<V>& quality, const S* y, V upstream, const Modulation<S>& modulation) {
     const JointScore<V> j = joint_score<FORM, KIND != Kind::usual, S>(value, quality);
-    if constexpr (BACKWARD) {
+    Given<V> given{};
+    if constexpr (PASS != Pass::forward) {
         QflSlopes<V> slopes;
         if constexpr (KIND == Kind::dense) slopes = qfl_slopes<FORM>(j, load(y), modulation);
         else slopes = qfl_negative_slopes<FORM>(j, modulation);
-        return {V(slopes.value * upstream), slopes.quality};
-    } else {
-        if constexpr (KIND == Kind::dense) return {V{}, qfl_value(j, load(y), modulation)};
-        return {V{}, qfl_negative_value(j, modulation)};
+        given.slope = slopes.value * upstream;
+        given.added[quality_slope] = slopes.quality;
     }
+    if constexpr (PASS != Pass::backward) {
+        if constexpr (KIND == Kind::dense) given.added[loss] = qfl_value(j, load(y), modulation);
+        else given.added[loss] = qfl_negative_value(j, modulation);
+    }
+    return given;
 }
 
 // Small negatives: two passes over a run, the exponentials first. In one pass the chain of dependent operations is longer than
@@ -141,20 +158,22 @@ __attribute__((noinline)) inline void odds_of(const float* logits, std::int64_t 
 
 // of_rows(values of the rows) gives those of the vectors, store(given) takes the result. False, with nothing stored, where one
 // of the scores is not small.
-template <QflForm FORM, bool BACKWARD, class OfRows, class Store>
+template <QflForm FORM, Pass PASS, class OfRows, class Store>
 GFLV2_HD bool small_group(const Group& odds, const TaskRows<float>& rows, const OfRows& of_rows, const Store& store) {
     Group joint;
-    if constexpr (BACKWARD) {
+    Given<Group> given{};
+    if constexpr (PASS == Pass::forward) {
+        joint = qfl_small_score(odds, FORM == QflForm::joint ? of_rows(rows.score) : broadcast<Group>(1.0f));
+    } else {
         Group score{}, rest{};
         if constexpr (FORM == QflForm::joint) score = of_rows(rows.score), rest = of_rows(rows.rest);
         const QflSlopes<Group> slopes = qfl_small_slopes<FORM, float>(odds, score, rest, of_rows(rows.upstream_over_score), joint);
-        if (!all_below(joint, small_score<float>)) return false;
-        store(slopes.value, slopes.quality);
-    } else {
-        const Group added = qfl_small_value<float>(odds, FORM == QflForm::joint ? of_rows(rows.score) : broadcast<Group>(1.0f), joint);
-        if (!all_below(joint, small_score<float>)) return false;
-        store(Group{}, added);
+        given.slope = slopes.value;
+        given.added[quality_slope] = slopes.quality;
     }
+    if (!all_below(joint, small_score<float>)) return false;
+    if constexpr (PASS != Pass::backward) given.added[loss] = qfl_small_value(joint);
+    store(given);
     return true;
 }
 
@@ -170,34 +189,36 @@ struct Ahead {
     const char* grad;
     std::int64_t grad_step;
 
-    template <bool BACKWARD> GFLV2_HD void ask(std::int64_t point) const {
+    template <Pass PASS> GFLV2_HD void ask(std::int64_t point) const {
         __builtin_prefetch(values + point * step);
-        if (BACKWARD) __builtin_prefetch(grad + point * grad_step, 1);
+        if (PASS != Pass::forward) __builtin_prefetch(grad + point * grad_step, 1);
     }
 };
 
 // The functions for groups stay apart from the general ones: in one function the constants of both would not fit the registers.
 
 // Groups of small negatives from `i` on, of one class of points [first, first + count); returns where it stopped.
-template <QflForm FORM, bool BACKWARD>
+template <QflForm FORM, Pass PASS>
 __attribute__((noinline)) std::int64_t small_points(const float* odds, float* to, const Ahead& ahead, std::int64_t i, std::int64_t first,
                                                     std::int64_t count, std::int32_t label, TaskRows<float>& rows) {
     constexpr int n = lanes<float>;
     const bool labelled = rows.labelled;
     for (; i + group * n <= count; i += group * n) {
-        each<group>(group, [&](int k) { ahead.ask<BACKWARD>(i + k * n); });
-        float* const sum = rows.sum + first + i;
-        const bool done = small_group<FORM, BACKWARD>(
+        each<group>(group, [&](int k) { ahead.ask<PASS>(i + k * n); });
+        const bool done = small_group<FORM, PASS>(
             load_several<group>(odds + i), rows, [&](const float* values) { return load_several<group>(values + first + i); },
-            [&](const Group& slope, Group added) {
-                if constexpr (BACKWARD) store(to + i, slope);
-                if constexpr (BACKWARD && FORM != QflForm::joint) return;
-                if (labelled)
-                    each<group>(group, [&](int k) {
-                        const Ints labels = read<Ints>(rows.label + first + i + k * n);
-                        added.part[k] = labels == Ints{} + label ? Floats{} : added.part[k];
-                    });
-                store(sum, load_several<group>(sum) + added);
+            [&](Given<Group>& given) {
+                if constexpr (PASS != Pass::forward) store(to + i, given.slope);
+                each_sum<FORM, PASS>([&](auto which) {
+                    Group& added = given.added[which];
+                    if (labelled)
+                        each<group>(group, [&](int k) {
+                            const Ints labels = read<Ints>(rows.label + first + i + k * n);
+                            added.part[k] = labels == Ints{} + label ? Floats{} : added.part[k];
+                        });
+                    float* const sum = rows.sum[which] + first + i;
+                    store(sum, load_several<group>(sum) + added);
+                });
             });
         if (!done) break;
     }
@@ -205,7 +226,7 @@ __attribute__((noinline)) std::int64_t small_points(const float* odds, float* to
 }
 
 // One class of points [first, first + count). `to`: the gradient (backward).
-template <QflForm FORM, Kind KIND, bool BACKWARD, class S>
+template <QflForm FORM, Kind KIND, Pass PASS, class S>
 void over_points(const S* from, const S* y, S* to, const Ahead& ahead, std::int64_t first, std::int64_t count, std::int64_t label,
                  TaskRows<S>& rows, const Modulation<S>& modulation) {
     using V = vector_t<S>;
@@ -217,7 +238,7 @@ void over_points(const S* from, const S* y, S* to, const Ahead& ahead, std::int6
         std::int64_t end = count;
         if constexpr (std::is_same_v<S, float>) {
             if (small) {
-                i = small_points<FORM, BACKWARD>(odds, to, ahead, i, first, count, std::int32_t(label), rows);
+                i = small_points<FORM, PASS>(odds, to, ahead, i, first, count, std::int32_t(label), rows);
                 end = std::min<std::int64_t>(count, i + group * lanes<S>);
             }
         }
@@ -225,9 +246,12 @@ void over_points(const S* from, const S* y, S* to, const Ahead& ahead, std::int6
             const std::int64_t row = first + i;
             const Quality<V> quality = FORM == QflForm::joint ? rows.across(row) : Quality<V>{};
             const auto labelled = read<IndexOf<S>>(rows.label + row) == IndexOf<S>{} + typename TaskRows<S>::Label(label);
-            const Given<V> given = one_vector<FORM, KIND, BACKWARD>(load(from + i), quality, y + i, load(rows.upstream + row), modulation);
-            if (BACKWARD) store(to + i, given.slope);
-            if (!BACKWARD || FORM == QflForm::joint) store(rows.sum + row, V(load(rows.sum + row) + (labelled ? V{} : given.added)));
+            const Given<V> given = one_vector<FORM, KIND, PASS>(load(from + i), quality, y + i, load(rows.upstream + row), modulation);
+            if (PASS != Pass::forward) store(to + i, given.slope);
+            each_sum<FORM, PASS>([&](auto which) {
+                S* const sum = rows.sum[which] + row;
+                store(sum, V(load(sum) + (labelled ? V{} : given.added[which])));
+            });
         }
     }
 }
@@ -241,10 +265,15 @@ struct Spot {
     }
 };
 
+// As many points at a time as their classes lie across the lanes, and what each point's lanes add up.
+constexpr std::int64_t points_across = 16;
+template <class V> using LaneSums = V[sums][points_across];
+
 // Groups of small negatives from `spot` on, as over_classes has them; returns how many vectors of the `left` ones it did.
-template <QflForm FORM, bool BACKWARD>
+template <QflForm FORM, Pass PASS>
 __attribute__((noinline)) std::int64_t small_classes(const float* odds, float* to, std::int64_t to_pitch, Spot& spot, std::int64_t first,
-                                                     std::int64_t vectors, std::int64_t left, const TaskRows<float>& rows, Floats* sums) {
+                                                     std::int64_t vectors, std::int64_t left, const TaskRows<float>& rows,
+                                                     LaneSums<Floats>& lane_sums) {
     constexpr int n = lanes<float>;
     const bool labelled = rows.labelled;
     Ints index{};
@@ -253,18 +282,20 @@ __attribute__((noinline)) std::int64_t small_classes(const float* odds, float* t
     for (; did + group <= left; did += group) {
         Spot at[group], next = spot;
         for (int k = 0; k < group; ++k, next.advance(vectors)) at[k] = next;
-        const bool done = small_group<FORM, BACKWARD>(
+        const bool done = small_group<FORM, PASS>(
             load_several<group>(odds + (spot.point * vectors + spot.vector) * n), rows,
             [&](const float* values) { return each_part<group>([&](int k) { return splat(values[first + at[k].point]); }); },
-            [&](const Group& slope, Group added) {
+            [&](Given<Group>& given) {
                 each<group>(group, [&](int k) {
-                    if constexpr (BACKWARD) store(to + at[k].point * to_pitch + at[k].vector * n, slope.part[k]);
-                    if constexpr (BACKWARD && FORM != QflForm::joint) return;
-                    if (labelled) {
-                        const std::int32_t label = rows.label[first + at[k].point] - std::int32_t(at[k].vector * n);
-                        added.part[k] = index == Ints{} + label ? Floats{} : added.part[k];
-                    }
-                    sums[at[k].point] += added.part[k];
+                    if constexpr (PASS != Pass::forward) store(to + at[k].point * to_pitch + at[k].vector * n, given.slope.part[k]);
+                    each_sum<FORM, PASS>([&](auto which) {
+                        Floats& added = given.added[which].part[k];
+                        if (labelled) {
+                            const std::int32_t label = rows.label[first + at[k].point] - std::int32_t(at[k].vector * n);
+                            added = index == Ints{} + label ? Floats{} : added;
+                        }
+                        lane_sums[which][at[k].point] += added;
+                    });
                 });
             });
         if (!done) break;
@@ -274,12 +305,12 @@ __attribute__((noinline)) std::int64_t small_classes(const float* odds, float* t
 }
 
 // The classes of points [first, first + count), `vectors` vectors each (no more than class_room elements together), a point
-// every `pitch` elements of `from` and `y`, and every `to_pitch` of `to`. What a point's lanes give is added up in `sums`.
+// every `pitch` elements of `from` and `y`, and every `to_pitch` of `to`.
 constexpr std::int64_t class_room = 4096;
 
-template <QflForm FORM, Kind KIND, bool BACKWARD, class S>
+template <QflForm FORM, Kind KIND, Pass PASS, class S>
 void over_classes(const S* from, const S* y, std::int64_t pitch, S* to, std::int64_t to_pitch, std::int64_t first, std::int64_t count,
-                  std::int64_t vectors, const TaskRows<S>& rows, vector_t<S>* sums, const Modulation<S>& modulation) {
+                  std::int64_t vectors, const TaskRows<S>& rows, LaneSums<vector_t<S>>& lane_sums, const Modulation<S>& modulation) {
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
     IndexOf<S> index{};
@@ -296,7 +327,7 @@ void over_classes(const S* from, const S* y, std::int64_t pitch, S* to, std::int
         std::int64_t some = left;
         if constexpr (std::is_same_v<S, float>) {
             if (small) {
-                left -= small_classes<FORM, BACKWARD>(odds, to, to_pitch, spot, first, vectors, left, rows, sums);
+                left -= small_classes<FORM, PASS>(odds, to, to_pitch, spot, first, vectors, left, rows, lane_sums);
                 some = std::min<std::int64_t>(left, group);
             }
         }
@@ -304,9 +335,9 @@ void over_classes(const S* from, const S* y, std::int64_t pitch, S* to, std::int
             const std::int64_t row = first + spot.point, at = spot.point * pitch + spot.vector * n;
             const auto labelled = index == IndexOf<S>{} + typename TaskRows<S>::Label(rows.label[row] - spot.vector * n);
             const Given<V> given =
-                one_vector<FORM, KIND, BACKWARD>(load(from + at), rows.everywhere(row), y + at, broadcast<V>(rows.upstream[row]), modulation);
-            if (BACKWARD) store(to + spot.point * to_pitch + spot.vector * n, given.slope);
-            if (!BACKWARD || FORM == QflForm::joint) sums[spot.point] += labelled ? V{} : given.added;
+                one_vector<FORM, KIND, PASS>(load(from + at), rows.everywhere(row), y + at, broadcast<V>(rows.upstream[row]), modulation);
+            if (PASS != Pass::forward) store(to + spot.point * to_pitch + spot.vector * n, given.slope);
+            each_sum<FORM, PASS>([&](auto which) { lane_sums[which][spot.point] += labelled ? V{} : given.added[which]; });
         }
     }
 }
@@ -336,16 +367,19 @@ template <class T> struct PointRun {
 // lanes, over so many vectors of them.
 constexpr std::int64_t classes_per_sum = 64, vectors_per_sum = 64;
 
-template <QflForm FORM, bool BACKWARD, class T, class S>
+template <QflForm FORM, Pass PASS, class T, class S>
 void run_over_points(const QflArguments& a, const PointRun<T>& r, const S* dense, Kind kind, TaskRows<S>& rows, const Modulation<S>& modulation) {
     alignas(64) S values[run_length], targets[run_length], slopes[run_length];
     const bool direct = in_place<T, S>(r.step, r.count), direct_grad = r.grad && in_place<T, S>(r.grad_step, r.count);
-    S total[run_length] = {};
+    S total[sums][run_length] = {};
     const auto take_sums = [&] {
-        for (std::int64_t i = 0; i < r.count; ++i) {
-            total[i] += rows.sum[r.first + i];
-            rows.sum[r.first + i] = 0;
-        }
+        each_sum<FORM, PASS>([&](auto which) {
+            S* const sum = rows.sum[which] + r.first;
+            for (std::int64_t i = 0; i < r.count; ++i) {
+                total[which][i] += sum[i];
+                sum[i] = 0;
+            }
+        });
     };
     for (std::int64_t c = 0; c < a.classes; ++c) {
         if (c > 0 && c % classes_per_sum == 0) take_sums();
@@ -358,27 +392,27 @@ void run_over_points(const QflArguments& a, const PointRun<T>& r, const S* dense
         const Ahead ahead{reinterpret_cast<const char*>(at + r.class_step), std::int64_t(r.step * sizeof(T)),
                           reinterpret_cast<const char*>(grad ? grad + r.grad_class_step : nullptr), std::int64_t(r.grad_step * sizeof(T))};
         with_kind<FORM>(kind, [&](auto k) {
-            over_points<FORM, decltype(k)::value, BACKWARD>(from, targets, to, ahead, r.first, r.count, c, rows, modulation);
+            over_points<FORM, decltype(k)::value, PASS>(from, targets, to, ahead, r.first, r.count, c, rows, modulation);
         });
         if (grad && !direct_grad) copy_out(slopes, grad, r.grad_step, r.count);
     }
     take_sums();
-    std::copy(total, total + r.count, rows.sum + r.first);
+    each_sum<FORM, PASS>([&](auto which) { std::copy(total[which], total[which] + r.count, rows.sum[which] + r.first); });
 }
 
-template <QflForm FORM, bool BACKWARD, class T, class S>
+template <QflForm FORM, Pass PASS, class T, class S>
 void run_over_classes(const QflArguments& a, const PointRun<T>& r, const S* dense, Kind kind, TaskRows<S>& rows, const Modulation<S>& modulation) {
     // As many points at a time as fit, and as many classes of a point: a multiple of the lanes.
-    constexpr std::int64_t room = class_room, points = 16;
+    constexpr std::int64_t room = class_room;
     constexpr int n = lanes<S>;
     alignas(64) S values[room], targets[room], slopes[room];
     const std::int64_t padded = (a.classes + n - 1) / n * n, width = std::min(padded, std::min(room, n * vectors_per_sum));
-    const std::int64_t some_points = std::min(points, room / width);
+    const std::int64_t some_points = std::min(points_across, room / width);
     for (std::int64_t p = 0; p < r.count; p += some_points) {
         const std::int64_t count = std::min(some_points, r.count - p);
         for (std::int64_t c = 0; c < a.classes; c += width) {
             const std::int64_t classes = std::min(width, a.classes - c), vectors = (classes + n - 1) / n;
-            vector_t<S> sums[points] = {};
+            LaneSums<vector_t<S>> lane_sums = {};
             const bool direct = in_place<T, S>(r.class_step, classes) && width == padded && !dense;
             const bool direct_grad = r.grad && in_place<T, S>(r.grad_class_step, classes);
             const T* at = r.at + p * r.step + c * r.class_step;
@@ -392,43 +426,48 @@ void run_over_classes(const QflArguments& a, const PointRun<T>& r, const S* dens
             // A label among the classes of an earlier or later part matches no lane of this one.
             for (std::int64_t i = 0; i < count; ++i) rows.label[r.first + p + i] -= typename TaskRows<S>::Label(c);
             with_kind<FORM>(kind, [&](auto k) {
-                over_classes<FORM, decltype(k)::value, BACKWARD>(from, targets, direct ? r.step : width, to, direct_grad ? r.grad_step : width,
-                                                                 r.first + p, count, vectors, rows, sums, modulation);
+                over_classes<FORM, decltype(k)::value, PASS>(from, targets, direct ? r.step : width, to, direct_grad ? r.grad_step : width,
+                                                             r.first + p, count, vectors, rows, lane_sums, modulation);
             });
             for (std::int64_t i = 0; i < count; ++i) rows.label[r.first + p + i] += typename TaskRows<S>::Label(c);
             if (grad && !direct_grad)
                 for (std::int64_t i = 0; i < count; ++i) copy_out(slopes + i * width, grad + i * r.grad_step, r.grad_class_step, classes);
-            for (std::int64_t i = 0; i < count; i += n) {
-                sum_each<S>(sums + i);
-                for (int lane = 0; lane < std::min<std::int64_t>(n, count - i); ++lane) rows.sum[r.first + p + i + lane] += sums[i][lane];
-            }
+            each_sum<FORM, PASS>([&](auto which) {
+                vector_t<S>* const of_points = lane_sums[which];
+                for (std::int64_t i = 0; i < count; i += n) {
+                    sum_each<S>(of_points + i);
+                    for (int lane = 0; lane < std::min<std::int64_t>(n, count - i); ++lane)
+                        rows.sum[which][r.first + p + i + lane] += of_points[i][lane];
+                }
+            });
         }
     }
 }
 
-template <QflForm FORM, bool BACKWARD, class T> double run_task(const QflArguments& a, const Task& task) {
+template <QflForm FORM, Pass PASS, class T> double run_task(const QflArguments& a, const Task& task) {
     using S = compute_t<T>;
+    constexpr bool backward = PASS != Pass::forward;
     const Level& level = a.levels.level[task.level];
     const std::int64_t row = task.image * a.points + level.first_point + task.first, points = task.last - task.first;
     const Modulation<S> modulation{S(a.beta)};
     const S* scores = static_cast<const S*>(a.scores);
 
     // 1. What the points' classes share.
-    TaskRows<S> rows(a, row, points, BACKWARD);
+    TaskRows<S> rows(a, row, points, backward);
     const Kind kind = !a.labels ? Kind::dense : rows.large && FORM == QflForm::joint ? Kind::large : Kind::usual;
 
-    each_run(level, task, BACKWARD && a.grad_logits, [&](std::int64_t first, std::int64_t count, std::int64_t offset, std::int64_t step,
+    each_run(level, task, backward && a.grad_logits, [&](std::int64_t first, std::int64_t count, std::int64_t offset, std::int64_t step,
                                                          std::int64_t grad_offset, std::int64_t grad_step) {
-        T* grad = BACKWARD && a.grad_logits ? static_cast<T*>(level.grad_logits) + grad_offset : nullptr;
+        T* grad = backward && a.grad_logits ? static_cast<T*>(level.grad_logits) + grad_offset : nullptr;
         const PointRun<T> r{first - task.first, count, static_cast<const T*>(level.logits) + offset, step, level.strides.bin,
                             grad, grad_step, level.grad_strides.bin};
 
         // 2. All elements.
         const S* dense = a.labels ? nullptr : scores + (row + r.first) * a.score_row;
         if (classes_across_lanes(r.class_step, step, a.classes, lanes<S>)) {
-            run_over_classes<FORM, BACKWARD>(a, r, dense, kind, rows, modulation);
+            run_over_classes<FORM, PASS>(a, r, dense, kind, rows, modulation);
         } else {
-            run_over_points<FORM, BACKWARD>(a, r, dense, kind, rows, modulation);
+            run_over_points<FORM, PASS>(a, r, dense, kind, rows, modulation);
         }
 
         // 3. Those of the labels, whose lanes left the sums alone.
@@ -437,56 +476,47 @@ template <QflForm FORM, bool BACKWARD, class T> double run_task(const QflArgumen
                 const std::int64_t i = r.first + p, label = rows.label[i];
                 if (label < 0) continue;
                 const JointScore<S> j = joint_score<FORM, true, S>(widen(r.at[p * step + label * r.class_step]), rows.one(i));
-                if constexpr (BACKWARD) {
+                if constexpr (backward) {
                     const QflSlopes<S> slopes = qfl_slopes<FORM>(j, scores[row + i], modulation);
-                    rows.sum[i] += slopes.quality;
+                    rows.sum[quality_slope][i] += slopes.quality;
                     if (grad) grad[p * grad_step + label * r.grad_class_step] = narrow<T>(slopes.value * rows.upstream[i]);
-                } else {
-                    rows.sum[i] += qfl_value(j, scores[row + i], modulation);
                 }
+                if constexpr (PASS != Pass::backward) rows.sum[loss][i] += qfl_value(j, scores[row + i], modulation);
             }
     });
 
     // 4. Results of the points.
-    if constexpr (!BACKWARD) return reduce_rows(a.reduction, row, points, rows.sum);
-    if (a.grad_quality)
-        for (std::int64_t i = 0; i < points; ++i) static_cast<S*>(a.grad_quality)[row + i] = rows.sum[i] * rows.upstream[i];
-    return 0;
+    if (backward && a.grad_quality)
+        for (std::int64_t i = 0; i < points; ++i) static_cast<S*>(a.grad_quality)[row + i] = rows.sum[quality_slope][i] * rows.upstream[i];
+    return PASS == Pass::backward ? 0 : reduce_rows(a.reduction, row, points, rows.sum[loss]);
 }
 
 using RunTask = double (*)(const QflArguments&, const Task&);
 
-template <bool BACKWARD, class T> RunTask task_of(QflForm form) {
-    return form == QflForm::logits  ? run_task<QflForm::logits, BACKWARD, T>
-           : form == QflForm::joint ? run_task<QflForm::joint, BACKWARD, T>
-                                    : run_task<QflForm::probabilities, BACKWARD, T>;
+template <Pass PASS, class T> RunTask task_of(QflForm form) {
+    return form == QflForm::logits  ? run_task<QflForm::logits, PASS, T>
+           : form == QflForm::joint ? run_task<QflForm::joint, PASS, T>
+                                    : run_task<QflForm::probabilities, PASS, T>;
 }
 
-template <bool BACKWARD> RunTask task_of(const QflArguments& a) {
-    switch (a.dtype) {
-        case Dtype::float32: return task_of<BACKWARD, float>(a.form);
-        case Dtype::float16: return task_of<BACKWARD, half>(a.form);
-        case Dtype::bfloat16: return task_of<BACKWARD, bfloat16>(a.form);
-        case Dtype::float64: break;
-    }
-    return task_of<BACKWARD, double>(a.form);
+template <Pass PASS> void run(const QflArguments& a, int threads) {
+    const RunTask task = a.dtype == Dtype::float32    ? task_of<PASS, float>(a.form)
+                         : a.dtype == Dtype::float16  ? task_of<PASS, half>(a.form)
+                         : a.dtype == Dtype::bfloat16 ? task_of<PASS, bfloat16>(a.form)
+                                                      : task_of<PASS, double>(a.form);
+    const std::vector<Task> tasks = list_tasks(a.levels, a.batch);
+    std::vector<double> totals(tasks.size());
+    if (PASS != Pass::forward && a.grad_logits) expect_gradients(a.levels, a.dtype, a.batch, 1, a.classes);
+    parallel_for(std::int64_t(tasks.size()), threads, [&](std::int64_t i) { totals[i] = task(a, tasks[i]); });
+    a.dtype == Dtype::float64 ? write_total<double>(a.reduction, totals) : write_total<float>(a.reduction, totals);
 }
 
 }  // namespace
 
-void qfl_forward(const QflArguments& a, int threads) {
-    const std::vector<Task> tasks = list_tasks(a.levels, a.batch);
-    std::vector<double> sums(tasks.size());
-    const RunTask run = task_of<false>(a);
-    parallel_for(std::int64_t(tasks.size()), threads, [&](std::int64_t i) { sums[i] = run(a, tasks[i]); });
-    a.dtype == Dtype::float64 ? write_total<double>(a.reduction, sums) : write_total<float>(a.reduction, sums);
-}
+void qfl_forward(const QflArguments& a, int threads) { run<Pass::forward>(a, threads); }
 
 void qfl_backward(const QflArguments& a, int threads) {
-    const std::vector<Task> tasks = list_tasks(a.levels, a.batch);
-    const RunTask run = task_of<true>(a);
-    if (a.grad_logits) expect_gradients(a.levels, a.dtype, a.batch, 1, a.classes);
-    parallel_for(std::int64_t(tasks.size()), threads, [&](std::int64_t i) { run(a, tasks[i]); });
+    a.reduction.out ? run<Pass::both>(a, threads) : run<Pass::backward>(a, threads);
 }
 
 GFLV2_END

@@ -40,17 +40,18 @@ template <class S> double reduce_rows(const Reduction& r, std::int64_t first, st
 }
 
 template <class S> void write_total(const Reduction& r, const std::vector<double>& sums) {
-    if (!r.total) return;
+    if (!r.total || !r.out) return;
     double total = 0;
     for (const double sum : sums) total += sum;
     *static_cast<S*>(r.out) = S(total / total_divisor<S>(r));
 }
 
-// ∂L/∂(loss of a row) of rows [first, first + count).
+// ∂L/∂(loss of a row) of rows [first, first + count); without an upstream gradient ∂(result)/∂(loss of a row).
 template <class S> void upstream_of_rows(const Reduction& r, std::int64_t first, std::int64_t count, S* to) {
     const S* grad = static_cast<const S*>(r.grad_out);
-    const S every = r.total ? S(double(*grad) / total_divisor<S>(r)) : S(0);
-    for (std::int64_t i = 0; i < count; ++i) to[i] = (r.total ? every : grad[first + i]) * row_weight<S>(r, first + i);
+    const S every = r.total ? S((grad ? double(*grad) : 1.0) / total_divisor<S>(r)) : S(1);
+    const bool alike = r.total || !grad;
+    for (std::int64_t i = 0; i < count; ++i) to[i] = (alike ? every : grad[first + i]) * row_weight<S>(r, first + i);
 }
 
 GFLV2_END

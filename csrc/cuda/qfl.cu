@@ -98,8 +98,8 @@ __device__ inline Given element(float value, int c, const Point& point, const Mo
                     qfl_small_slopes<FORM, float>(odds, point.quality.score, point.quality.rest, point.upstream_over_score, joint);
                 if (joint < small_score<float>) return {slopes.value, slopes.quality};
             } else {
-                const float loss = qfl_small_value<float>(odds, point.quality.score, joint);
-                if (joint < small_score<float>) return {0.0f, loss};
+                joint = qfl_small_score(odds, point.quality.score);
+                if (joint < small_score<float>) return {0.0f, qfl_small_value(joint)};
             }
         }
     }

@@ -12,6 +12,7 @@ from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.checks import bad_value, check_number, check_tensor, compute_dtype
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import BINS_LIMITS
+from gflv2.ops.one_pass import one_pass, prepared
 from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import distribution_kl as reference
 
@@ -19,7 +20,9 @@ _INPUTS = f"Tensor logits, Tensor teacher, float temperature, {ARGUMENTS}, str b
 _library = torch.library.Library("gflv2", "FRAGMENT")
 _library.define(f"distribution_kl({_INPUTS}) -> Tensor")
 _library.define(f"distribution_kl_backward(Tensor grad, {_INPUTS}) -> Tensor")
+_library.define(f"distribution_kl_with_gradient({_INPUTS}) -> (Tensor, Tensor)")
 _kl, _kl_backward = torch.ops.gflv2.distribution_kl.default, torch.ops.gflv2.distribution_kl_backward.default
+_kl_with_gradient = torch.ops.gflv2.distribution_kl_with_gradient.default
 
 
 def distribution_kl(
@@ -87,13 +90,23 @@ class _DistributionKL(torch.autograd.Function):
         ctx.save_for_backward(logits, teacher, weight, factor)
         ctx.settings = (divisor, reduction, backend)
         ctx.temperature = temperature
-        return _kl(logits, teacher, temperature, weight, factor, *ctx.settings)
+        ctx.one_pass = one_pass(backend, reduction, logits)
+        if not ctx.one_pass:
+            return _kl(logits, teacher, temperature, weight, factor, *ctx.settings)
+        loss, *ctx.prepared = _kl_with_gradient(logits, teacher, temperature, weight, factor, *ctx.settings)
+        return loss
 
     @staticmethod
     @no_double_backward("distribution_kl")
     def backward(ctx: Any, grad: Tensor):
-        logits, teacher, weight, factor = ctx.saved_tensors
-        found = _kl_backward(grad, logits, teacher, ctx.temperature, weight, factor, *ctx.settings)
+        def arguments() -> tuple[Any, ...]:
+            logits, teacher, weight, factor = ctx.saved_tensors
+            return logits, teacher, ctx.temperature, weight, factor, *ctx.settings
+
+        if ctx.one_pass:
+            (found,) = prepared(ctx, grad, lambda: _kl_with_gradient(*arguments())[1:])
+        else:
+            found = _kl_backward(grad, *arguments())
         return found, *[None] * 7
 
 
@@ -122,6 +135,17 @@ def _backward(grad, logits, teacher, temperature, weight, factor, divisor, reduc
     return grad_logits
 
 
+def _with_gradient(logits, teacher, temperature, weight, factor, divisor, reduction, backend) -> tuple[Tensor, Tensor]:
+    reduction, rows = Reduction(weight, factor, divisor, reduction), logits.shape[:1]
+    out, grad_logits = reduction.new_result(rows, logits), torch.empty_like(logits)
+    if not logits.numel():
+        return out.zero_(), grad_logits
+    inputs = (logits, _comparable(teacher, logits), temperature, reduction.on(rows, out.dtype))
+    implementation("distribution_kl", backend).distribution_kl_with_gradient(*inputs, out, grad_logits)
+    return out, grad_logits
+
+
+_library.impl("distribution_kl_with_gradient", _with_gradient, "CPU")
 for _key in ("CPU", "CUDA"):
     _library.impl("distribution_kl", _forward, _key)
     _library.impl("distribution_kl_backward", _backward, _key)
@@ -136,3 +160,9 @@ def _(logits, teacher, temperature, weight, factor, divisor, reduction, backend)
 @torch.library.register_fake("gflv2::distribution_kl_backward", lib=_library)
 def _(grad, logits, *_settings) -> Tensor:
     return torch.empty_like(logits)
+
+
+@torch.library.register_fake("gflv2::distribution_kl_with_gradient", lib=_library)
+def _(logits, teacher, temperature, weight, factor, divisor, reduction, backend) -> tuple[Tensor, Tensor]:
+    out = Reduction(weight, factor, divisor, reduction).new_result(logits.shape[:1], logits)
+    return out, torch.empty_like(logits)

@@ -32,6 +32,7 @@ from gflv2.ops.levels import (
     points_of,
     read_box_logits,
 )
+from gflv2.ops.one_pass import one_pass, prepared
 from gflv2.ops.reduction import Reduction
 from gflv2.ops.reference import gfl_loss as reference
 from gflv2.ops.reference.atss import Assignment
@@ -49,15 +50,16 @@ _library.define(
     f"gfl_targets({_ROWS}, Tensor index, Tensor assigned, Tensor[] boxes, SymInt[] valid, float[] strides, "
     "float offset, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+_LOSS = f"{_ROWS}, {_TARGETS}, Tensor boxes, float[] strides, float offset, float beta, float[] loss_weights"
 # Returns the three losses, and the slopes that backward needs (`BoxLossSlopes`).
+_library.define(f"gfl_loss({_LOSS}, str backend) -> (Tensor, Tensor)")
+# The same, and with them the gradients of the class loss that are needed: of the class logits, of the quality.
+_library.define(f"gfl_loss_with_gradients({_LOSS}, str backend, bool[] of_class_loss) -> Tensor[]")
+# `grad_quality`: of the class loss, where that is known already. `needs`: gradients of the class logits, the box
+# logits, the predictor, the scales and the quality.
 _library.define(
-    f"gfl_loss({_ROWS}, {_TARGETS}, Tensor boxes, float[] strides, float offset, float beta, float[] loss_weights, "
-    "str backend) -> (Tensor, Tensor)"
-)
-# `needs`: gradients of the class logits, the box logits, the predictor, the scales and the quality.
-_library.define(
-    f"gfl_loss_backward(Tensor grad, {_ROWS}, {_TARGETS}, Tensor slopes, Tensor[] predictor, int topk, bool mean, "
-    "bool variance, float beta, float[] loss_weights, str backend, bool[] needs) -> Tensor[]"
+    f"gfl_loss_backward(Tensor grad, {_ROWS}, {_TARGETS}, Tensor slopes, Tensor? grad_quality, Tensor[] predictor, "
+    "int topk, bool mean, bool variance, float beta, float[] loss_weights, str backend, bool[] needs) -> Tensor[]"
 )
 
 
@@ -290,7 +292,8 @@ def gfl_loss(
     if wants_gradient(scales, quality, *layers, *levels):
         losses = _GflLoss.apply(*layers, scales, quality, *constants, *settings, *levels)
     else:
-        losses = _call(class_logits, box.tensors, scales, quality, constants, settings)[0]
+        arguments = _arguments(class_logits, box.tensors, scales, quality, constants, settings)
+        losses = torch.ops.gflv2.gfl_loss(*arguments)[0]
     # Not by unbind, whose results refuse to be changed in place: `total = losses.qfl; total += losses.giou`.
     return GFLLosses(losses[0], losses[1], losses[2])
 
@@ -364,13 +367,13 @@ for _op, _refuse in (("gfl_targets", _refuse_mixed), ("gfl_loss", _refuse_loss))
     backends.register(_op, {**_on_gpu, "cpu": _refuse, "reference": None}, _describe)
 
 
-def _call(class_logits, box_logits, scales, quality, constants, settings) -> tuple[Tensor, Tensor]:
-    """The registered forward operation, from the arguments of ``_GflLoss.apply``."""
+def _arguments(class_logits, box_logits, scales, quality, constants, settings) -> tuple[Any, ...]:
+    """Of the registered forward operations, from those of ``_GflLoss.apply``."""
     labels, scores, weights, label_weights, boxes, norms, projection = constants
     strides, offset, beta, loss_weights, _, backend = settings
     rows = (list(class_logits), list(box_logits), quality, scales, projection)
     targets = (labels, scores, weights, label_weights, norms, boxes)
-    return torch.ops.gflv2.gfl_loss(*rows, *targets, strides, offset, beta, loss_weights, backend)
+    return *rows, *targets, strides, offset, beta, loss_weights, backend
 
 
 class _GflLoss(torch.autograd.Function):
@@ -381,10 +384,20 @@ class _GflLoss(torch.autograd.Function):
     def forward(ctx: Any, weight1, bias1, weight2, bias2, scales, quality, *arguments) -> Tensor:
         constants, settings, levels = arguments[:7], arguments[7:13], arguments[13:]
         count = len(levels) // 2
-        losses, slopes = _call(levels[:count], levels[count:], scales, quality, constants, settings)
-        labels, scores, weights, label_weights, _, norms, projection = constants
+        forward = _arguments(levels[:count], levels[count:], scales, quality, constants, settings)
+        of_class_loss = _of_class_loss(_needs(ctx, weight1 is not None, count), weight1 is not None)
+        ctx.one_pass = any(of_class_loss) and one_pass(settings[-1], "sum", quality, *levels[:count])
+        if ctx.one_pass:
+            losses, slopes, *ctx.prepared = torch.ops.gflv2.gfl_loss_with_gradients(*forward, of_class_loss)
+        else:
+            losses, slopes = torch.ops.gflv2.gfl_loss(*forward)
+        labels, scores, weights, label_weights, boxes, norms, projection = constants
         targets = (labels, scores, weights, label_weights, norms)
-        ctx.save_for_backward(weight1, bias1, weight2, bias2, quality, scales, projection, *targets, slopes, *levels)
+        # The boxes: for a second backward, after the first has taken what is prepared.
+        again = boxes if ctx.one_pass else None
+        ctx.save_for_backward(
+            *(weight1, bias1, weight2, bias2), quality, scales, projection, *targets, slopes, again, *levels
+        )
         ctx.settings = settings
         return losses
 
@@ -392,19 +405,36 @@ class _GflLoss(torch.autograd.Function):
     @no_double_backward("gfl_loss")
     def backward(ctx: Any, grad: Tensor):
         saved = ctx.saved_tensors  # asked for once: under activation checkpointing each time computes forward anew
-        predictor, rows, targets, levels = saved[:4], saved[4:7], saved[7:13], saved[13:]
-        count, wanted = len(levels) // 2, ctx.needs_input_grad
-        first = len(wanted) - 2 * count
-        has_predictor = predictor[0] is not None
-        needs = [any(wanted[first : first + count]), any(wanted[first + count :]), any(wanted[:4]), wanted[4]]
-        needs.append(wanted[5] and not has_predictor)
+        predictor, rows, targets, boxes, levels = saved[:4], saved[4:7], saved[7:13], saved[13], saved[14:]
+        count, has_predictor = len(levels) // 2, predictor[0] is not None
+        needs = _needs(ctx, has_predictor, count)
         _, _, beta, loss_weights, shape, backend = ctx.settings
+
+        # 1. What forward has prepared.
+        class_gradients, grad_quality, of_user = [None] * count, None, None
+        if ctx.one_pass:
+            of_class_loss = _of_class_loss(needs, has_predictor)
+
+            def again() -> list[Tensor]:
+                quality, scales, projection = rows
+                constants = (*targets[:4], boxes, targets[4], projection)
+                arguments = _arguments(levels[:count], levels[count:], scales, quality, constants, ctx.settings)
+                return torch.ops.gflv2.gfl_loss_with_gradients(*arguments, of_class_loss)[2:]
+
+            found = prepared(ctx, grad[0], again)
+            class_gradients = found[:count] if needs[0] else class_gradients
+            grad_quality = found[-1] if of_class_loss[1] else None
+            of_user = grad_quality if needs[4] else None
+            needs[0] = needs[4] = False
+
+        # 2. The rest.
         found = torch.ops.gflv2.gfl_loss_backward(
             grad,
             levels[:count],
             levels[count:],
             *rows,
             *targets,
+            grad_quality,
             predictor if has_predictor else [],
             *shape,
             beta,
@@ -413,15 +443,28 @@ class _GflLoss(torch.autograd.Function):
             needs,
         )
         parts = _split(found, count, needs)
-        none = [None] * count
         return (
             *(parts.predictor or [None] * 4),
             parts.scales,
-            parts.quality,
-            *[None] * (first - 6),
-            *(parts.class_logits or none),
-            *(parts.box_logits or none),
+            of_user if parts.quality is None else parts.quality,
+            *[None] * (len(ctx.needs_input_grad) - 6 - 2 * count),
+            *(parts.class_logits or class_gradients),
+            *(parts.box_logits or [None] * count),
         )
+
+
+def _needs(ctx: Any, has_predictor: bool, count: int) -> list[bool]:
+    """Of ``gfl_loss_backward``, for ``count`` levels."""
+    wanted = ctx.needs_input_grad
+    first = len(wanted) - 2 * count
+    needs = [any(wanted[first : first + count]), any(wanted[first + count :]), any(wanted[:4]), wanted[4]]
+    return [*needs, wanted[5] and not has_predictor]
+
+
+def _of_class_loss(needs: Sequence[bool], has_predictor: bool) -> list[bool]:
+    """Which of its gradients are needed: of the class logits; of the quality, for itself or on the way to what the
+    predictor reads."""
+    return [needs[0], needs[4] or (has_predictor and any(needs[1:4]))]
 
 
 class _Gradients(NamedTuple):
@@ -495,7 +538,7 @@ def _new_losses(box_logits: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, 
     return weights.new_empty(3, dtype=dtype), weights.new_empty((*weights.shape, 4, 2), dtype=dtype)
 
 
-def _of_class_loss(label_weights: Tensor, norms: Tensor, factor: float) -> Reduction:
+def _class_reduction(label_weights: Tensor, norms: Tensor, factor: float) -> Reduction:
     """Σ over points / N_pos, times its factor."""
     return Reduction(label_weights, norms[0], 1 / factor if factor else math.inf, "sum")
 
@@ -526,6 +569,8 @@ def _forward(
     beta,
     loss_weights,
     backend,
+    class_gradients=(),
+    grad_quality=None,
 ) -> tuple[Tensor, Tensor]:
     losses, slopes = _new_losses(box_logits, weights)
     if not weights.numel():
@@ -533,10 +578,12 @@ def _forward(
     quality, scales, projection, scores, weights, label_weights, norms, boxes = dense(
         (quality, scales, projection, scores, weights, label_weights, norms, boxes), losses.dtype
     )
-    class_loss = _of_class_loss(label_weights, norms, loss_weights[0])
-    implementation("qfl", backend).qfl_forward(
-        class_logits, quality, labels.contiguous(), scores, _form(quality), beta, class_loss, losses[0]
-    )
+    class_loss = _class_reduction(label_weights, norms, loss_weights[0])
+    arguments = (class_logits, quality, labels.contiguous(), scores, _form(quality), beta, class_loss, losses[0])
+    if not class_gradients and grad_quality is None:
+        implementation("qfl", backend).qfl_forward(*arguments)
+    else:
+        implementation("qfl", backend).qfl_with_gradients(*arguments, class_gradients, grad_quality)
     implementation("gfl_loss", backend).box_loss(
         box_logits,
         boxes,
@@ -551,6 +598,18 @@ def _forward(
         losses[1:],
     )
     return losses, slopes
+
+
+def _new_class_gradients(class_logits, quality, needs) -> list[Tensor]:
+    gradients = [torch.empty_like(level) for level in class_logits] if needs[0] else []
+    return gradients + ([quality.new_empty(quality.shape)] if needs[1] else [])
+
+
+def _with_gradients(class_logits, box_logits, quality, *arguments) -> list[Tensor]:
+    *arguments, needs = arguments
+    gradients = _new_class_gradients(class_logits, quality, needs)
+    where = gradients[: len(class_logits)] if needs[0] else [], gradients[-1] if needs[1] else None
+    return [*_forward(class_logits, box_logits, quality, *arguments, *where), *gradients]
 
 
 def _new_gradients(class_logits, box_logits, predictor, scales, quality, needs) -> list[Tensor]:
@@ -574,6 +633,7 @@ def _backward(
     label_weights,
     norms,
     slopes,
+    grad_quality,
     predictor,
     topk,
     mean,
@@ -594,9 +654,11 @@ def _backward(
 
     # 1. The class logits, and the quality.
     of_rows = any(needs[1:4])
-    grad_quality = torch.empty_like(quality) if needs[4] or (predictor and of_rows) else None
-    if needs[0] or grad_quality is not None:
-        class_loss = _of_class_loss(label_weights, norms, loss_weights[0])
+    known = grad_quality is not None
+    if not known and (needs[4] or (predictor and of_rows)):
+        grad_quality = torch.empty_like(quality)
+    if needs[0] or (grad_quality is not None and not known):
+        class_loss = _class_reduction(label_weights, norms, loss_weights[0])
         implementation("qfl", backend).qfl_backward(
             grad[0],
             class_logits,
@@ -631,6 +693,7 @@ def _backward(
     return gradients
 
 
+_library.impl("gfl_loss_with_gradients", _with_gradients, "CPU")
 for _key in ("CPU", "CUDA"):
     _library.impl("gfl_targets", _targets, _key)
     _library.impl("gfl_loss", _forward, _key)
@@ -649,7 +712,12 @@ def _(class_logits, box_logits, quality, scales, projection, labels, scores, wei
     return _new_losses(box_logits, weights)
 
 
+@torch.library.register_fake("gflv2::gfl_loss_with_gradients", lib=_library)
+def _(class_logits, box_logits, quality, scales, projection, labels, scores, weights, *arguments) -> list[Tensor]:
+    return [*_new_losses(box_logits, weights), *_new_class_gradients(class_logits, quality, arguments[-1])]
+
+
 @torch.library.register_fake("gflv2::gfl_loss_backward", lib=_library)
 def _(grad, class_logits, box_logits, quality, scales, *arguments) -> list[Tensor]:
-    predictor, needs = arguments[7], arguments[-1]
+    predictor, needs = arguments[8], arguments[-1]
     return _new_gradients(class_logits, box_logits, predictor, scales, quality, needs)

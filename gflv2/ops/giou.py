@@ -11,6 +11,7 @@ from gflv2.ops import backends
 from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.checks import check_number, check_tensor, compute_dtype
 from gflv2.ops.implementation import implementation
+from gflv2.ops.one_pass import one_pass, prepared
 from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, dense, resolve
 from gflv2.ops.reference import giou as reference
 
@@ -19,7 +20,10 @@ _ARGUMENTS = f"Tensor pred, Tensor target, bool loss, float eps, {ARGUMENTS}, st
 _library = torch.library.Library("gflv2", "FRAGMENT")
 _library.define(f"giou({_ARGUMENTS}) -> Tensor")
 _library.define(f"giou_backward(Tensor grad, {_ARGUMENTS}, bool[] needs) -> Tensor[]")
+# Returns the loss, and the gradients that are needed.
+_library.define(f"giou_with_gradients({_ARGUMENTS}, bool[] needs) -> Tensor[]")
 _giou, _giou_backward = torch.ops.gflv2.giou.default, torch.ops.gflv2.giou_backward.default
+_giou_with_gradients = torch.ops.gflv2.giou_with_gradients.default
 
 
 def giou(
@@ -103,15 +107,27 @@ class _Giou(torch.autograd.Function):
     def forward(ctx: Any, pred, target, loss, eps, weight, factor, divisor, reduction, backend) -> Tensor:
         ctx.save_for_backward(pred, target, weight, factor)
         ctx.settings = (loss, eps), (divisor, reduction, backend)
-        return _giou(pred, target, loss, eps, weight, factor, divisor, reduction, backend)
+        ctx.one_pass = one_pass(backend, reduction, pred, target)
+        arguments = (pred, target, loss, eps, weight, factor, divisor, reduction, backend)
+        if not ctx.one_pass:
+            return _giou(*arguments)
+        value, *ctx.prepared = _giou_with_gradients(*arguments, list(ctx.needs_input_grad[:2]))
+        return value
 
     @staticmethod
     @no_double_backward("giou")
     def backward(ctx: Any, grad: Tensor):
-        pred, target, weight, factor = ctx.saved_tensors
-        kind, settings = ctx.settings
         needs = list(ctx.needs_input_grad[:2])
-        gradients = _giou_backward(grad, pred, target, *kind, weight, factor, *settings, needs)
+
+        def arguments() -> tuple[Any, ...]:
+            pred, target, weight, factor = ctx.saved_tensors
+            kind, settings = ctx.settings
+            return pred, target, *kind, weight, factor, *settings, needs
+
+        if ctx.one_pass:
+            gradients = prepared(ctx, grad, lambda: _giou_with_gradients(*arguments())[1:])
+        else:
+            gradients = _giou_backward(grad, *arguments())
         return gradients[0] if needs[0] else None, gradients[-1] if needs[1] else None, *[None] * 7
 
 
@@ -145,6 +161,20 @@ def _backward(grad, pred, target, loss, eps, weight, factor, divisor, reduction,
     return gradients
 
 
+def _with_gradients(pred, target, loss, eps, weight, factor, divisor, reduction, backend, needs) -> list[Tensor]:
+    reduction, rows = Reduction(weight, factor, divisor, reduction), pred.shape[:1]
+    out, gradients = reduction.new_result(rows, pred), _new_gradients(pred, target, needs)
+    if not pred.numel():
+        return [out.zero_(), *gradients]
+    # Boxes of one dtype: `one_pass` takes no others.
+    where = (gradients[0] if needs[0] else None, gradients[-1] if needs[1] else None)
+    implementation("giou", backend).giou_with_gradients(
+        pred, dense(target, out.dtype), loss, eps, reduction.on(rows, out.dtype), out, *where
+    )
+    return [out, *gradients]
+
+
+_library.impl("giou_with_gradients", _with_gradients, "CPU")
 for _key in ("CPU", "CUDA"):
     _library.impl("giou", _forward, _key)
     _library.impl("giou_backward", _backward, _key)
@@ -159,3 +189,9 @@ def _(pred, target, loss, eps, weight, factor, divisor, reduction, backend) -> T
 @torch.library.register_fake("gflv2::giou_backward", lib=_library)
 def _(grad, pred, target, loss, eps, weight, factor, divisor, reduction, backend, needs) -> list[Tensor]:
     return _new_gradients(pred, target, needs)
+
+
+@torch.library.register_fake("gflv2::giou_with_gradients", lib=_library)
+def _(pred, target, loss, eps, weight, factor, divisor, reduction, backend, needs) -> list[Tensor]:
+    out = Reduction(weight, factor, divisor, reduction).new_result(pred.shape[:1], pred)
+    return [out, *_new_gradients(pred, target, needs)]

@@ -14,6 +14,7 @@ from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, values_are_checked
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import check_levels
+from gflv2.ops.one_pass import one_pass, prepared
 from gflv2.ops.reduction import ARGUMENTS, INTEGERS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import qfl as reference
 
@@ -26,6 +27,8 @@ _ARGUMENTS = (
 _library = torch.library.Library("gflv2", "FRAGMENT")
 _library.define(f"qfl({_ARGUMENTS}) -> Tensor")
 _library.define(f"qfl_backward(Tensor grad, {_ARGUMENTS}, bool[] needs) -> Tensor[]")
+# Returns the loss, and the gradients that are needed.
+_library.define(f"qfl_with_gradients({_ARGUMENTS}, bool[] needs) -> Tensor[]")
 
 
 def qfl(
@@ -181,19 +184,33 @@ class _Qfl(torch.autograd.Function):
         ctx.save_for_backward(quality, labels, scores, weight, factor, *values)
         ctx.settings = (form, beta), (divisor, reduction, backend)
         (kind, rest) = ctx.settings
-        return torch.ops.gflv2.qfl(list(values), quality, labels, scores, *kind, weight, factor, *rest)
+        ctx.one_pass = one_pass(backend, reduction, quality, *values)
+        arguments = (list(values), quality, labels, scores, *kind, weight, factor, *rest)
+        if not ctx.one_pass:
+            return torch.ops.gflv2.qfl(*arguments)
+        loss, *ctx.prepared = torch.ops.gflv2.qfl_with_gradients(*arguments, _Qfl.needs(ctx))
+        return loss
+
+    @staticmethod
+    def needs(ctx: Any) -> list[bool]:
+        return [any(ctx.needs_input_grad[10:]), ctx.needs_input_grad[0]]
 
     @staticmethod
     @no_double_backward("qfl")
     def backward(ctx: Any, grad: Tensor):
-        quality, labels, scores, weight, factor, *values = ctx.saved_tensors
-        kind, rest = ctx.settings
-        needs = [any(ctx.needs_input_grad[10:]), ctx.needs_input_grad[0]]
-        gradients = torch.ops.gflv2.qfl_backward(
-            grad, values, quality, labels, scores, *kind, weight, factor, *rest, needs
-        )
+        needs, count = _Qfl.needs(ctx), len(ctx.needs_input_grad) - 10
+
+        def arguments() -> tuple[Any, ...]:
+            quality, labels, scores, weight, factor, *values = ctx.saved_tensors
+            kind, rest = ctx.settings
+            return values, quality, labels, scores, *kind, weight, factor, *rest, needs
+
+        if ctx.one_pass:
+            gradients = prepared(ctx, grad, lambda: torch.ops.gflv2.qfl_with_gradients(*arguments())[1:])
+        else:
+            gradients = torch.ops.gflv2.qfl_backward(grad, *arguments())
         grad_quality = gradients[-1] if needs[1] else None
-        return grad_quality, *[None] * 9, *(gradients[: len(values)] if needs[0] else [None] * len(values))
+        return grad_quality, *[None] * 9, *(gradients[:count] if needs[0] else [None] * count)
 
 
 def _rows_of(values: Sequence[Tensor]) -> tuple[int, ...]:
@@ -250,6 +267,21 @@ def _backward(
     return gradients
 
 
+def _with_gradients(
+    values, quality, labels, scores, form, beta, weight, factor, divisor, reduction, backend, needs
+) -> list[Tensor]:
+    reduction, rows = Reduction(weight, factor, divisor, reduction), _rows_of(values)
+    out, gradients = reduction.new_result(rows, values[0]), _new_gradients(values, quality, needs)
+    if not any(level.numel() for level in values):
+        return [out.zero_(), *(gradient.zero_() for gradient in gradients)]
+    # A quality of the dtype of the arithmetic: `one_pass` takes no other.
+    levels, grad_quality = gradients[: len(values)] if needs[0] else [], gradients[-1] if needs[1] else None
+    small, reduction = _dense(values, quality, labels, scores), reduction.on(rows, out.dtype)
+    implementation("qfl", backend).qfl_with_gradients(values, *small, form, beta, reduction, out, levels, grad_quality)
+    return [out, *gradients]
+
+
+_library.impl("qfl_with_gradients", _with_gradients, "CPU")
 for _key in ("CPU", "CUDA"):
     _library.impl("qfl", _forward, _key)
     _library.impl("qfl_backward", _backward, _key)
@@ -266,3 +298,9 @@ def _(
     grad, values, quality, labels, scores, form, beta, weight, factor, divisor, reduction, backend, needs
 ) -> list[Tensor]:
     return _new_gradients(values, quality, needs)
+
+
+@torch.library.register_fake("gflv2::qfl_with_gradients", lib=_library)
+def _(values, quality, labels, scores, form, beta, weight, factor, divisor, reduction, backend, needs) -> list[Tensor]:
+    out = Reduction(weight, factor, divisor, reduction).new_result(_rows_of(values), values[0])
+    return [out, *_new_gradients(values, quality, needs)]

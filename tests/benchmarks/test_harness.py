@@ -160,6 +160,22 @@ def test_saved_bytes() -> None:
     assert probes.saved_bytes(lambda: x.detach().exp(), (x,)) == 0
 
 
+class _Keeps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        ctx.kept = [torch.zeros(50), x]
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        return grad * 2
+
+
+def test_saved_bytes_on_a_context() -> None:
+    x = torch.randn(1000, requires_grad=True)
+    assert probes.saved_bytes(lambda: (_Keeps.apply(x).sum(), _Keeps.apply(x) + 1), (x,)) == 2 * 200
+
+
 def test_peak_bytes() -> None:
     x = torch.randn(100_000)
     for call, peak in (

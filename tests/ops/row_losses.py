@@ -77,16 +77,22 @@ class Call:
         return [self.tensors[name].requires_grad_() for name in self.leaves]
 
 
-def results(function: Callable[..., Tensor], call: Call, *, scale: float = 1.0) -> dict[str, Tensor]:
+def cotangent(out: Tensor) -> Tensor:
+    return torch.randn(out.shape, generator=torch.Generator().manual_seed(99)).to(out)
+
+
+def results(
+    function: Callable[..., Tensor],
+    call: Call,
+    *,
+    scale: float = 1.0,
+    upstream: Callable[[Tensor], Tensor] = cotangent,
+) -> dict[str, Tensor]:
     """The output and every gradient of <output, a fixed cotangent>, by name."""
     leaves = call.trained()
     out = call(function)
-    gradients = torch.autograd.grad(out, leaves, cotangent(out) * scale)
+    gradients = torch.autograd.grad(out, leaves, upstream(out) * scale)
     return {"output": out.detach()} | {f"grad of {name}": g for name, g in zip(call.leaves, gradients, strict=True)}
-
-
-def cotangent(out: Tensor) -> Tensor:
-    return torch.randn(out.shape, generator=torch.Generator().manual_seed(99)).to(out)
 
 
 def upstream_of_rows(call: Call, rows: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -405,7 +405,8 @@ class TestMemory:
         assert all(bool(torch.isfinite(tensor).all()) for tensor in [*targets, *found.values()])
 
     def test_saved_for_backward(self, backend: str) -> None:
-        """The inputs, and a few numbers a point: nothing of the size of a score map."""
+        """The inputs, and a few numbers a point: nothing of the size of a score map, but on a CPU what backward hands
+        over: the gradient of the class logits."""
         with running(backend) as device:
             inputs = Case().inputs(device)
             targets, normalisers = fixed_targets(inputs)
@@ -419,10 +420,14 @@ class TestMemory:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                inputs.losses(targets, normalisers)
+                losses = inputs.losses(targets, normalisers)
         if backend != "reference":
             points = targets.weights.numel()
             assert sum(new) <= 10 * points + 2000, new
+            context = losses.qfl.grad_fn.next_functions[0][0]
+            waiting = sum(tensor.numel() for tensor in context.prepared) if context.one_pass else 0
+            expected = points + sum(level.numel() for level in inputs.class_logits) if backend == "cpu" else 0
+            assert waiting == expected
 
 
 class TestHost:

@@ -26,7 +26,6 @@ from tests.ops.row_losses import (
     Reduced,
     assert_same,
     check_parity,
-    cotangent,
     results,
 )
 from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, running
@@ -242,7 +241,7 @@ class TestMemory:
         with running(backend) as device:
             case = SMALL.but(layout=layout, dtype=dtype, labels="wild", reduced=Reduced(True, None, reduction))
             call = case.call().to(device)
-            want = results(fused, call)
+            want = results(fused, call, upstream=torch.ones_like)
             kernels = implementation("qfl", backend)
             *values, quality, labels, scores = (tensor.detach() for tensor in call.tensors.values())
             how = Reduction(call.keywords["weight"], None, 1.0, reduction)
@@ -251,10 +250,16 @@ class TestMemory:
             kernels.qfl_forward(*inputs, out)
             watched = [guarded(want[f"grad of {name}"]) for name in call.leaves]
             *grad_values, grad_quality = (tensor for tensor, _ in watched)
-            kernels.qfl_backward(cotangent(out), *inputs, grad_values, grad_quality)
-        for tensor, expected in zip([out, *grad_values, grad_quality], want.values(), strict=True):
-            torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
-        assert_untouched(around_out, *(guards for _, guards in watched))
+            kernels.qfl_backward(torch.ones_like(out), *inputs, grad_values, grad_quality)
+            ways = [[(out, around_out), *watched]]
+            if backend == "cpu":
+                ways.append([guarded(tensor) for tensor in want.values()])
+                out, *grad_values, grad_quality = (tensor for tensor, _ in ways[1])
+                kernels.qfl_with_gradients(*inputs, out, grad_values, grad_quality)
+        for written in ways:
+            for (tensor, _), expected in zip(written, want.values(), strict=True):
+                torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
+            assert_untouched(*(guards for _, guards in written))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -185,13 +185,12 @@ template <class V> GFLV2_HD V small_loss(V j) {
     return multiply_add(V(j * j), p, j);
 }
 
-// odds: exp(−c); score: σ(r), or 1 without a quality. J is left in `joint`.
-template <class S, class V> GFLV2_HD V qfl_small_value(V odds, V score, V& joint) {
-    joint = quotient(score, V(S(1) + odds));
-    return small_loss(joint) * (joint * joint);
-}
+// J. odds: exp(−c); score: σ(r), or 1 without a quality.
+template <class V> GFLV2_HD V qfl_small_score(V odds, V score) { return quotient(score, V(1.0f + odds)); }
 
-// rest: 1 − σ(r); upstream: ∂L/∂(loss), divided by σ(r). The slope of c is multiplied by it, that of r is not.
+template <class V> GFLV2_HD V qfl_small_value(V joint) { return small_loss(joint) * (joint * joint); }
+
+// rest: 1 − σ(r); upstream: ∂L/∂(loss), divided by σ(r). The slope of c is multiplied by it, that of r is not. J is left in `joint`.
 template <QflForm FORM, class S, class V> GFLV2_HD QflSlopes<V> qfl_small_slopes(V odds, V score, V rest, V upstream, V& joint) {
     const V two = broadcast<V>(S(2)), whole = S(1) + odds;
     if constexpr (FORM == QflForm::logits) {

@@ -21,16 +21,27 @@ def dfl_forward(logits: Tensor, target: Tensor, reduction: Reduction, out: Tenso
         logits: (N, R), any strides.
         target: (N,) S, contiguous.
     """
-    _dfl(False, logits, target, reduction, out, None)
+    _dfl(False, logits, target, reduction, out, None, None)
 
 
 def dfl_backward(grad: Tensor, logits: Tensor, target: Tensor, reduction: Reduction, grad_logits: Tensor) -> None:
     """Gradient, written to ``grad_logits`` (like ``logits``)."""
-    _dfl(True, logits, target, reduction, grad, grad_logits)
+    _dfl(True, logits, target, reduction, None, grad, grad_logits)
+
+
+def dfl_with_gradient(logits: Tensor, target: Tensor, reduction: Reduction, out: Tensor, grad_logits: Tensor) -> None:
+    """Both in one pass, on a CPU; the gradient for an upstream gradient of 1."""
+    _dfl(True, logits, target, reduction, out, None, grad_logits)
 
 
 def _dfl(
-    backward: bool, logits: Tensor, target: Tensor, reduction: Reduction, result: Tensor, grad_logits: Tensor | None
+    backward: bool,
+    logits: Tensor,
+    target: Tensor,
+    reduction: Reduction,
+    out: Tensor | None,
+    grad: Tensor | None,
+    grad_logits: Tensor | None,
 ) -> None:
     module = library()
     device, where = place(logits)
@@ -46,7 +57,7 @@ def _dfl(
         logits.data_ptr(),
         *logits.stride(),
         target.data_ptr(),
-        describe_reduction(module, reduction, result),
+        describe_reduction(module, reduction, out, grad),
         pointer(grad_logits),
         *((0, 0) if grad_logits is None else grad_logits.stride()),
         pointer(workspace),

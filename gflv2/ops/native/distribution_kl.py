@@ -23,14 +23,21 @@ def distribution_kl_forward(
         logits: (N, R) of the student, any strides.
         teacher: (N, R), any strides; float64 where the logits are, and only there.
     """
-    _distribution_kl(False, logits, teacher, temperature, reduction, out, None)
+    _distribution_kl(False, logits, teacher, temperature, reduction, out, None, None)
 
 
 def distribution_kl_backward(
     grad: Tensor, logits: Tensor, teacher: Tensor, temperature: float, reduction: Reduction, grad_logits: Tensor
 ) -> None:
     """Gradient, written to ``grad_logits`` (like ``logits``)."""
-    _distribution_kl(True, logits, teacher, temperature, reduction, grad, grad_logits)
+    _distribution_kl(True, logits, teacher, temperature, reduction, None, grad, grad_logits)
+
+
+def distribution_kl_with_gradient(
+    logits: Tensor, teacher: Tensor, temperature: float, reduction: Reduction, out: Tensor, grad_logits: Tensor
+) -> None:
+    """Both in one pass, on a CPU; the gradient for an upstream gradient of 1."""
+    _distribution_kl(True, logits, teacher, temperature, reduction, out, None, grad_logits)
 
 
 def _distribution_kl(
@@ -39,7 +46,8 @@ def _distribution_kl(
     teacher: Tensor,
     temperature: float,
     reduction: Reduction,
-    result: Tensor,
+    out: Tensor | None,
+    grad: Tensor | None,
     grad_logits: Tensor | None,
 ) -> None:
     module = library()
@@ -55,7 +63,7 @@ def _distribution_kl(
         _rows(logits),
         _rows(teacher),
         temperature,
-        describe_reduction(module, reduction, result),
+        describe_reduction(module, reduction, out, grad),
         pointer(grad_logits),
         *((0, 0) if grad_logits is None else grad_logits.stride()),
         pointer(workspace),

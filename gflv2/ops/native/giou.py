@@ -21,7 +21,7 @@ def giou_forward(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction
         pred: (N, 4), any strides.
         target: (N, 4) S, contiguous.
     """
-    _giou(False, pred, target, loss, eps, reduction, out, None, None)
+    _giou(False, pred, target, loss, eps, reduction, out, None, None, None)
 
 
 def giou_backward(
@@ -35,7 +35,21 @@ def giou_backward(
     grad_target: Tensor | None,
 ) -> None:
     """Gradients, written to ``grad_pred`` (in pred's dtype) and ``grad_target`` (S): (N, 4), contiguous, or None."""
-    _giou(True, pred, target, loss, eps, reduction, grad, grad_pred, grad_target)
+    _giou(True, pred, target, loss, eps, reduction, None, grad, grad_pred, grad_target)
+
+
+def giou_with_gradients(
+    pred: Tensor,
+    target: Tensor,
+    loss: bool,
+    eps: float,
+    reduction: Reduction,
+    out: Tensor,
+    grad_pred: Tensor | None,
+    grad_target: Tensor | None,
+) -> None:
+    """Both in one pass, on a CPU; the gradients for an upstream gradient of 1."""
+    _giou(True, pred, target, loss, eps, reduction, out, None, grad_pred, grad_target)
 
 
 def _giou(
@@ -45,7 +59,8 @@ def _giou(
     loss: bool,
     eps: float,
     reduction: Reduction,
-    result: Tensor,
+    out: Tensor | None,
+    grad: Tensor | None,
     grad_pred: Tensor | None,
     grad_target: Tensor | None,
 ) -> None:
@@ -63,7 +78,7 @@ def _giou(
         *pred.stride(),
         target.data_ptr(),
         eps,
-        describe_reduction(module, reduction, result),
+        describe_reduction(module, reduction, out, grad),
         pointer(grad_pred),
         pointer(grad_target),
         pointer(workspace),

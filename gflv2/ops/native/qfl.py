@@ -37,7 +37,7 @@ def qfl_forward(
         labels: (B, A) or (N,) int64, contiguous; None: the target is dense.
         scores: (B, A) or (N,) S, contiguous; dense: (N, C) S, any strides.
     """
-    _qfl(False, values, quality, labels, scores, form, beta, reduction, out, [], None)
+    _qfl(False, values, quality, labels, scores, form, beta, reduction, out, None, [], None)
 
 
 def qfl_backward(
@@ -53,7 +53,23 @@ def qfl_backward(
     grad_quality: Tensor | None,
 ) -> None:
     """Gradients, written to ``grad_values`` (like ``values``, or empty) and ``grad_quality`` (S, or None)."""
-    _qfl(True, values, quality, labels, scores, form, beta, reduction, grad, grad_values, grad_quality)
+    _qfl(True, values, quality, labels, scores, form, beta, reduction, None, grad, grad_values, grad_quality)
+
+
+def qfl_with_gradients(
+    values: Sequence[Tensor],
+    quality: Tensor | None,
+    labels: Tensor | None,
+    scores: Tensor,
+    form: str,
+    beta: float,
+    reduction: Reduction,
+    out: Tensor,
+    grad_values: Sequence[Tensor],
+    grad_quality: Tensor | None,
+) -> None:
+    """Both in one pass, on a CPU; the gradients for an upstream gradient of 1."""
+    _qfl(True, values, quality, labels, scores, form, beta, reduction, out, None, grad_values, grad_quality)
 
 
 def _qfl(
@@ -65,7 +81,8 @@ def _qfl(
     form: str,
     beta: float,
     reduction: Reduction,
-    result: Tensor,
+    out: Tensor | None,
+    grad: Tensor | None,
     grad_values: Sequence[Tensor],
     grad_quality: Tensor | None,
 ) -> None:
@@ -98,7 +115,7 @@ def _qfl(
         scores.data_ptr(),
         *(scores.stride() if labels is None else (0, 0)),
         beta,
-        describe_reduction(module, reduction, result),
+        describe_reduction(module, reduction, out, grad),
         pointer(grad_quality),
         pointer(workspace),
     )

@@ -12,11 +12,15 @@ from gflv2.ops.native.tensors import pointer
 from gflv2.ops.reduction import Reduction
 
 
-def describe_reduction(module: ModuleType, reduction: Reduction, result: Tensor) -> Any:
-    """The library's own object. The tensors must outlive it."""
-    return module.Reduction(
-        reduction.total, pointer(reduction.weight), reduction.divisor, pointer(reduction.factor), result.data_ptr()
-    )
+def describe_reduction(module: ModuleType, reduction: Reduction, out: Tensor | None, grad: Tensor | None) -> Any:
+    """The library's own object. The tensors must outlive it.
+
+    Args:
+        out: the result: of a forward pass, and of a backward pass that computes both.
+        grad: its gradient, for a backward pass; None: 1.
+    """
+    total, divisor, tensors = reduction.total, reduction.divisor, (reduction.factor, out, grad)
+    return module.Reduction(total, pointer(reduction.weight), divisor, *map(pointer, tensors))
 
 
 def row_workspace(
