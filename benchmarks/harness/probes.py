@@ -36,6 +36,9 @@ def saved_bytes(forward: Callable[[], Any], arguments: Any) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()
+    del result
+    # Again: an operation may keep something only while nobody looks on.
+    result = forward()
     for tensor in _on_contexts(result):
         pack(tensor)
     total = sum(kept.values())

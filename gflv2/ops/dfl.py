@@ -12,16 +12,14 @@ from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.checks import bad_value, check_tensor, compute_dtype, values_are_checked
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import BINS_LIMITS
-from gflv2.ops.one_pass import one_pass, prepared
+from gflv2.ops.one_pass import one_pass, ordinary, prepared
 from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, dense, resolve
 from gflv2.ops.reference import dfl as reference
 
 _library = torch.library.Library("gflv2", "FRAGMENT")
 _library.define(f"dfl(Tensor logits, Tensor target, {ARGUMENTS}, str backend) -> Tensor")
 _library.define(f"dfl_backward(Tensor grad, Tensor logits, Tensor target, {ARGUMENTS}, str backend) -> Tensor")
-_library.define(f"dfl_with_gradient(Tensor logits, Tensor target, {ARGUMENTS}, str backend) -> (Tensor, Tensor)")
 _dfl, _dfl_backward = torch.ops.gflv2.dfl.default, torch.ops.gflv2.dfl_backward.default
-_dfl_with_gradient = torch.ops.gflv2.dfl_with_gradient.default
 
 
 def dfl(
@@ -86,26 +84,36 @@ class _Dfl(torch.autograd.Function):
         ctx.one_pass = one_pass(backend, reduction, logits)
         if not ctx.one_pass:
             return _dfl(logits, target, weight, factor, *ctx.settings)
-        loss, *ctx.prepared = _dfl_with_gradient(logits, target, weight, factor, *ctx.settings)
-        return loss
+        ctx.prepared = [torch.empty_like(logits)]
+        return _forward(logits, target, weight, factor, *ctx.settings, *ctx.prepared)
 
     @staticmethod
     @no_double_backward("dfl")
     def backward(ctx: Any, grad: Tensor):
-        if ctx.one_pass:
-            (found,) = prepared(ctx, grad, lambda: _dfl_with_gradient(*ctx.saved_tensors, *ctx.settings)[1:])
-        else:
-            found = _dfl_backward(grad, *ctx.saved_tensors, *ctx.settings)
-        return found, *[None] * 6
+        saved, settings = ctx.saved_tensors, ctx.settings
+        if not (ctx.one_pass and ordinary(grad)):
+            return _dfl_backward(grad, *saved, *settings), *[None] * 6
+
+        def again() -> list[Tensor]:
+            grad_logits = torch.empty_like(saved[0])
+            _forward(*saved, *settings, grad_logits)
+            return [grad_logits]
+
+        return *prepared(ctx, grad, again), *[None] * 6
 
 
-def _forward(logits, target, weight, factor, divisor, reduction, backend) -> Tensor:
+def _forward(logits, target, weight, factor, divisor, reduction, backend, grad_logits=None) -> Tensor:
+    """With ``grad_logits`` the gradient is written too."""
     reduction, rows = Reduction(weight, factor, divisor, reduction), logits.shape[:1]
     out = reduction.new_result(rows, logits)
     if not logits.numel():
         return out.zero_()
     target, reduction = dense(target, out.dtype), reduction.on(rows, out.dtype)
-    implementation("dfl", backend).dfl_forward(logits, target, reduction, out)
+    kernels = implementation("dfl", backend)
+    if grad_logits is None:
+        kernels.dfl_forward(logits, target, reduction, out)
+    else:
+        kernels.dfl_with_gradient(logits, target, reduction, out, grad_logits)
     return out
 
 
@@ -119,17 +127,6 @@ def _backward(grad, logits, target, weight, factor, divisor, reduction, backend)
     return grad_logits
 
 
-def _with_gradient(logits, target, weight, factor, divisor, reduction, backend) -> tuple[Tensor, Tensor]:
-    reduction, rows = Reduction(weight, factor, divisor, reduction), logits.shape[:1]
-    out, grad_logits = reduction.new_result(rows, logits), torch.empty_like(logits)
-    if not logits.numel():
-        return out.zero_(), grad_logits
-    target, reduction = dense(target, out.dtype), reduction.on(rows, out.dtype)
-    implementation("dfl", backend).dfl_with_gradient(logits, target, reduction, out, grad_logits)
-    return out, grad_logits
-
-
-_library.impl("dfl_with_gradient", _with_gradient, "CPU")
 for _key in ("CPU", "CUDA"):
     _library.impl("dfl", _forward, _key)
     _library.impl("dfl_backward", _backward, _key)
@@ -144,9 +141,3 @@ def _(logits, target, weight, factor, divisor, reduction, backend) -> Tensor:
 @torch.library.register_fake("gflv2::dfl_backward", lib=_library)
 def _(grad, logits, *_settings) -> Tensor:
     return torch.empty_like(logits)
-
-
-@torch.library.register_fake("gflv2::dfl_with_gradient", lib=_library)
-def _(logits, target, weight, factor, divisor, reduction, backend) -> tuple[Tensor, Tensor]:
-    out = Reduction(weight, factor, divisor, reduction).new_result(logits.shape[:1], logits)
-    return out, torch.empty_like(logits)

@@ -12,7 +12,7 @@ from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.checks import bad_value, check_number, check_tensor, compute_dtype
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import BINS_LIMITS
-from gflv2.ops.one_pass import one_pass, prepared
+from gflv2.ops.one_pass import one_pass, ordinary, prepared
 from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import distribution_kl as reference
 
@@ -20,9 +20,7 @@ _INPUTS = f"Tensor logits, Tensor teacher, float temperature, {ARGUMENTS}, str b
 _library = torch.library.Library("gflv2", "FRAGMENT")
 _library.define(f"distribution_kl({_INPUTS}) -> Tensor")
 _library.define(f"distribution_kl_backward(Tensor grad, {_INPUTS}) -> Tensor")
-_library.define(f"distribution_kl_with_gradient({_INPUTS}) -> (Tensor, Tensor)")
 _kl, _kl_backward = torch.ops.gflv2.distribution_kl.default, torch.ops.gflv2.distribution_kl_backward.default
-_kl_with_gradient = torch.ops.gflv2.distribution_kl_with_gradient.default
 
 
 def distribution_kl(
@@ -91,23 +89,26 @@ class _DistributionKL(torch.autograd.Function):
         ctx.settings = (divisor, reduction, backend)
         ctx.temperature = temperature
         ctx.one_pass = one_pass(backend, reduction, logits)
+        arguments = (logits, teacher, temperature, weight, factor, *ctx.settings)
         if not ctx.one_pass:
-            return _kl(logits, teacher, temperature, weight, factor, *ctx.settings)
-        loss, *ctx.prepared = _kl_with_gradient(logits, teacher, temperature, weight, factor, *ctx.settings)
-        return loss
+            return _kl(*arguments)
+        ctx.prepared = [torch.empty_like(logits)]
+        return _forward(*arguments, *ctx.prepared)
 
     @staticmethod
     @no_double_backward("distribution_kl")
     def backward(ctx: Any, grad: Tensor):
-        def arguments() -> tuple[Any, ...]:
-            logits, teacher, weight, factor = ctx.saved_tensors
-            return logits, teacher, ctx.temperature, weight, factor, *ctx.settings
+        logits, teacher, weight, factor = ctx.saved_tensors
+        arguments = (logits, teacher, ctx.temperature, weight, factor, *ctx.settings)
+        if not (ctx.one_pass and ordinary(grad)):
+            return _kl_backward(grad, *arguments), *[None] * 7
 
-        if ctx.one_pass:
-            (found,) = prepared(ctx, grad, lambda: _kl_with_gradient(*arguments())[1:])
-        else:
-            found = _kl_backward(grad, *arguments())
-        return found, *[None] * 7
+        def again() -> list[Tensor]:
+            grad_logits = torch.empty_like(logits)
+            _forward(*arguments, grad_logits)
+            return [grad_logits]
+
+        return *prepared(ctx, grad, again), *[None] * 7
 
 
 def _comparable(teacher: Tensor, logits: Tensor) -> Tensor:
@@ -116,13 +117,18 @@ def _comparable(teacher: Tensor, logits: Tensor) -> Tensor:
     return teacher if compute_dtype(teacher.dtype) == dtype else teacher.to(dtype)
 
 
-def _forward(logits, teacher, temperature, weight, factor, divisor, reduction, backend) -> Tensor:
+def _forward(logits, teacher, temperature, weight, factor, divisor, reduction, backend, grad_logits=None) -> Tensor:
+    """With ``grad_logits`` the gradient is written too."""
     reduction, rows = Reduction(weight, factor, divisor, reduction), logits.shape[:1]
     out = reduction.new_result(rows, logits)
     if not logits.numel():
         return out.zero_()
     inputs = (logits, _comparable(teacher, logits), temperature, reduction.on(rows, out.dtype))
-    implementation("distribution_kl", backend).distribution_kl_forward(*inputs, out)
+    kernels = implementation("distribution_kl", backend)
+    if grad_logits is None:
+        kernels.distribution_kl_forward(*inputs, out)
+    else:
+        kernels.distribution_kl_with_gradient(*inputs, out, grad_logits)
     return out
 
 
@@ -135,17 +141,6 @@ def _backward(grad, logits, teacher, temperature, weight, factor, divisor, reduc
     return grad_logits
 
 
-def _with_gradient(logits, teacher, temperature, weight, factor, divisor, reduction, backend) -> tuple[Tensor, Tensor]:
-    reduction, rows = Reduction(weight, factor, divisor, reduction), logits.shape[:1]
-    out, grad_logits = reduction.new_result(rows, logits), torch.empty_like(logits)
-    if not logits.numel():
-        return out.zero_(), grad_logits
-    inputs = (logits, _comparable(teacher, logits), temperature, reduction.on(rows, out.dtype))
-    implementation("distribution_kl", backend).distribution_kl_with_gradient(*inputs, out, grad_logits)
-    return out, grad_logits
-
-
-_library.impl("distribution_kl_with_gradient", _with_gradient, "CPU")
 for _key in ("CPU", "CUDA"):
     _library.impl("distribution_kl", _forward, _key)
     _library.impl("distribution_kl_backward", _backward, _key)
@@ -160,9 +155,3 @@ def _(logits, teacher, temperature, weight, factor, divisor, reduction, backend)
 @torch.library.register_fake("gflv2::distribution_kl_backward", lib=_library)
 def _(grad, logits, *_settings) -> Tensor:
     return torch.empty_like(logits)
-
-
-@torch.library.register_fake("gflv2::distribution_kl_with_gradient", lib=_library)
-def _(logits, teacher, temperature, weight, factor, divisor, reduction, backend) -> tuple[Tensor, Tensor]:
-    out = Reduction(weight, factor, divisor, reduction).new_result(logits.shape[:1], logits)
-    return out, torch.empty_like(logits)

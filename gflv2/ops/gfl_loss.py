@@ -32,7 +32,8 @@ from gflv2.ops.levels import (
     points_of,
     read_box_logits,
 )
-from gflv2.ops.one_pass import one_pass, prepared
+from gflv2.ops.one_pass import one_pass, ordinary, prepared
+from gflv2.ops.qfl import apart, with_gradients
 from gflv2.ops.reduction import Reduction
 from gflv2.ops.reference import gfl_loss as reference
 from gflv2.ops.reference.atss import Assignment
@@ -50,11 +51,11 @@ _library.define(
     f"gfl_targets({_ROWS}, Tensor index, Tensor assigned, Tensor[] boxes, SymInt[] valid, float[] strides, "
     "float offset, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-_LOSS = f"{_ROWS}, {_TARGETS}, Tensor boxes, float[] strides, float offset, float beta, float[] loss_weights"
 # Returns the three losses, and the slopes that backward needs (`BoxLossSlopes`).
-_library.define(f"gfl_loss({_LOSS}, str backend) -> (Tensor, Tensor)")
-# The same, and with them the gradients of the class loss that are needed: of the class logits, of the quality.
-_library.define(f"gfl_loss_with_gradients({_LOSS}, str backend, bool[] of_class_loss) -> Tensor[]")
+_library.define(
+    f"gfl_loss({_ROWS}, {_TARGETS}, Tensor boxes, float[] strides, float offset, float beta, float[] loss_weights, "
+    "str backend) -> (Tensor, Tensor)"
+)
 # `grad_quality`: of the class loss, where that is known already. `needs`: gradients of the class logits, the box
 # logits, the predictor, the scales and the quality.
 _library.define(
@@ -368,7 +369,7 @@ for _op, _refuse in (("gfl_targets", _refuse_mixed), ("gfl_loss", _refuse_loss))
 
 
 def _arguments(class_logits, box_logits, scales, quality, constants, settings) -> tuple[Any, ...]:
-    """Of the registered forward operations, from those of ``_GflLoss.apply``."""
+    """Of the registered forward operation, from those of ``_GflLoss.apply``."""
     labels, scores, weights, label_weights, boxes, norms, projection = constants
     strides, offset, beta, loss_weights, _, backend = settings
     rows = (list(class_logits), list(box_logits), quality, scales, projection)
@@ -388,16 +389,12 @@ class _GflLoss(torch.autograd.Function):
         of_class_loss = _of_class_loss(_needs(ctx, weight1 is not None, count), weight1 is not None)
         ctx.one_pass = any(of_class_loss) and one_pass(settings[-1], "sum", quality, *levels[:count])
         if ctx.one_pass:
-            losses, slopes, *ctx.prepared = torch.ops.gflv2.gfl_loss_with_gradients(*forward, of_class_loss)
+            losses, slopes, *ctx.prepared = _forward(*forward, of_class_loss)
         else:
             losses, slopes = torch.ops.gflv2.gfl_loss(*forward)
-        labels, scores, weights, label_weights, boxes, norms, projection = constants
+        labels, scores, weights, label_weights, _, norms, projection = constants
         targets = (labels, scores, weights, label_weights, norms)
-        # The boxes: for a second backward, after the first has taken what is prepared.
-        again = boxes if ctx.one_pass else None
-        ctx.save_for_backward(
-            *(weight1, bias1, weight2, bias2), quality, scales, projection, *targets, slopes, again, *levels
-        )
+        ctx.save_for_backward(weight1, bias1, weight2, bias2, quality, scales, projection, *targets, slopes, *levels)
         ctx.settings = settings
         return losses
 
@@ -405,27 +402,23 @@ class _GflLoss(torch.autograd.Function):
     @no_double_backward("gfl_loss")
     def backward(ctx: Any, grad: Tensor):
         saved = ctx.saved_tensors  # asked for once: under activation checkpointing each time computes forward anew
-        predictor, rows, targets, boxes, levels = saved[:4], saved[4:7], saved[7:13], saved[13], saved[14:]
+        predictor, rows, targets, levels = saved[:4], saved[4:7], saved[7:13], saved[13:]
         count, has_predictor = len(levels) // 2, predictor[0] is not None
-        needs = _needs(ctx, has_predictor, count)
+        needs = remaining = _needs(ctx, has_predictor, count)
         _, _, beta, loss_weights, shape, backend = ctx.settings
 
-        # 1. What forward has prepared.
-        class_gradients, grad_quality, of_user = [None] * count, None, None
-        if ctx.one_pass:
+        # 1. Of the class loss, where forward left it.
+        class_gradients, grad_quality = [], None
+        if ctx.one_pass and ordinary(grad):
             of_class_loss = _of_class_loss(needs, has_predictor)
 
             def again() -> list[Tensor]:
-                quality, scales, projection = rows
-                constants = (*targets[:4], boxes, targets[4], projection)
-                arguments = _arguments(levels[:count], levels[count:], scales, quality, constants, ctx.settings)
-                return torch.ops.gflv2.gfl_loss_with_gradients(*arguments, of_class_loss)[2:]
+                labels, scores, _, label_weights, norms, _ = targets
+                class_rows = (levels[:count], rows[0], labels, scores, label_weights, norms)
+                return _class_loss(*class_rows, beta, loss_weights, backend, of_class_loss)[1:]
 
-            found = prepared(ctx, grad[0], again)
-            class_gradients = found[:count] if needs[0] else class_gradients
-            grad_quality = found[-1] if of_class_loss[1] else None
-            of_user = grad_quality if needs[4] else None
-            needs[0] = needs[4] = False
+            class_gradients, grad_quality = apart(prepared(ctx, grad[0], again), count, of_class_loss)
+            remaining = [False, *needs[1:4], False]
 
         # 2. The rest.
         found = torch.ops.gflv2.gfl_loss_backward(
@@ -440,16 +433,19 @@ class _GflLoss(torch.autograd.Function):
             beta,
             loss_weights,
             backend,
-            needs,
+            remaining,
         )
-        parts = _split(found, count, needs)
+        parts = _split(found, count, remaining)
+        if remaining is not needs:
+            parts = parts._replace(class_logits=class_gradients, quality=grad_quality if needs[4] else None)
+        none = [None] * count
         return (
             *(parts.predictor or [None] * 4),
             parts.scales,
-            of_user if parts.quality is None else parts.quality,
+            parts.quality,
             *[None] * (len(ctx.needs_input_grad) - 6 - 2 * count),
-            *(parts.class_logits or class_gradients),
-            *(parts.box_logits or [None] * count),
+            *(parts.class_logits or none),
+            *(parts.box_logits or none),
         )
 
 
@@ -538,9 +534,17 @@ def _new_losses(box_logits: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, 
     return weights.new_empty(3, dtype=dtype), weights.new_empty((*weights.shape, 4, 2), dtype=dtype)
 
 
-def _class_reduction(label_weights: Tensor, norms: Tensor, factor: float) -> Reduction:
-    """Σ over points / N_pos, times its factor."""
-    return Reduction(label_weights, norms[0], 1 / factor if factor else math.inf, "sum")
+def _class_divisor(factor: float) -> float:
+    """Of the class loss, beside N_pos; ``factor`` multiplies it."""
+    return 1 / factor if factor else math.inf
+
+
+def _class_loss(
+    class_logits, quality, labels, scores, label_weights, norms, beta, loss_weights, backend, needs
+) -> list[Tensor]:
+    """The class loss, and the gradients of it that are needed."""
+    how = (label_weights, norms[0], _class_divisor(loss_weights[0]), "sum", backend)
+    return with_gradients(class_logits, quality, labels, scores, _form(quality), beta, *how, needs)
 
 
 def _factors(loss_weights: Sequence[float]) -> tuple[float, float]:
@@ -569,21 +573,24 @@ def _forward(
     beta,
     loss_weights,
     backend,
-    class_gradients=(),
-    grad_quality=None,
-) -> tuple[Tensor, Tensor]:
+    of_class_loss=(False, False),
+) -> tuple[Tensor, ...]:
+    """Losses, slopes, and the gradients of the class loss that are asked for."""
     losses, slopes = _new_losses(box_logits, weights)
+    class_rows, gradients = (class_logits, quality, labels, scores, label_weights, norms), []
+    if any(of_class_loss):
+        loss, *gradients = _class_loss(*class_rows, beta, loss_weights, backend, of_class_loss)
+        losses[0] = loss
     if not weights.numel():
-        return losses.zero_(), slopes
+        return losses.zero_(), slopes, *gradients
     quality, scales, projection, scores, weights, label_weights, norms, boxes = dense(
         (quality, scales, projection, scores, weights, label_weights, norms, boxes), losses.dtype
     )
-    class_loss = _class_reduction(label_weights, norms, loss_weights[0])
-    arguments = (class_logits, quality, labels.contiguous(), scores, _form(quality), beta, class_loss, losses[0])
-    if not class_gradients and grad_quality is None:
-        implementation("qfl", backend).qfl_forward(*arguments)
-    else:
-        implementation("qfl", backend).qfl_with_gradients(*arguments, class_gradients, grad_quality)
+    if not gradients:
+        how = Reduction(label_weights, norms[0], _class_divisor(loss_weights[0]), "sum")
+        implementation("qfl", backend).qfl_forward(
+            class_logits, quality, labels.contiguous(), scores, _form(quality), beta, how, losses[0]
+        )
     implementation("gfl_loss", backend).box_loss(
         box_logits,
         boxes,
@@ -597,19 +604,7 @@ def _forward(
         slopes,
         losses[1:],
     )
-    return losses, slopes
-
-
-def _new_class_gradients(class_logits, quality, needs) -> list[Tensor]:
-    gradients = [torch.empty_like(level) for level in class_logits] if needs[0] else []
-    return gradients + ([quality.new_empty(quality.shape)] if needs[1] else [])
-
-
-def _with_gradients(class_logits, box_logits, quality, *arguments) -> list[Tensor]:
-    *arguments, needs = arguments
-    gradients = _new_class_gradients(class_logits, quality, needs)
-    where = gradients[: len(class_logits)] if needs[0] else [], gradients[-1] if needs[1] else None
-    return [*_forward(class_logits, box_logits, quality, *arguments, *where), *gradients]
+    return losses, slopes, *gradients
 
 
 def _new_gradients(class_logits, box_logits, predictor, scales, quality, needs) -> list[Tensor]:
@@ -654,25 +649,25 @@ def _backward(
 
     # 1. The class logits, and the quality.
     of_rows = any(needs[1:4])
-    known = grad_quality is not None
-    if not known and (needs[4] or (predictor and of_rows)):
-        grad_quality = torch.empty_like(quality)
-    if needs[0] or (grad_quality is not None and not known):
-        class_loss = _class_reduction(label_weights, norms, loss_weights[0])
-        implementation("qfl", backend).qfl_backward(
-            grad[0],
-            class_logits,
-            quality,
-            labels.contiguous(),
-            scores,
-            _form(quality),
-            beta,
-            class_loss,
-            wanted.class_logits,
-            grad_quality,
-        )
-    if needs[4]:
-        wanted.quality.copy_(grad_quality.to(given.dtype))
+    if grad_quality is None:
+        if needs[4] or (predictor and of_rows):
+            grad_quality = torch.empty_like(quality)
+        if needs[0] or grad_quality is not None:
+            class_loss = Reduction(label_weights, norms[0], _class_divisor(loss_weights[0]), "sum")
+            implementation("qfl", backend).qfl_backward(
+                grad[0],
+                class_logits,
+                quality,
+                labels.contiguous(),
+                scores,
+                _form(quality),
+                beta,
+                class_loss,
+                wanted.class_logits,
+                grad_quality,
+            )
+        if needs[4]:
+            wanted.quality.copy_(grad_quality.to(given.dtype))
 
     # 2. The box logits, once: by way of the statistics and of the two box losses.
     if of_rows:
@@ -693,7 +688,6 @@ def _backward(
     return gradients
 
 
-_library.impl("gfl_loss_with_gradients", _with_gradients, "CPU")
 for _key in ("CPU", "CUDA"):
     _library.impl("gfl_targets", _targets, _key)
     _library.impl("gfl_loss", _forward, _key)
@@ -710,11 +704,6 @@ def _(class_logits, box_logits, *_arguments) -> tuple[Tensor, ...]:
 @torch.library.register_fake("gflv2::gfl_loss", lib=_library)
 def _(class_logits, box_logits, quality, scales, projection, labels, scores, weights, *_arguments):
     return _new_losses(box_logits, weights)
-
-
-@torch.library.register_fake("gflv2::gfl_loss_with_gradients", lib=_library)
-def _(class_logits, box_logits, quality, scales, projection, labels, scores, weights, *arguments) -> list[Tensor]:
-    return [*_new_losses(box_logits, weights), *_new_class_gradients(class_logits, quality, arguments[-1])]
 
 
 @torch.library.register_fake("gflv2::gfl_loss_backward", lib=_library)

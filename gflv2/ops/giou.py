@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from gflv2.ops import backends
 from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.checks import check_number, check_tensor, compute_dtype
 from gflv2.ops.implementation import implementation
-from gflv2.ops.one_pass import one_pass, prepared
+from gflv2.ops.one_pass import one_pass, ordinary, prepared
 from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, dense, resolve
 from gflv2.ops.reference import giou as reference
 
@@ -20,10 +21,7 @@ _ARGUMENTS = f"Tensor pred, Tensor target, bool loss, float eps, {ARGUMENTS}, st
 _library = torch.library.Library("gflv2", "FRAGMENT")
 _library.define(f"giou({_ARGUMENTS}) -> Tensor")
 _library.define(f"giou_backward(Tensor grad, {_ARGUMENTS}, bool[] needs) -> Tensor[]")
-# Returns the loss, and the gradients that are needed.
-_library.define(f"giou_with_gradients({_ARGUMENTS}, bool[] needs) -> Tensor[]")
 _giou, _giou_backward = torch.ops.gflv2.giou.default, torch.ops.gflv2.giou_backward.default
-_giou_with_gradients = torch.ops.gflv2.giou_with_gradients.default
 
 
 def giou(
@@ -111,37 +109,50 @@ class _Giou(torch.autograd.Function):
         arguments = (pred, target, loss, eps, weight, factor, divisor, reduction, backend)
         if not ctx.one_pass:
             return _giou(*arguments)
-        value, *ctx.prepared = _giou_with_gradients(*arguments, list(ctx.needs_input_grad[:2]))
-        return value
+        ctx.prepared = _new_gradients(pred, target, ctx.needs_input_grad)
+        return _forward(*arguments, ctx.prepared, ctx.needs_input_grad)
 
     @staticmethod
     @no_double_backward("giou")
     def backward(ctx: Any, grad: Tensor):
+        pred, target, weight, factor = ctx.saved_tensors
+        kind, settings = ctx.settings
         needs = list(ctx.needs_input_grad[:2])
+        arguments = (pred, target, *kind, weight, factor, *settings)
 
-        def arguments() -> tuple[Any, ...]:
-            pred, target, weight, factor = ctx.saved_tensors
-            kind, settings = ctx.settings
-            return pred, target, *kind, weight, factor, *settings, needs
+        def again() -> list[Tensor]:
+            found = _new_gradients(pred, target, needs)
+            _forward(*arguments, found, needs)
+            return found
 
-        if ctx.one_pass:
-            gradients = prepared(ctx, grad, lambda: _giou_with_gradients(*arguments())[1:])
+        if ctx.one_pass and ordinary(grad):
+            gradients = prepared(ctx, grad, again)
         else:
-            gradients = _giou_backward(grad, *arguments())
-        return gradients[0] if needs[0] else None, gradients[-1] if needs[1] else None, *[None] * 7
+            gradients = _giou_backward(grad, *arguments, needs)
+        return *_by_box(gradients, needs), *[None] * 7
 
 
-def _new_gradients(pred: Tensor, target: Tensor, needs: list[bool]) -> list[Tensor]:
-    return [box.new_empty(box.shape) for box, wanted in zip((pred, target), needs, strict=True) if wanted]
+def _new_gradients(pred: Tensor, target: Tensor, needs: Sequence[bool]) -> list[Tensor]:
+    return [box.new_empty(box.shape) for box, wanted in zip((pred, target), needs[:2], strict=True) if wanted]
 
 
-def _forward(pred, target, loss, eps, weight, factor, divisor, reduction, backend) -> Tensor:
+def _by_box(gradients: list[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
+    """Of pred and of target."""
+    return gradients[0] if needs[0] else None, gradients[-1] if needs[1] else None
+
+
+def _forward(pred, target, loss, eps, weight, factor, divisor, reduction, backend, gradients=None, needs=()) -> Tensor:
+    """With ``gradients``, of those that are needed, they are written too: boxes of one dtype."""
     reduction, rows = Reduction(weight, factor, divisor, reduction), pred.shape[:1]
     out = reduction.new_result(rows, pred)
     if not pred.numel():
         return out.zero_()
     target, reduction = dense(target, out.dtype), reduction.on(rows, out.dtype)
-    implementation("giou", backend).giou_forward(pred, target, loss, eps, reduction, out)
+    kernels, arguments = implementation("giou", backend), (pred, target, loss, eps, reduction, out)
+    if gradients is None:
+        kernels.giou_forward(*arguments)
+    else:
+        kernels.giou_with_gradients(*arguments, *_by_box(gradients, needs))
     return out
 
 
@@ -154,27 +165,14 @@ def _backward(grad, pred, target, loss, eps, weight, factor, divisor, reduction,
     # The target's gradient is formed in the dtype of the arithmetic, and rounded once to its own.
     grad_target = torch.empty_like(given) if needs[1] else None
     reduction = Reduction(weight, factor, divisor, reduction).on(pred.shape[:1], dtype)
-    arguments = (grad.contiguous(), pred, given, loss, eps, reduction, gradients[0] if needs[0] else None, grad_target)
+    grad_pred, _ = _by_box(gradients, needs)
+    arguments = (grad.contiguous(), pred, given, loss, eps, reduction, grad_pred, grad_target)
     implementation("giou", backend).giou_backward(*arguments)
     if needs[1]:
         gradients[-1].copy_(grad_target)
     return gradients
 
 
-def _with_gradients(pred, target, loss, eps, weight, factor, divisor, reduction, backend, needs) -> list[Tensor]:
-    reduction, rows = Reduction(weight, factor, divisor, reduction), pred.shape[:1]
-    out, gradients = reduction.new_result(rows, pred), _new_gradients(pred, target, needs)
-    if not pred.numel():
-        return [out.zero_(), *gradients]
-    # Boxes of one dtype: `one_pass` takes no others.
-    where = (gradients[0] if needs[0] else None, gradients[-1] if needs[1] else None)
-    implementation("giou", backend).giou_with_gradients(
-        pred, dense(target, out.dtype), loss, eps, reduction.on(rows, out.dtype), out, *where
-    )
-    return [out, *gradients]
-
-
-_library.impl("giou_with_gradients", _with_gradients, "CPU")
 for _key in ("CPU", "CUDA"):
     _library.impl("giou", _forward, _key)
     _library.impl("giou_backward", _backward, _key)
@@ -189,9 +187,3 @@ def _(pred, target, loss, eps, weight, factor, divisor, reduction, backend) -> T
 @torch.library.register_fake("gflv2::giou_backward", lib=_library)
 def _(grad, pred, target, loss, eps, weight, factor, divisor, reduction, backend, needs) -> list[Tensor]:
     return _new_gradients(pred, target, needs)
-
-
-@torch.library.register_fake("gflv2::giou_with_gradients", lib=_library)
-def _(pred, target, loss, eps, weight, factor, divisor, reduction, backend, needs) -> list[Tensor]:
-    out = Reduction(weight, factor, divisor, reduction).new_result(pred.shape[:1], pred)
-    return [out, *_new_gradients(pred, target, needs)]

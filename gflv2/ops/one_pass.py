@@ -14,47 +14,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_library = torch.library.Library("gflv2", "FRAGMENT")
-_library.define("scale_(Tensor(a!)[] tensors, Tensor factor) -> ()")
-_scale = torch.ops.gflv2.scale_.default
-
 
 def one_pass(backend: str, reduction: str, *differentiated: Tensor | None) -> bool:
     """Whether a loss of these tensors is better computed together with its gradient.
 
     Args:
         reduction: "none" has an upstream gradient for each row, for which nothing can be prepared.
-        differentiated: the tensors that may get gradients, or None. All of one dtype: a gradient is rounded once.
+        differentiated: the tensors that may get gradients, or None. All of one dtype.
     """
     if backend != "cpu" or reduction == "none" or torch.compiler.is_compiling():
         return False
-    dtypes = {tensor.dtype for tensor in differentiated if tensor is not None}
-    return dtypes in ({torch.float32}, {torch.float64})
+    given = [tensor for tensor in differentiated if tensor is not None]
+    if {tensor.dtype for tensor in given} not in ({torch.float32}, {torch.float64}) or not ordinary(*given):
+        return False
+    # Who asks to see what is saved (activation checkpointing, above all) means to keep less of it.
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def prepared(ctx: Any, upstream: Tensor, again: Callable[[], list[Tensor]]) -> list[Tensor]:
-    """The gradients times the upstream gradient, in a backward that calls this alone.
+    """The gradients times the upstream gradient, for a backward whose forward left them.
 
     Args:
         ctx: of an autograd.Function; ``ctx.prepared`` holds the gradients for an upstream gradient of 1.
-        upstream: ().
+        upstream: (), and `ordinary`: what is traced here would run more than once.
         again: computes them once more.
     """
-    found, ctx.prepared = ctx.prepared, None
+    found = ctx.__dict__.pop("prepared", None)
     if found is None:
         found = again()
-    _scale(found, upstream)
+    if float(upstream) != 1.0:  # what a loss that is only added to others gets
+        for gradient in found:
+            gradient.mul_(upstream)
     return found
 
 
-def _scale_on_cpu(tensors: list[Tensor], factor: Tensor) -> None:
-    if float(factor) != 1.0:  # what a loss that is only added to others gets
-        torch._foreach_mul_(tensors, factor)
-
-
-_library.impl("scale_", _scale_on_cpu, "CPU")
-
-
-@torch.library.register_fake("gflv2::scale_", lib=_library)
-def _(tensors: list[Tensor], factor: Tensor) -> None:
-    return None
+def ordinary(*tensors: Tensor) -> bool:
+    """Plain tensors in eager code: neither a compiler nor a mode or a transform is looking on."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    plain = (Tensor, torch.nn.Parameter)
+    return all(type(tensor) in plain and not torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)

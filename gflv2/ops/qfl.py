@@ -14,7 +14,7 @@ from gflv2.ops.autograd import no_double_backward, no_vmap
 from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, values_are_checked
 from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import check_levels
-from gflv2.ops.one_pass import one_pass, prepared
+from gflv2.ops.one_pass import one_pass, ordinary, prepared
 from gflv2.ops.reduction import ARGUMENTS, INTEGERS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import qfl as reference
 
@@ -27,8 +27,6 @@ _ARGUMENTS = (
 _library = torch.library.Library("gflv2", "FRAGMENT")
 _library.define(f"qfl({_ARGUMENTS}) -> Tensor")
 _library.define(f"qfl_backward(Tensor grad, {_ARGUMENTS}, bool[] needs) -> Tensor[]")
-# Returns the loss, and the gradients that are needed.
-_library.define(f"qfl_with_gradients({_ARGUMENTS}, bool[] needs) -> Tensor[]")
 
 
 def qfl(
@@ -188,29 +186,26 @@ class _Qfl(torch.autograd.Function):
         arguments = (list(values), quality, labels, scores, *kind, weight, factor, *rest)
         if not ctx.one_pass:
             return torch.ops.gflv2.qfl(*arguments)
-        loss, *ctx.prepared = torch.ops.gflv2.qfl_with_gradients(*arguments, _Qfl.needs(ctx))
+        loss, *ctx.prepared = with_gradients(*arguments, _needs(ctx))
         return loss
-
-    @staticmethod
-    def needs(ctx: Any) -> list[bool]:
-        return [any(ctx.needs_input_grad[10:]), ctx.needs_input_grad[0]]
 
     @staticmethod
     @no_double_backward("qfl")
     def backward(ctx: Any, grad: Tensor):
-        needs, count = _Qfl.needs(ctx), len(ctx.needs_input_grad) - 10
-
-        def arguments() -> tuple[Any, ...]:
-            quality, labels, scores, weight, factor, *values = ctx.saved_tensors
-            kind, rest = ctx.settings
-            return values, quality, labels, scores, *kind, weight, factor, *rest, needs
-
-        if ctx.one_pass:
-            gradients = prepared(ctx, grad, lambda: torch.ops.gflv2.qfl_with_gradients(*arguments())[1:])
+        quality, labels, scores, weight, factor, *values = ctx.saved_tensors
+        kind, rest = ctx.settings
+        arguments = (values, quality, labels, scores, *kind, weight, factor, *rest, _needs(ctx))
+        if ctx.one_pass and ordinary(grad):
+            gradients = prepared(ctx, grad, lambda: with_gradients(*arguments)[1:])
         else:
-            gradients = torch.ops.gflv2.qfl_backward(grad, *arguments())
-        grad_quality = gradients[-1] if needs[1] else None
-        return grad_quality, *[None] * 9, *(gradients[:count] if needs[0] else [None] * count)
+            gradients = torch.ops.gflv2.qfl_backward(grad, *arguments)
+        levels, grad_quality = apart(gradients, len(values), _needs(ctx))
+        return grad_quality, *[None] * 9, *(levels or [None] * len(values))
+
+
+def _needs(ctx: Any) -> list[bool]:
+    """Are gradients of the values needed, of the quality?"""
+    return [any(ctx.needs_input_grad[10:]), ctx.needs_input_grad[0]]
 
 
 def _rows_of(values: Sequence[Tensor]) -> tuple[int, ...]:
@@ -224,6 +219,11 @@ def _new_gradients(values: list[Tensor], quality: Tensor | None, needs: list[boo
     if needs[1]:
         gradients.append(quality.new_empty(quality.shape))
     return gradients
+
+
+def apart(gradients: list[Tensor], count: int, needs: Sequence[bool]) -> tuple[list[Tensor], Tensor | None]:
+    """Of the values (empty where they are not needed) and of the quality."""
+    return gradients[:count] if needs[0] else [], gradients[-1] if needs[1] else None
 
 
 def _dense(
@@ -257,7 +257,7 @@ def _backward(
     small = _dense(values, quality, labels, scores)
     # The quality's gradient is formed in the dtype of the arithmetic, and rounded once to its own.
     grad_quality = torch.empty_like(small[0]) if needs[1] else None
-    levels = gradients[: len(values)] if needs[0] else []
+    levels, _ = apart(gradients, len(values), needs)
     reduction = reduction.on(rows, compute_dtype(values[0].dtype))
     implementation("qfl", backend).qfl_backward(
         grad.contiguous(), values, *small, form, beta, reduction, levels, grad_quality
@@ -267,21 +267,20 @@ def _backward(
     return gradients
 
 
-def _with_gradients(
+def with_gradients(
     values, quality, labels, scores, form, beta, weight, factor, divisor, reduction, backend, needs
 ) -> list[Tensor]:
+    """The loss, and the gradients that are needed, for an upstream gradient of 1; where `one_pass` allows it."""
     reduction, rows = Reduction(weight, factor, divisor, reduction), _rows_of(values)
     out, gradients = reduction.new_result(rows, values[0]), _new_gradients(values, quality, needs)
     if not any(level.numel() for level in values):
         return [out.zero_(), *(gradient.zero_() for gradient in gradients)]
-    # A quality of the dtype of the arithmetic: `one_pass` takes no other.
-    levels, grad_quality = gradients[: len(values)] if needs[0] else [], gradients[-1] if needs[1] else None
     small, reduction = _dense(values, quality, labels, scores), reduction.on(rows, out.dtype)
-    implementation("qfl", backend).qfl_with_gradients(values, *small, form, beta, reduction, out, levels, grad_quality)
+    where = apart(gradients, len(values), needs)
+    implementation("qfl", backend).qfl_with_gradients(values, *small, form, beta, reduction, out, *where)
     return [out, *gradients]
 
 
-_library.impl("qfl_with_gradients", _with_gradients, "CPU")
 for _key in ("CPU", "CUDA"):
     _library.impl("qfl", _forward, _key)
     _library.impl("qfl_backward", _backward, _key)
@@ -298,9 +297,3 @@ def _(
     grad, values, quality, labels, scores, form, beta, weight, factor, divisor, reduction, backend, needs
 ) -> list[Tensor]:
     return _new_gradients(values, quality, needs)
-
-
-@torch.library.register_fake("gflv2::qfl_with_gradients", lib=_library)
-def _(values, quality, labels, scores, form, beta, weight, factor, divisor, reduction, backend, needs) -> list[Tensor]:
-    out = Reduction(weight, factor, divisor, reduction).new_result(_rows_of(values), values[0])
-    return [out, *_new_gradients(values, quality, needs)]

@@ -420,7 +420,8 @@ class TestMemory:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                losses = inputs.losses(targets, normalisers)
+                inputs.losses(targets, normalisers)
+            losses = inputs.losses(targets, normalisers)  # who asks to see what is saved leaves nothing else
         if backend != "reference":
             points = targets.weights.numel()
             assert sum(new) <= 10 * points + 2000, new

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gflv2.ops import dfl, native
+from gflv2.ops.implementation import implementation
 from gflv2.ops.one_pass import one_pass
 from tests.ops import calls
 from tests.ops.under_test import INTERPRETED, running
@@ -75,11 +76,46 @@ class TestChoice:
         assert one_pass(backend, reduction, *tensors) is expected
 
     @each_loss
-    def test_without_gradients_none_are_formed(self, op: str) -> None:
+    def test_without_gradients_none_are_formed(self, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        kernels = implementation("qfl" if op == "gfl_loss" else op, "cpu")
+        (name,) = (name for name in vars(kernels) if "_with_gradient" in name)
+
+        def refuse(*_: object) -> None:
+            raise AssertionError("called")
+
+        monkeypatch.setattr(kernels, name, refuse)
+        with running("cpu"):
+            with torch.no_grad():
+                calls.function(op)(**made(op))
+            with pytest.raises(AssertionError, match="called"):
+                calls.function(op)(**made(op))
+
+    @each_loss
+    def test_checkpointed_activations_keep_nothing(self, op: str) -> None:
+        """What is saved is thrown away and formed again, and so would be a gradient."""
         arguments = made(op)
-        with running("cpu"), torch.no_grad(), torch.profiler.profile() as profile:
-            calls.function(op)(**arguments)
-        assert not any("with_gradient" in event.key for event in profile.key_averages())
+        with running("cpu"):
+            want = gradients(total(op, arguments), arguments, 0.5)
+            loss = torch.utils.checkpoint.checkpoint(lambda: total(op, arguments), use_reentrant=False)
+            assert not node_of(op, loss).one_pass
+            found = gradients(loss, arguments, 0.5)
+        assert_close(found, want)
+
+    @each_loss
+    def test_selective_checkpointing(self, op: str) -> None:
+        arguments = made(op)
+
+        def contexts() -> tuple:
+            return torch.utils.checkpoint.create_selective_checkpoint_contexts(
+                lambda *_, **__: torch.utils.checkpoint.CheckpointPolicy.MUST_SAVE
+            )
+
+        with running("cpu"):
+            want = gradients(total(op, arguments), arguments, 0.5)
+            loss = torch.utils.checkpoint.checkpoint(
+                lambda: total(op, arguments), use_reentrant=False, context_fn=contexts
+            )
+            assert_close(gradients(loss, arguments, 0.5), want)
 
     @each_loss
     def test_a_compiled_graph_has_a_backward_of_its_own(self, op: str) -> None:
@@ -111,7 +147,7 @@ class TestPrepared:
             (first, *_) = waiting = list(node.prepared)
             places = {tensor.data_ptr() for tensor in waiting if tensor.numel()}
             found = gradients(loss, arguments, retain_graph=True)
-        assert node.prepared is None
+        assert not hasattr(node, "prepared")
         # Handed over, not copied (gfl_loss prepares a part, and also what is no gradient of a leaf).
         assert first.data_ptr() in {tensor.data_ptr() for tensor in found}
         if op != "gfl_loss":
@@ -128,9 +164,19 @@ class TestPrepared:
             again = gradients(loss, arguments, 3.0, retain_graph=True)
             other = gradients(loss, arguments, 1.0)
         assert any(gradient.abs().max() > 0 for gradient in want)
-        for gradient, expected, unscaled in zip(again, want, other, strict=True):
-            assert torch.equal(gradient, expected)
-            torch.testing.assert_close(unscaled * 3.0, expected, rtol=1e-5, atol=1e-7)
+        assert all(torch.equal(gradient, expected) for gradient, expected in zip(again, want, strict=True))
+        assert_close([gradient * 3.0 for gradient in other], want)
+
+    def test_logits_that_have_changed_are_refused(self, op: str) -> None:
+        """As by any operation of torch's, although the gradient that waits is still right."""
+        arguments = made(op)
+        with running("cpu"):
+            leaves = calls.leaves(arguments)
+            loss = total(op, arguments)
+            with torch.no_grad():
+                leaves[0].mul_(2)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                gradients(loss, arguments)
 
     def test_a_freed_graph_says_so(self, op: str) -> None:
         arguments = made(op)
@@ -160,57 +206,69 @@ class TestPrepared:
             assert not node_of(op, other).one_pass
             expected = gradients(other, arguments, -0.3)
         torch.testing.assert_close(loss, other, rtol=1e-6, atol=0)
-        for gradient, want in zip(found, expected, strict=True):
-            torch.testing.assert_close(gradient, want, rtol=1e-5, atol=1e-7)
+        assert_close(found, expected)
+
+
+def gradient(logits: Tensor, target: Tensor) -> Tensor:
+    logits = logits.detach().requires_grad_()
+    return torch.autograd.grad(dfl(logits, target, reduction="sum") * 2, logits)[0]
 
 
 class TestTracing:
-    """Without torch.compile: forward and backward are traced as they run."""
+    """What runs more than once, or on something else than numbers, takes the registered operations."""
 
     LOGITS, TARGET = torch.randn(6, 5), torch.rand(6) * 3.9
 
-    @staticmethod
-    def gradient(logits: Tensor, target: Tensor) -> Tensor:
-        logits = logits.detach().requires_grad_()
-        loss = dfl(logits, target, reduction="sum") * 2
-        return torch.autograd.grad(loss, logits)[0]
-
     def test_fake_tensors(self) -> None:
         with FakeTensorMode() as mode, running("cpu"):
-            found = self.gradient(mode.from_tensor(self.LOGITS), mode.from_tensor(self.TARGET))
+            found = gradient(mode.from_tensor(self.LOGITS), mode.from_tensor(self.TARGET))
         assert found.shape == self.LOGITS.shape
 
     def test_make_fx(self) -> None:
         with running("cpu"):
-            want = self.gradient(self.LOGITS, self.TARGET)
-            traced = make_fx(self.gradient)(self.LOGITS, self.TARGET)
-            assert torch.equal(traced(self.LOGITS, self.TARGET), want)
+            want = gradient(self.LOGITS, self.TARGET)
+            traced = make_fx(gradient)(self.LOGITS, self.TARGET)
+            assert_close([traced(self.LOGITS, self.TARGET)], [want])
+
+    def test_make_fx_of_backward_alone(self) -> None:
+        logits = self.LOGITS.clone().requires_grad_()
+        with running("cpu"):
+            loss = dfl(logits, self.TARGET, reduction="sum")
+            traced = make_fx(lambda upstream: torch.autograd.grad(loss, logits, upstream, retain_graph=True)[0])(
+                torch.tensor(2.0)
+            )
+            want = gradient(self.LOGITS, self.TARGET)
+            for factor in (2.0, 2.0, 3.0):
+                assert_close([traced(torch.tensor(factor))], [want * factor / 2])
+            assert_close(torch.autograd.grad(loss, logits, torch.tensor(2.0)), [want])
+
+    @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+    def test_compiled_autograd(self, backend: str) -> None:
+        from torch._dynamo import compiled_autograd
+
+        torch._dynamo.reset()
+        logits = self.LOGITS.clone().requires_grad_()
+        with running("cpu"):
+            want = gradient(self.LOGITS, self.TARGET)
+            loss = dfl(logits, self.TARGET, reduction="sum") * 2
+            with compiled_autograd._enable(lambda graph: torch.compile(graph, backend=backend)):
+                for retain in (True, True, False):
+                    logits.grad = None
+                    loss.backward(retain_graph=retain)
+                    assert_close([logits.grad], [want])
+
+    @pytest.mark.parametrize("op", ["dfl", "distribution_kl"])
+    def test_batched_gradients(self, op: str) -> None:
+        arguments, factors = made(op), torch.tensor([1.0, -2.0, 3.0])
+        with running("cpu"):
+            loss = total(op, arguments)
+            (found,) = torch.autograd.grad(
+                loss, calls.leaves(arguments), factors, is_grads_batched=True, retain_graph=True
+            )
+            (want,) = gradients(loss, arguments)
+        assert_close(list(found), [want * factor for factor in factors])
 
 
-@pytest.mark.parametrize("needs", [[True, True], [True, False], [False, True]], ids=str)
-class TestOperations:
-    """The registered operations, as torch checks them."""
-
-    def test_opcheck(self, needs: list[bool]) -> None:
-        draw = torch.Generator().manual_seed(3)
-        logits, target = torch.randn(5, 4, generator=draw), torch.rand(5, generator=draw)
-        how = (torch.rand(5, generator=draw), None, 2.0, "sum", "cpu")
-        boxes = torch.rand(2, 5, 4, generator=draw).cumsum(-1)
-        labels = torch.tensor([0, 3, -1, 2, 1])
-        for name, arguments in (
-            ("dfl_with_gradient", (logits, target, *how)),
-            ("distribution_kl_with_gradient", (logits, logits.flip(0).contiguous(), 3.0, *how)),
-            ("giou_with_gradients", (*boxes, True, 1e-6, *how, needs)),
-            ("qfl_with_gradients", ([logits], target + 1, labels, target, "class_logits", 2.0, *how, needs)),
-        ):
-            torch.library.opcheck(getattr(torch.ops.gflv2, name).default, arguments)
-
-    def test_scale(self, needs: list[bool]) -> None:
-        tensors = [torch.ones(3) for _ in needs]
-        torch.library.opcheck(torch.ops.gflv2.scale_.default, (tensors, torch.tensor(2.0)))
-
-
-def test_losses_are_all_here() -> None:
-    """Every loss that has such an operation."""
-    names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("gflv2::")}
-    assert {name.partition("_with_gradient")[0] for name in names if "_with_gradient" in name} == set(LOSSES)
+def assert_close(found: list[Tensor], want: list[Tensor]) -> None:
+    for gradient, expected in zip(found, want, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
