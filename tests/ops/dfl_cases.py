@@ -73,4 +73,7 @@ def magnitudes(call: Call) -> dict[str, Tensor]:
     below = logits.amax(1, keepdim=True) - logits
     losses = share * (1 + (-below).exp().sum(1).log() + (hat * below).sum(1))
     output = losses if call.keywords["reduction"] == "none" else losses.sum()
-    return {"output": output, "grad of logits": upstream[:, None] * (logits.softmax(1) + hat)}
+    # An exponent that is rounded changes its exponential by the exponent's own size; below 1.2e-38 there are none.
+    smallest = torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps
+    slopes = logits.softmax(1) * (1 + below) + hat + smallest
+    return {"output": output, "grad of logits": upstream[:, None] * slopes}
