@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gflv2.integrations.common import Patch
+from gflv2.ops import backends
 from gflv2.ops.checks import bad_type
 from gflv2.ops.integral import integral
 
@@ -116,7 +117,7 @@ def _known_method(owner: type, method: Method, package: str) -> Callable:
 def _unless_exported(original: Callable, ours: Callable) -> Callable:
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
+        exported = backends.exporting() or torch.jit.is_tracing()
         return (original if exported else ours)(self, *args, **kwargs)
 
     return method

@@ -134,6 +134,12 @@ def unavailable(backend: str, device_type: str) -> str | None:
     return None
 
 
+@torch.compiler.assume_constant_result
+def exporting() -> bool:
+    """Whether torch.export is tracing. Asked by tracing itself, torch 2.9 says so of torch.compile too."""
+    return torch.compiler.is_exporting()
+
+
 def _triton_unavailable(device_type: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
@@ -164,7 +170,7 @@ def select(op: str, call: Call, *, tell: bool = True) -> str:
     Raises:
         BackendError: the requested backend cannot take it; the message says why.
     """
-    if torch.compiler.is_exporting():
+    if exporting():
         return "reference"  # an exported graph must run where this package is not installed
     asked = requested_backend()
     if asked is not None:

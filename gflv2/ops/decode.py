@@ -120,7 +120,7 @@ def decode(
     strides, score_thr, offset = [float(stride) for stride in strides], float(score_thr), float(offset)
     backend = backends.select("decode", call)
     if backend == "reference":
-        with nullcontext() if torch.compiler.is_exporting() else torch.no_grad():
+        with nullcontext() if backends.exporting() else torch.no_grad():
             return reference.decode(
                 class_logits,
                 box_logits,

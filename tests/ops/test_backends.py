@@ -202,3 +202,20 @@ def test_an_exported_graph_is_plain_pytorch() -> None:
 
 def _call() -> Call:
     return Call(CPU, torch.float32, {"bins": 17})
+
+
+def test_compiling_is_not_exporting() -> None:
+    """torch 2.9 takes the one for the other, and compiled code would run in plain PyTorch, silently."""
+
+    def ask(x: torch.Tensor) -> torch.Tensor:
+        return x + int(backends.exporting())
+
+    torch._dynamo.reset()
+    assert torch.compile(ask, fullgraph=True, backend="eager")(torch.zeros(())) == ask(torch.zeros(())) == 0
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return ask(x)
+
+    for strict in (False, True):
+        assert torch.export.export(Module(), (torch.zeros(()),), strict=strict).module()(torch.zeros(())) == 1

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gflv2.ops import backends
 from gflv2.ops.checks import compute_dtype
 from gflv2.ops.reference.boxes import distances_to_boxes, level_shapes_of, points_of_levels
 from gflv2.ops.reference.dgqp import Predictor
@@ -87,6 +88,6 @@ def decode(
 
 def best_first(scores: Tensor, count: int) -> Tensor:
     """(B, n) → (B, count) indices of the highest scores, descending; of equal ones the lower index first."""
-    if torch.compiler.is_exporting():
+    if backends.exporting():
         return scores.topk(count, dim=1).indices  # ONNX has no stable sort; its TopK keeps this order of ties
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gflv2.ops import backends
 from gflv2.ops.reference.rows import box_rows
 
 
@@ -45,7 +46,7 @@ def statistics_of(probabilities: Tensor, topk: int, mean: bool, variance: bool) 
 def largest(probabilities: Tensor, topk: int) -> Tensor:
     """The k largest of the last dimension, descending; of equal ones the lower bin first, which only gradients see."""
     needs_gradient = torch.is_grad_enabled() and probabilities.requires_grad
-    if torch.compiler.is_exporting() or not needs_gradient:  # ONNX has no stable sort
+    if backends.exporting() or not needs_gradient:  # ONNX has no stable sort
         return probabilities.topk(topk, dim=-1).values
     order = probabilities.detach().sort(dim=-1, descending=True, stable=True).indices[..., :topk]
     return probabilities.gather(-1, order)
