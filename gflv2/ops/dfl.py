@@ -113,7 +113,7 @@ def _forward(logits, target, weight, factor, divisor, reduction, backend, grad_l
     if grad_logits is None:
         kernels.dfl_forward(logits, target, reduction, out)
     else:
-        kernels.dfl_with_gradient(logits, target, reduction, out, grad_logits)
+        kernels.dfl_backward(None, logits, target, reduction, grad_logits, out)
     return out
 
 

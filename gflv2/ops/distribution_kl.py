@@ -128,7 +128,7 @@ def _forward(logits, teacher, temperature, weight, factor, divisor, reduction, b
     if grad_logits is None:
         kernels.distribution_kl_forward(*inputs, out)
     else:
-        kernels.distribution_kl_with_gradient(*inputs, out, grad_logits)
+        kernels.distribution_kl_backward(None, *inputs, grad_logits, out)
     return out
 
 

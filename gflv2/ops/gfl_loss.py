@@ -534,17 +534,17 @@ def _new_losses(box_logits: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, 
     return weights.new_empty(3, dtype=dtype), weights.new_empty((*weights.shape, 4, 2), dtype=dtype)
 
 
-def _class_divisor(factor: float) -> float:
-    """Of the class loss, beside N_pos; ``factor`` multiplies it."""
-    return 1 / factor if factor else math.inf
+def _class_reduction(label_weights: Tensor, norms: Tensor, factor: float) -> Reduction:
+    """Σ over points / N_pos, times its factor."""
+    return Reduction(label_weights, norms[0], 1 / factor if factor else math.inf, "sum")
 
 
 def _class_loss(
     class_logits, quality, labels, scores, label_weights, norms, beta, loss_weights, backend, needs
 ) -> list[Tensor]:
     """The class loss, and the gradients of it that are needed."""
-    how = (label_weights, norms[0], _class_divisor(loss_weights[0]), "sum", backend)
-    return with_gradients(class_logits, quality, labels, scores, _form(quality), beta, *how, needs)
+    how = _class_reduction(label_weights, norms, loss_weights[0])
+    return with_gradients(class_logits, quality, labels, scores, _form(quality), beta, *how, backend, needs)
 
 
 def _factors(loss_weights: Sequence[float]) -> tuple[float, float]:
@@ -587,7 +587,7 @@ def _forward(
         (quality, scales, projection, scores, weights, label_weights, norms, boxes), losses.dtype
     )
     if not gradients:
-        how = Reduction(label_weights, norms[0], _class_divisor(loss_weights[0]), "sum")
+        how = _class_reduction(label_weights, norms, loss_weights[0])
         implementation("qfl", backend).qfl_forward(
             class_logits, quality, labels.contiguous(), scores, _form(quality), beta, how, losses[0]
         )
@@ -653,7 +653,7 @@ def _backward(
         if needs[4] or (predictor and of_rows):
             grad_quality = torch.empty_like(quality)
         if needs[0] or grad_quality is not None:
-            class_loss = Reduction(label_weights, norms[0], _class_divisor(loss_weights[0]), "sum")
+            class_loss = _class_reduction(label_weights, norms, loss_weights[0])
             implementation("qfl", backend).qfl_backward(
                 grad[0],
                 class_logits,

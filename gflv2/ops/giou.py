@@ -148,11 +148,11 @@ def _forward(pred, target, loss, eps, weight, factor, divisor, reduction, backen
     if not pred.numel():
         return out.zero_()
     target, reduction = dense(target, out.dtype), reduction.on(rows, out.dtype)
-    kernels, arguments = implementation("giou", backend), (pred, target, loss, eps, reduction, out)
+    kernels, arguments = implementation("giou", backend), (pred, target, loss, eps, reduction)
     if gradients is None:
-        kernels.giou_forward(*arguments)
+        kernels.giou_forward(*arguments, out)
     else:
-        kernels.giou_with_gradients(*arguments, *_by_box(gradients, needs))
+        kernels.giou_backward(None, *arguments, *_by_box(gradients, needs), out)
     return out
 
 

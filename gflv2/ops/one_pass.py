@@ -22,10 +22,10 @@ def one_pass(backend: str, reduction: str, *differentiated: Tensor | None) -> bo
         reduction: "none" has an upstream gradient for each row, for which nothing can be prepared.
         differentiated: the tensors that may get gradients, or None. All of one dtype.
     """
-    if backend != "cpu" or reduction == "none" or torch.compiler.is_compiling():
-        return False
     given = [tensor for tensor in differentiated if tensor is not None]
-    if {tensor.dtype for tensor in given} not in ({torch.float32}, {torch.float64}) or not ordinary(*given):
+    if backend != "cpu" or reduction == "none" or not ordinary(*given):
+        return False
+    if {tensor.dtype for tensor in given} not in ({torch.float32}, {torch.float64}):
         return False
     # Who asks to see what is saved (activation checkpointing, above all) means to keep less of it.
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is None

@@ -277,7 +277,7 @@ def with_gradients(
         return [out.zero_(), *(gradient.zero_() for gradient in gradients)]
     small, reduction = _dense(values, quality, labels, scores), reduction.on(rows, out.dtype)
     where = apart(gradients, len(values), needs)
-    implementation("qfl", backend).qfl_with_gradients(values, *small, form, beta, reduction, out, *where)
+    implementation("qfl", backend).qfl_backward(None, values, *small, form, beta, reduction, *where, out)
     return [out, *gradients]
 
 

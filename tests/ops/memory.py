@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,10 @@ def assert_untouched(*margins: list[Tensor]) -> None:
     """The watched bytes beside outputs that `guarded` made are as they were."""
     for guards in margins:
         assert all(bool((part == GUARD).all()) for part in guards), "bytes beside an output were overwritten"
+
+
+def assert_written(outputs: Iterable[tuple[Tensor, list[Tensor]]], expected: Iterable[Tensor]) -> None:
+    """Outputs that `guarded` made hold what is expected, bit for bit, and nothing beside them was touched."""
+    for (tensor, guards), want in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(tensor, want, rtol=0, atol=0)
+        assert_untouched(guards)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from gflv2.ops import dfl
 from gflv2.ops.implementation import implementation
+from gflv2.ops.one_pass import one_pass
 from gflv2.ops.reduction import Reduction
 from gflv2.ops.reference import dfl as reference
 from tests.ops.dfl_cases import LAYOUTS, TARGETS, Case, magnitudes
-from tests.ops.memory import assert_untouched, guarded
+from tests.ops.memory import assert_written, guarded
 from tests.ops.row_losses import (
     FLOATS,
     REDUCTIONS,
@@ -22,6 +23,7 @@ from tests.ops.row_losses import (
     Promises,
     Reduced,
     check_parity,
+    cotangent,
     results,
 )
 from tests.ops.under_test import EXAMPLES, backends_of, few, running
@@ -145,25 +147,23 @@ class TestMemory:
     ) -> None:
         with running(backend) as device:
             call = Case(layout=layout, dtype=dtype, reduced=Reduced(True, None, reduction)).call().to(device)
-            want = results(dfl, call, upstream=torch.ones_like)
-            kernels = implementation("dfl", backend)
             logits, target = (tensor.detach() for tensor in call.tensors.values())
+            together = one_pass(backend, reduction, logits)
+            upstream = torch.ones_like if together else cotangent
+            want = results(dfl, call, upstream=upstream)
+            kernels = implementation("dfl", backend)
             how = Reduction(call.keywords["weight"], None, 1.0, reduction)
-            out, around_out = guarded(want["output"])
-            kernels.dfl_forward(logits, target, how, out)
             like = logits if layout != "bins apart" else logits.contiguous().T.contiguous().T
-            grad, around_grad = guarded(like)
-            kernels.dfl_backward(torch.ones_like(out), logits, target, how, grad)
-            found, margins = [(out, grad)], [around_out, around_grad]
-            if backend == "cpu":
-                (out, around_out), (grad, around_grad) = guarded(want["output"]), guarded(like)
-                kernels.dfl_with_gradient(logits, target, how, out, grad)
-                found.append((out, grad))
-                margins += [around_out, around_grad]
-        for out, grad in found:
-            torch.testing.assert_close(out, want["output"], rtol=0, atol=0)
-            torch.testing.assert_close(grad, want["grad of logits"], rtol=0, atol=0)
-        assert_untouched(*margins)
+            written = [guarded(want["output"]), guarded(like)]
+            (out, _), (grad, _) = written
+            kernels.dfl_forward(logits, target, how, out)
+            kernels.dfl_backward(upstream(out), logits, target, how, grad)
+            assert_written(written, want.values())
+            if together:
+                written = [guarded(want["output"]), guarded(like)]
+                (out, _), (grad, _) = written
+                kernels.dfl_backward(None, logits, target, how, grad, out)
+                assert_written(written, want.values())
 
 
 class Dfl:

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from gflv2.ops import distribution_kl
 from gflv2.ops.implementation import implementation
+from gflv2.ops.one_pass import one_pass
 from gflv2.ops.reduction import Reduction
 from gflv2.ops.reference import distribution_kl as reference
 from tests.ops.dfl_cases import LAYOUTS
 from tests.ops.distribution_kl_cases import TEACHERS, Case, magnitudes
-from tests.ops.memory import assert_untouched, guarded
+from tests.ops.memory import assert_written, guarded
 from tests.ops.row_losses import (
     FLOATS,
     REDUCTIONS,
@@ -26,6 +27,7 @@ from tests.ops.row_losses import (
     Promises,
     Reduced,
     check_parity,
+    cotangent,
     results,
 )
 from tests.ops.under_test import EXAMPLES, backends_of, few, running
@@ -195,24 +197,22 @@ class TestMemory:
         case = Case(layout, dtypes[0], "sliced", dtypes[1], reduced=Reduced(True, None, reduction))
         with running(backend) as device:
             call = case.call().to(device)
-            want = results(distribution_kl, call, upstream=torch.ones_like)
+            together = one_pass(backend, reduction, call.tensors["logits"])
+            upstream = torch.ones_like if together else cotangent
+            want = results(distribution_kl, call, upstream=upstream)
             kernels = implementation("distribution_kl", backend)
             inputs = (*(tensor.detach() for tensor in call.tensors.values()), case.temperature)
             how = Reduction(call.keywords["weight"], None, 1.0, reduction)
-            out, around_out = guarded(want["output"])
+            written = [guarded(want["output"]), guarded(inputs[0])]
+            (out, _), (grad, _) = written
             kernels.distribution_kl_forward(*inputs, how, out)
-            grad, around_grad = guarded(inputs[0])
-            kernels.distribution_kl_backward(torch.ones_like(out), *inputs, how, grad)
-            found, margins = [(out, grad)], [around_out, around_grad]
-            if backend == "cpu":
-                (out, around_out), (grad, around_grad) = guarded(want["output"]), guarded(inputs[0])
-                kernels.distribution_kl_with_gradient(*inputs, how, out, grad)
-                found.append((out, grad))
-                margins += [around_out, around_grad]
-        for out, grad in found:
-            torch.testing.assert_close(out, want["output"], rtol=0, atol=0)
-            torch.testing.assert_close(grad, want["grad of logits"], rtol=0, atol=0)
-        assert_untouched(*margins)
+            kernels.distribution_kl_backward(upstream(out), *inputs, how, grad)
+            assert_written(written, want.values())
+            if together:
+                written = [guarded(want["output"]), guarded(inputs[0])]
+                (out, _), (grad, _) = written
+                kernels.distribution_kl_backward(None, *inputs, how, grad, out)
+                assert_written(written, want.values())
 
 
 class DistributionKL:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from gflv2.ops import qfl
 from gflv2.ops.implementation import implementation
+from gflv2.ops.one_pass import one_pass
 from gflv2.ops.reduction import Reduction
 from gflv2.ops.reference import qfl as reference
 from tests.ops.layouts import LEVEL_LAYOUTS
-from tests.ops.memory import assert_untouched, guarded
+from tests.ops.memory import assert_written, guarded
 from tests.ops.qfl_cases import FORMS, LABELS, ROW_LAYOUTS, Case, adapted, magnitudes
 from tests.ops.row_losses import (
     FLOATS,
@@ -26,6 +27,7 @@ from tests.ops.row_losses import (
     Reduced,
     assert_same,
     check_parity,
+    cotangent,
     results,
 )
 from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, running
@@ -241,25 +243,23 @@ class TestMemory:
         with running(backend) as device:
             case = SMALL.but(layout=layout, dtype=dtype, labels="wild", reduced=Reduced(True, None, reduction))
             call = case.call().to(device)
-            want = results(fused, call, upstream=torch.ones_like)
-            kernels = implementation("qfl", backend)
             *values, quality, labels, scores = (tensor.detach() for tensor in call.tensors.values())
+            together = one_pass(backend, reduction, *values, quality)
+            upstream = torch.ones_like if together else cotangent
+            want = results(fused, call, upstream=upstream)
+            kernels = implementation("qfl", backend)
             how = Reduction(call.keywords["weight"], None, 1.0, reduction)
             inputs = (values, quality, labels, scores, "class_logits", 2.0, how)
-            out, around_out = guarded(want["output"])
+            written = [guarded(tensor) for tensor in want.values()]
+            out, *grad_values, grad_quality = (tensor for tensor, _ in written)
             kernels.qfl_forward(*inputs, out)
-            watched = [guarded(want[f"grad of {name}"]) for name in call.leaves]
-            *grad_values, grad_quality = (tensor for tensor, _ in watched)
-            kernels.qfl_backward(torch.ones_like(out), *inputs, grad_values, grad_quality)
-            ways = [[(out, around_out), *watched]]
-            if backend == "cpu":
-                ways.append([guarded(tensor) for tensor in want.values()])
-                out, *grad_values, grad_quality = (tensor for tensor, _ in ways[1])
-                kernels.qfl_with_gradients(*inputs, out, grad_values, grad_quality)
-        for written in ways:
-            for (tensor, _), expected in zip(written, want.values(), strict=True):
-                torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
-            assert_untouched(*(guards for _, guards in written))
+            kernels.qfl_backward(upstream(out), *inputs, grad_values, grad_quality)
+            assert_written(written, want.values())
+            if together:
+                written = [guarded(tensor) for tensor in want.values()]
+                out, *grad_values, grad_quality = (tensor for tensor, _ in written)
+                kernels.qfl_backward(None, *inputs, grad_values, grad_quality, out)
+                assert_written(written, want.values())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -24,14 +24,17 @@ def dfl_forward(logits: Tensor, target: Tensor, reduction: Reduction, out: Tenso
     _dfl(False, logits, target, reduction, out, None, None)
 
 
-def dfl_backward(grad: Tensor, logits: Tensor, target: Tensor, reduction: Reduction, grad_logits: Tensor) -> None:
-    """Gradient, written to ``grad_logits`` (like ``logits``)."""
-    _dfl(True, logits, target, reduction, None, grad, grad_logits)
-
-
-def dfl_with_gradient(logits: Tensor, target: Tensor, reduction: Reduction, out: Tensor, grad_logits: Tensor) -> None:
-    """Both in one pass, on a CPU; the gradient for an upstream gradient of 1."""
-    _dfl(True, logits, target, reduction, out, None, grad_logits)
+def dfl_backward(
+    grad: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    reduction: Reduction,
+    grad_logits: Tensor,
+    out: Tensor | None = None,
+) -> None:
+    """Gradient, written to ``grad_logits`` (like ``logits``). On a CPU ``grad`` may be None, which means 1, and the
+    result is written too where ``out`` is given."""
+    _dfl(True, logits, target, reduction, out, grad, grad_logits)
 
 
 def _dfl(

@@ -27,17 +27,17 @@ def distribution_kl_forward(
 
 
 def distribution_kl_backward(
-    grad: Tensor, logits: Tensor, teacher: Tensor, temperature: float, reduction: Reduction, grad_logits: Tensor
+    grad: Tensor | None,
+    logits: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    reduction: Reduction,
+    grad_logits: Tensor,
+    out: Tensor | None = None,
 ) -> None:
-    """Gradient, written to ``grad_logits`` (like ``logits``)."""
-    _distribution_kl(True, logits, teacher, temperature, reduction, None, grad, grad_logits)
-
-
-def distribution_kl_with_gradient(
-    logits: Tensor, teacher: Tensor, temperature: float, reduction: Reduction, out: Tensor, grad_logits: Tensor
-) -> None:
-    """Both in one pass, on a CPU; the gradient for an upstream gradient of 1."""
-    _distribution_kl(True, logits, teacher, temperature, reduction, out, None, grad_logits)
+    """Gradient, written to ``grad_logits`` (like ``logits``). On a CPU ``grad`` may be None, which means 1, and the
+    result is written too where ``out`` is given."""
+    _distribution_kl(True, logits, teacher, temperature, reduction, out, grad, grad_logits)
 
 
 def _distribution_kl(

@@ -25,7 +25,7 @@ def giou_forward(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction
 
 
 def giou_backward(
-    grad: Tensor,
+    grad: Tensor | None,
     pred: Tensor,
     target: Tensor,
     loss: bool,
@@ -33,23 +33,11 @@ def giou_backward(
     reduction: Reduction,
     grad_pred: Tensor | None,
     grad_target: Tensor | None,
+    out: Tensor | None = None,
 ) -> None:
-    """Gradients, written to ``grad_pred`` (in pred's dtype) and ``grad_target`` (S): (N, 4), contiguous, or None."""
-    _giou(True, pred, target, loss, eps, reduction, None, grad, grad_pred, grad_target)
-
-
-def giou_with_gradients(
-    pred: Tensor,
-    target: Tensor,
-    loss: bool,
-    eps: float,
-    reduction: Reduction,
-    out: Tensor,
-    grad_pred: Tensor | None,
-    grad_target: Tensor | None,
-) -> None:
-    """Both in one pass, on a CPU; the gradients for an upstream gradient of 1."""
-    _giou(True, pred, target, loss, eps, reduction, out, None, grad_pred, grad_target)
+    """Gradients, written to ``grad_pred`` (in pred's dtype) and ``grad_target`` (S): (N, 4), contiguous, or None.
+    On a CPU ``grad`` may be None, which means 1, and the result is written too where ``out`` is given."""
+    _giou(True, pred, target, loss, eps, reduction, out, grad, grad_pred, grad_target)
 
 
 def _giou(

@@ -41,7 +41,7 @@ def qfl_forward(
 
 
 def qfl_backward(
-    grad: Tensor,
+    grad: Tensor | None,
     values: Sequence[Tensor],
     quality: Tensor | None,
     labels: Tensor | None,
@@ -51,25 +51,11 @@ def qfl_backward(
     reduction: Reduction,
     grad_values: Sequence[Tensor],
     grad_quality: Tensor | None,
+    out: Tensor | None = None,
 ) -> None:
-    """Gradients, written to ``grad_values`` (like ``values``, or empty) and ``grad_quality`` (S, or None)."""
-    _qfl(True, values, quality, labels, scores, form, beta, reduction, None, grad, grad_values, grad_quality)
-
-
-def qfl_with_gradients(
-    values: Sequence[Tensor],
-    quality: Tensor | None,
-    labels: Tensor | None,
-    scores: Tensor,
-    form: str,
-    beta: float,
-    reduction: Reduction,
-    out: Tensor,
-    grad_values: Sequence[Tensor],
-    grad_quality: Tensor | None,
-) -> None:
-    """Both in one pass, on a CPU; the gradients for an upstream gradient of 1."""
-    _qfl(True, values, quality, labels, scores, form, beta, reduction, out, None, grad_values, grad_quality)
+    """Gradients, written to ``grad_values`` (like ``values``, or empty) and ``grad_quality`` (S, or None). On a CPU
+    ``grad`` may be None, which means 1, and the result is written too where ``out`` is given."""
+    _qfl(True, values, quality, labels, scores, form, beta, reduction, out, grad, grad_values, grad_quality)
 
 
 def _qfl(
