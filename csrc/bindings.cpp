@@ -1,5 +1,4 @@
-// Python's view of the library: pointers, shapes, strides, a device index and a stream. It holds no tensor and allocates no
-// device memory; gflv2/ops/native.py is its only caller.
+// Python's view of the library. gflv2/ops/native is its only caller.
 
 #include <stdexcept>
 #include <string>
@@ -11,13 +10,17 @@
 using namespace gflv2;
 
 PYBIND11_MODULE(_native, m) {
-    m.doc() = "The native kernels of gflv2. Called by gflv2.ops.native alone.";
+    m.doc() = "The native kernels of gflv2, called by gflv2.ops.native.";
     bind_atss(m);
     bind_decode(m);
+    bind_dfl(m);
     bind_dgqp(m);
+    bind_distribution_kl(m);
     bind_gfl_loss(m);
+    bind_gfl_targets(m);
+    bind_giou(m);
     bind_integral(m);
-    bind_losses(m);
+    bind_qfl(m);
     m.def("instruction_set", [] { return std::string(instruction_set()); });
     m.def("instruction_sets", &instruction_sets);
     m.def("set_instruction_set", [](const std::string& name) {

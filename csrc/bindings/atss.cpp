@@ -1,8 +1,6 @@
 // Python's view of `atss`.
 
-#include <stdexcept>
-#include <string>
-#include <vector>
+#include <algorithm>
 
 #include "bindings/bindings.hpp"
 #include "gflv2/api.hpp"
@@ -10,72 +8,77 @@
 namespace gflv2 {
 namespace {
 
-// Levels arrive as (points, height, width) each, images as (boxes, labels, limit, ignore boxes, count, ignore count) and the
-// valid rows and columns of each level.
-struct PyAtss {
-    AtssArguments arguments{};
-    std::vector<AtssImage> images;
-
-    PyAtss(const std::vector<std::int64_t>& levels, const std::vector<double>& strides, const std::vector<std::int64_t>& image_numbers,
-           int topk, double anchor_scale, double offset, double ignore_threshold) {
-        AtssArguments& a = arguments;
-        const std::size_t count = strides.size();
-        if (count < 1 || count > std::size_t(max_levels) || levels.size() != 3 * count)
-            throw std::invalid_argument("levels: expected 3 numbers for each of 1 to 8 strides, got " + std::to_string(levels.size()));
-        if (topk < 1) throw std::invalid_argument("topk: expected at least 1, got " + std::to_string(topk));
-        a.level_count = int(count);
-        std::int64_t cells = 1;
-        for (std::size_t l = 0; l < count; ++l) {
-            const std::int64_t *n = levels.data() + 3 * l, limit = n[0] ? INT32_MAX : max_atss_side;
-            if (n[1] < 0 || n[2] < 0 || n[1] > limit || n[2] > limit) throw std::length_error("levels: more than 2^15 cells a side");
-            a.level[l] = {pointer<const float>(n[0]), a.points, std::int32_t(n[1]), std::int32_t(n[2]), float(strides[l]),
-                          1.0f / float(strides[l]), float(strides[l]) * float(anchor_scale / 2)};
-            a.points += n[1] * n[2];
-            cells = n[1] * n[2] > cells ? n[1] * n[2] : cells;
-        }
-        if (a.points > INT32_MAX) throw std::length_error("levels: more than 2^31 points in an image");
-        a.topk = topk < cells ? topk : int(cells);
-        a.offset = float(offset);
-        a.ignore_threshold = float(ignore_threshold);
-
-        const std::size_t fields = 6 + 2 * count;
-        if (image_numbers.size() % fields) throw std::invalid_argument("images: expected " + std::to_string(fields) + " numbers each");
-        a.batch = image_numbers.size() / fields;
-        images.resize(a.batch);
-        for (std::int64_t i = 0; i < a.batch; ++i) {
-            const std::int64_t* n = image_numbers.data() + fields * i;
-            AtssImage& image = images[i];
-            image.boxes = pointer<const float>(n[0]);
-            image.labels = pointer<const std::int64_t>(n[1]);
-            image.limit = pointer<const std::int64_t>(n[2]);
-            image.ignore_boxes = pointer<const float>(n[3]);
-            image.count = n[4];
-            image.ignore_count = n[5];
-            if (image.count > INT32_MAX) throw std::length_error("boxes: more than 2^31 in an image");
-            a.ignoring |= image.ignore_count > 0;
-            for (std::size_t l = 0; l < count; ++l) {
-                // Never more than there are.
-                image.rows[l] = std::int32_t(clamp_to(n[6 + 2 * l], a.level[l].height));
-                image.columns[l] = std::int32_t(clamp_to(n[7 + 2 * l], a.level[l].width));
-            }
-        }
-        a.images = images.data();
+// `shapes`: height and width of each level (points: 1 and n).
+void read_levels(AtssArguments& a, Fields& fields, const std::vector<std::int64_t>& shapes, double anchor_scale) {
+    const std::vector<double> strides = fields.numbers("strides");
+    const auto points = py::reinterpret_borrow<py::sequence>(fields.get("points"));
+    const std::size_t count = strides.size();
+    if (count < 1 || count > std::size_t(max_levels) || shapes.size() != 2 * count)
+        throw std::invalid_argument("shapes: expected 2 numbers for each of 1 to 8 strides, got " + std::to_string(shapes.size()));
+    a.level_count = int(count);
+    for (std::size_t l = 0; l < count; ++l) {
+        const void* const given = points.size() ? address_of(points[l]) : nullptr;
+        const std::int64_t height = shapes[2 * l], width = shapes[2 * l + 1], limit = given ? INT32_MAX : max_atss_side;
+        if (height < 0 || width < 0 || height > limit || width > limit) throw std::length_error("levels: more than 2^15 cells a side");
+        const float stride = float(strides[l]);
+        a.level[l] = {static_cast<const float*>(given), a.points, std::int32_t(height), std::int32_t(width), stride, 1.0f / stride,
+                      stride * float(anchor_scale / 2)};
+        a.points += height * width;
     }
+    if (a.points > INT32_MAX) throw std::length_error("levels: more than 2^31 points in an image");
+}
 
-    static std::int64_t clamp_to(std::int64_t value, std::int64_t most) { return value < 0 ? 0 : value > most ? most : value; }
-};
+std::vector<AtssImage> read_images(AtssArguments& a, Fields& fields, const std::vector<std::int64_t>& shapes) {
+    a.batch = fields.number("batch", 0);
+    const std::vector<ImageMemory> boxes = fields.images("boxes", a.batch, sizeof(float));
+    const std::vector<ImageMemory> labels = fields.images("box_labels", a.batch, sizeof(std::int64_t));
+    const std::vector<ImageMemory> ignored = fields.images("ignore_boxes", a.batch, sizeof(float));
+    const ValidCells valid(fields, shapes, a.batch);
+    const std::int64_t* counts;
+    fields.read("counts", counts);
+    std::vector<AtssImage> images(a.batch);
+    for (std::int64_t i = 0; i < a.batch; ++i) {
+        AtssImage& image = images[i];
+        image.boxes = reinterpret_cast<const float*>(boxes[i].at);
+        image.labels = reinterpret_cast<const std::int64_t*>(labels[i].at);
+        image.limit = counts ? counts + i : nullptr;
+        image.ignore_boxes = reinterpret_cast<const float*>(ignored[i].at);
+        image.count = boxes[i].count;
+        image.ignore_count = ignored[i].count;
+        if (image.count > INT32_MAX) throw std::length_error("boxes: more than 2^31 in an image");
+        a.ignoring |= image.ignore_count > 0;
+        valid.write(i, image.rows, image.columns);
+    }
+    return images;
+}
 
-void atss(int device, std::int64_t where, const std::vector<std::int64_t>& levels, const std::vector<double>& strides,
-          const std::vector<std::int64_t>& images, int topk, double anchor_scale, double offset, double ignore_threshold,
-          std::int64_t index, std::int64_t iou, std::int64_t labels, std::int64_t ignored) {
-    PyAtss call(levels, strides, images, topk, anchor_scale, offset, ignore_threshold);
-    AtssArguments& a = call.arguments;
-    a.index = pointer<std::int64_t>(index);
-    a.iou = pointer<float>(iou);
-    a.labels = pointer<std::int64_t>(labels);
-    a.ignored = pointer<std::uint8_t>(ignored);
-    if (a.ignoring && !a.ignored) throw std::invalid_argument("ignored: expected memory where there are ignore boxes");
-    GFLV2_RUN(atss, device, where, a);
+void atss(const py::tuple& place, const py::kwargs& given) {
+    Call call(place);
+    Fields fields("atss", given);
+    AtssArguments a{};
+    double anchor_scale;
+    fields.read("anchor_scale", anchor_scale);
+    const int topk = fields.number("topk", 1);
+    const std::vector<std::int64_t> shapes = fields.integers("shapes");
+    read_levels(a, fields, shapes, anchor_scale);
+    std::int64_t cells = 1;
+    for (int l = 0; l < a.level_count; ++l) cells = std::max(cells, std::int64_t(a.level[l].height) * a.level[l].width);
+    a.topk = int(std::min(std::int64_t(topk), cells));
+    const std::vector<AtssImage> images = read_images(a, fields, shapes);
+    a.images = images.data();
+    GFLV2_READ(offset);
+    GFLV2_READ(ignore_threshold);
+    GFLV2_READ(index);
+    GFLV2_READ(iou);
+    GFLV2_READ(labels);
+    fields.finish();
+    std::vector<std::uint8_t> on_host;
+    if (a.ignoring) {
+        const std::size_t bytes = std::size_t(a.batch) * a.points;
+        if (call.device < 0) on_host.resize(bytes);
+        a.ignored = call.device < 0 ? on_host.data() : static_cast<std::uint8_t*>(call.allocate(bytes));
+    }
+    GFLV2_RUN(atss, call, a);
 }
 
 }  // namespace

@@ -5,7 +5,8 @@ from gflv2.ops.decode import Decoded, Detections, batched_nms, decode
 from gflv2.ops.dfl import dfl
 from gflv2.ops.dgqp import Predictor, dgqp, dgqp_statistics
 from gflv2.ops.distribution_kl import distribution_kl
-from gflv2.ops.gfl_loss import GFLLosses, GFLTargets, gfl_loss, gfl_targets, normalisers
+from gflv2.ops.gfl_loss import GFLLosses, gfl_loss
+from gflv2.ops.gfl_targets import GFLTargets, gfl_targets, normalisers
 from gflv2.ops.giou import giou, iou
 from gflv2.ops.integral import integral
 from gflv2.ops.qfl import qfl

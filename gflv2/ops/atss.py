@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.autograd import no_vmap
 from gflv2.ops.checks import (
+    FLOATS,
     bad_type,
     bad_value,
     check_count,
@@ -20,27 +20,17 @@ from gflv2.ops.checks import (
     dense,
     values_are_checked,
 )
-from gflv2.ops.implementation import implementation
 from gflv2.ops.levels import MAX_LEVELS, check_strides
 from gflv2.ops.reduction import INTEGERS
 from gflv2.ops.reference import atss as reference
 from gflv2.ops.reference.atss import Assignment
+from gflv2.ops.registration import Operation
 
 __all__ = ["Assignment", "atss"]
 
 MAX_SIDE = 1 << 15  # cells a side of a level: the kernels name a cell by two 16-bit numbers
 # The list of candidates lies in shared memory (cuda), or is a tile of that width (triton).
 MAX_TOPK = {"cuda": 32, "triton": 32}
-
-# `shapes`: height and width of each level. `valid`: rows and columns that count, image by image, level by level, or
-# empty.
-_ARGUMENTS = (
-    "Tensor[] boxes, Tensor[] labels, Tensor? counts, Tensor[] ignore_boxes, Tensor[] points, SymInt[] shapes, "
-    "SymInt[] valid, float[] strides, int topk, float anchor_scale, float offset, float ignore_iof_thr, str backend"
-)
-Outputs = tuple[Tensor, Tensor, Tensor]
-_library = torch.library.Library("gflv2", "FRAGMENT")
-_library.define(f"atss({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
 
 
 def atss(
@@ -129,23 +119,16 @@ def atss(
         _check_counts(counts, boxes)
     ignoring = ignore_boxes is not None and ignore_iof_thr > 0
     shapes = [(1, len(level)) for level in points] if points is not None else level_shapes
-    return Assignment(
-        *torch.ops.gflv2.atss(
-            as_list(boxes),
-            as_list(labels),
-            counts,
-            as_list(ignore_boxes) if ignoring else [],
-            as_list(points) if points is not None else [],
-            [size for shape in shapes for size in shape],
-            valid_cells(shapes, strides, padded_sizes),
-            strides,
-            topk,
-            float(anchor_scale),
-            float(offset),
-            float(ignore_iof_thr),
-            backend,
-        )
+    tensors = (
+        as_list(boxes),
+        [labels] if isinstance(labels, Tensor) else labels,
+        counts,
+        as_list(ignore_boxes) if ignoring else [],
+        as_list(points) if points is not None else [],
     )
+    numbers = [size for shape in shapes for size in shape]
+    settings = (numbers, valid_cells(shapes, strides, padded_sizes), strides, topk)
+    return Assignment(*_atss(tensors, (*settings, float(anchor_scale), float(offset), float(ignore_iof_thr), backend)))
 
 
 def as_list(tensors: Sequence[Tensor] | Tensor) -> list[Tensor]:
@@ -185,10 +168,18 @@ def check_boxes(boxes: Any, counts: Any = None, *, name: str = "boxes") -> tuple
         bad_value(name, "at least one image", boxes)
     if counts is not None:
         bad_value("counts", f"None with {name} given as a list", counts)
+    device = boxes[0].device if isinstance(boxes[0], Tensor) else None
     for index, image in enumerate(boxes):
-        device = None if index == 0 else boxes[0].device
-        check_tensor(image, f"{name}[{index}]", shape=(None, 4), device=device)
-    return len(boxes), boxes[0].device
+        # A batch has many images: the name is formed only for an error.
+        if not (
+            isinstance(image, Tensor)
+            and image.dtype in FLOATS
+            and image.dim() == 2
+            and image.shape[1] == 4
+            and image.device == device
+        ):
+            check_tensor(image, f"{name}[{index}]", shape=(None, 4), device=device)
+    return len(boxes), device
 
 
 def check_padded_sizes(padded_sizes: Any, batch: int) -> None:
@@ -205,7 +196,13 @@ def _check_labels(labels: Any, boxes: Any, device: torch.device) -> None:
     if isinstance(labels, Tensor) or not isinstance(labels, (list, tuple)) or len(labels) != len(boxes):
         bad_value("labels", f"a list of {len(boxes)} tensors (G,) like boxes", labels)
     for index, (label, image) in enumerate(zip(labels, boxes, strict=True)):
-        check_tensor(label, f"labels[{index}]", shape=(image.shape[0],), dtypes=INTEGERS, device=device)
+        if not (
+            isinstance(label, Tensor)
+            and label.dtype in INTEGERS
+            and label.shape == image.shape[:1]
+            and label.device == device
+        ):
+            check_tensor(label, f"labels[{index}]", shape=(image.shape[0],), dtypes=INTEGERS, device=device)
 
 
 def _check_shapes(level_shapes: Any, points: Any, padded_sizes: Any, device: torch.device) -> int:
@@ -273,37 +270,30 @@ _KERNELS = ("cuda", "triton", "cpu")
 backends.register("atss", {**{name: _refusal(name) for name in _KERNELS}, "reference": None}, _describe)
 
 
-def _new_outputs(boxes: list[Tensor], shapes: list[int]) -> Outputs:
+def _new_results(boxes, labels, counts, ignore_boxes, points, shapes, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch = boxes[0].shape[0] if boxes[0].dim() == 3 else len(boxes)
     size = (batch, sum(height * width for height, width in zip(shapes[::2], shapes[1::2], strict=True)))
-    device = boxes[0].device
-    return (
-        torch.empty(size, dtype=torch.int64, device=device),
-        torch.empty(size, dtype=torch.float32, device=device),
-        torch.empty(size, dtype=torch.int64, device=device),
-    )
+    index = boxes[0].new_empty(size, dtype=torch.int64)
+    return index, boxes[0].new_empty(size, dtype=torch.float32), torch.empty_like(index)
 
 
-def _forward(boxes, labels, counts, ignore_boxes, points, shapes, valid, strides, *settings) -> Outputs:
-    *settings, backend = settings
-    outputs = _new_outputs(boxes, shapes)
-    if outputs[0].numel():
-        module = implementation("atss", backend)
-        dtype = torch.float32
-        boxes, labels, points = dense(boxes, dtype), dense(labels, torch.int64), dense(points, dtype)
-        counts = None if counts is None else counts.to(torch.int64).contiguous()
-        ignore_boxes = dense(ignore_boxes, dtype)
-        module.atss(boxes, labels, counts, ignore_boxes, points, shapes, valid, strides, *settings, *outputs)
-    return outputs
+def _forward(kernels, results, boxes, labels, counts, ignore_boxes, points, *settings: Any) -> None:
+    if not results[0].numel():
+        return
+    floats = ([dense(tensor, torch.float32) for tensor in tensors] for tensors in (boxes, ignore_boxes, points))
+    boxes, ignore_boxes, points = floats
+    labels, counts = [dense(tensor, torch.int64) for tensor in labels], dense(counts, torch.int64)
+    kernels.atss(boxes, labels, counts, ignore_boxes, points, *settings, *results)
 
 
-for _key in ("CPU", "CUDA"):
-    _library.impl("atss", _forward, _key)
-
-
-@torch.library.register_fake("gflv2::atss", lib=_library)
-def _(boxes, labels, counts, ignore_boxes, points, shapes, *_settings) -> Outputs:
-    return _new_outputs(boxes, shapes)
-
-
-no_vmap("atss", _library)
+# `shapes`: height and width of each level. `valid`: rows and columns that count, image by image, level by level, or
+# empty.
+_atss = Operation(
+    "atss",
+    tensors="Tensor[] boxes, Tensor[] labels, Tensor? counts, Tensor[] ignore_boxes, Tensor[] points",
+    settings="SymInt[] shapes, SymInt[] valid, float[] strides, int topk, float anchor_scale, float offset, "
+    "float ignore_iof_thr",
+    new_results=_new_results,
+    forward=_forward,
+    returns="(Tensor, Tensor, Tensor)",
+)

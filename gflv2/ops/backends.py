@@ -124,6 +124,19 @@ def requested_backend() -> str | None:
 @torch.compiler.assume_constant_result
 def unavailable(backend: str, device_type: str) -> str | None:
     """Why a backend cannot run at all for tensors on this kind of device, or None. Constant within a process."""
+    if (backend, device_type) in _available:
+        return None
+    reason = _why_unavailable(backend, device_type)
+    if reason is None:
+        _available.add((backend, device_type))
+    return reason
+
+
+# What was found to run once runs from then on; the search takes longer than a kernel.
+_available: set[tuple[str, str]] = set()
+
+
+def _why_unavailable(backend: str, device_type: str) -> str | None:
     home = _DEVICE_OF.get(backend)
     if home is not None and home != device_type:
         return f"the tensors are on {device_type}"

@@ -1,4 +1,4 @@
-"""What the box losses of ``gfl_loss`` leave for the gradient of the box logits, which ``dgqp`` writes."""
+"""What the box losses of ``gfl_loss`` keep for their backward pass, which writes the gradient of the box logits."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class BoxLossSlopes(NamedTuple):
-    """∂(box losses)/∂(scaled logits) of a row is P·(u·(projection − d) + v) − v·hat, u = f_giou·slope, v = f_dfl·w.
+class SavedBoxLoss(NamedTuple):
+    """∂(box losses)/∂(scaled logits) of a row is P·(u·(projection − d) + v) − v·hat.
+
+    With u = f_giou·(first of ``sides``), v = f_dfl·w, and ``hat`` the two bins beside the second of ``sides``. f_giou
+    and f_dfl are the upstream gradients times ``factors``, divided by W. All tensors are contiguous, in the dtype of
+    the arithmetic.
 
     Attributes:
-        slopes: (B, A, 4, 2): w·∂(1 − GIoU)/∂d in strides, and the target of DFL in bins.
+        sides: (B, A, 4, 2): w·∂(1 − GIoU)/∂d in strides, and the target of DFL in bins.
         weights: (B, A) w; points with a weight of 0 do not count.
         projection: (R,).
-        grad_losses: (2,) upstream gradients of GIoU loss and DFL.
-        normaliser: () W.
-        factors: f_giou and f_dfl are the upstream gradients times these, divided by the normaliser.
-    All contiguous, in the dtype of the arithmetic.
+        normalisers: (2,), N_pos and W.
+        grad_giou, grad_dfl: () upstream gradients.
+        factors: of the GIoU loss and of DFL.
     """
 
-    slopes: Tensor
+    sides: Tensor
     weights: Tensor
     projection: Tensor
-    grad_losses: Tensor
-    normaliser: Tensor
+    normalisers: Tensor
+    grad_giou: Tensor
+    grad_dfl: Tensor
     factors: tuple[float, float]
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self[:5]

@@ -45,10 +45,13 @@ def check_tensor(
     if value.dtype not in dtypes:
         bad_type(name, "a tensor of " + " or ".join(str(d).removeprefix("torch.") for d in dtypes), value)
     if shape is not None:
-        same = value.dim() == len(shape)
+        sizes = value.shape
+        same = len(sizes) == len(shape)
         if same:
-            for want, have in zip(shape, value.shape, strict=True):
-                same = same and (want is None or want == have)
+            for want, have in zip(shape, sizes):  # noqa: B905 (strict= costs time in every call)
+                if want is not None and want != have:
+                    same = False
+                    break
         if not same:
             text = ", ".join("*" if size is None else str(size) for size in shape)
             bad_value(name, f"a tensor of shape ({text})", value)
@@ -110,12 +113,14 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def dense(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Any]:
-    """The tensors contiguous and of a dtype, as kernels take their small arguments; None stays None."""
-    found = []
-    for tensor in tensors:
-        # Each conversion, even one to the same, costs a call.
-        if tensor is not None and (tensor.dtype != dtype or not tensor.is_contiguous()):
-            tensor = tensor.to(dtype).contiguous()
-        found.append(tensor)
-    return found
+def all_dense(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
+    """`dense` of each."""
+    return [dense(tensor, dtype) for tensor in tensors]
+
+
+def dense(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A small argument as kernels take it: contiguous and of a dtype; None stays None."""
+    # Asking costs a third of what `to` does.
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.to(dtype).contiguous()

@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.autograd import no_vmap
-from gflv2.ops.checks import bad_type, bad_value, check_count, check_number, check_pairs, check_tensor, compute_dtype
-from gflv2.ops.dgqp import Predictor, dgqp
-from gflv2.ops.gfl_loss import check_head
-from gflv2.ops.implementation import implementation
-from gflv2.ops.levels import BoxLogits, check_projection
+from gflv2.ops.checks import (
+    bad_type,
+    bad_value,
+    check_count,
+    check_number,
+    check_pairs,
+    check_tensor,
+    compute_dtype,
+    dense,
+)
+from gflv2.ops.dgqp import Predictor
+from gflv2.ops.head import ROWS, Head, read_head, refuse_mixed
 from gflv2.ops.reference import decode as reference
 from gflv2.ops.reference.decode import Decoded
+from gflv2.ops.registration import Operation
 
 __all__ = ["Decoded", "Detections", "batched_nms", "decode"]
 
 # On a GPU the points that a level keeps are sorted by one block, in its shared memory.
 MAX_SORTED = 4096
-
-_library = torch.library.Library("gflv2", "FRAGMENT")
-_library.define(
-    "decode(Tensor[] class_logits, Tensor[] box_logits, Tensor? quality_logits, Tensor projection, Tensor? scales, "
-    "Tensor? image_sizes, Tensor? scale_factors, float[] strides, int pre_topk, float score_thr, float offset, "
-    "bool distributions, str backend) -> Tensor[]"
-)
 
 
 class Detections(NamedTuple):
@@ -101,61 +101,31 @@ def decode(
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
-    call, box = _check(
-        class_logits,
-        box_logits,
-        strides=strides,
-        scales=scales,
-        projection=projection,
-        predictor=predictor,
-        quality_logits=quality_logits,
-        pre_topk=pre_topk,
-        score_thr=score_thr,
-        offset=offset,
-        legacy_background=legacy_background,
-    )
-    batch = box.tensors[0].shape[0]
-    image_sizes = _pairs(image_sizes, "image_sizes", batch, box.device)
-    scale_factors = _pairs(scale_factors, "scale_factors", batch, box.device)
-    strides, score_thr, offset = [float(stride) for stride in strides], float(score_thr), float(offset)
+    options = {
+        "strides": strides,
+        "scales": scales,
+        "projection": projection,
+        "predictor": predictor,
+        "quality_logits": quality_logits,
+        "offset": offset,
+        "pre_topk": pre_topk,
+        "score_thr": score_thr,
+        "legacy_background": legacy_background,
+    }
+    head, call = _read(class_logits, box_logits, **options)
+    batch = head.points[0]
+    image_sizes = _pairs(image_sizes, "image_sizes", batch, head.box.device)
+    scale_factors = _pairs(scale_factors, "scale_factors", batch, head.box.device)
     backend = backends.select("decode", call)
     if backend == "reference":
+        options |= {"strides": head.strides, "offset": head.offset, "score_thr": float(score_thr)}
+        options |= {"image_sizes": image_sizes, "scale_factors": scale_factors}
         with nullcontext() if backends.exporting() else torch.no_grad():
-            return reference.decode(
-                class_logits,
-                box_logits,
-                strides=strides,
-                scales=scales,
-                projection=projection,
-                predictor=predictor,
-                quality_logits=quality_logits,
-                image_sizes=image_sizes,
-                scale_factors=scale_factors,
-                pre_topk=pre_topk,
-                score_thr=score_thr,
-                offset=offset,
-                legacy_background=legacy_background,
-                return_distributions=return_distributions,
-            )
+            return reference.decode(class_logits, box_logits, **options, return_distributions=return_distributions)
     with torch.no_grad():
-        if predictor is not None:
-            statistics = {"topk": predictor.topk, "mean": predictor.mean, "variance": predictor.variance}
-            quality_logits = dgqp(box_logits, *predictor[:4], scales=scales, **statistics)
-        results = torch.ops.gflv2.decode(
-            [level.detach() for level in class_logits],
-            [level.detach() for level in box_logits],
-            quality_logits,
-            check_projection(projection, box),
-            scales,
-            image_sizes,
-            scale_factors,
-            strides,
-            pre_topk,
-            score_thr,
-            offset,
-            return_distributions,
-            backend,
-        )
+        tensors = (*head.rows(head.quality_logits(backend)), image_sizes, scale_factors)
+        settings = (head.strides, pre_topk, float(score_thr), head.offset, return_distributions, backend)
+        results = _decode(tensors, settings)
     return Decoded(*results[:4], results[4] if return_distributions else None, legacy_background)
 
 
@@ -216,94 +186,69 @@ def _pairs(value: Any, name: str, batch: int, device: torch.device) -> Tensor | 
     return torch.tensor([[float(a), float(b)] for a, b in value]).to(device, non_blocking=True)
 
 
-def _check(
-    class_logits: Any,
-    box_logits: Any,
-    *,
-    strides: Any,
-    scales: Any = None,
-    projection: Any = None,
-    predictor: Any = None,
-    quality_logits: Any = None,
-    pre_topk: Any = 1000,
-    score_thr: Any = 0.05,
-    offset: Any = 0.0,
-    legacy_background: bool = False,
-    **_: Any,
-) -> tuple[backends.Call, BoxLogits]:
-    call, box = check_head(class_logits, box_logits, strides, scales, projection, predictor, quality_logits)
-    classes = class_logits[0].shape[1]
+def _read(class_logits: Any, box_logits: Any, **options: Any) -> tuple[Head, backends.Call]:
+    """The checked head, and what decides who can take the call."""
+    head = read_head(class_logits, box_logits, **options)
+    pre_topk = options.get("pre_topk", 1000)
     check_count(pre_topk, "pre_topk")
-    check_number(score_thr, "score_thr", least=0, most=1)
-    check_number(offset, "offset")
-    if legacy_background and classes < 2:
-        bad_value(
-            "class_logits", "at least 2 channels with legacy_background, the last one the background", class_logits[0]
-        )
+    check_number(options.get("score_thr", 0.05), "score_thr", least=0, most=1)
+    first = head.class_logits[0]
+    if options.get("legacy_background") and first.shape[1] < 2:
+        bad_value("class_logits", "at least 2 channels with legacy_background, the last one the background", first)
     # Asked only where it matters: a graph of variable sizes would be bound to the answer.
-    too_many = pre_topk > MAX_SORTED and any(level.shape[2] * level.shape[3] > pre_topk for level in box.tensors)
+    too_many = pre_topk > MAX_SORTED and any(level.shape[2] * level.shape[3] > pre_topk for level in head.box.tensors)
+    call = head.call()
     call.facts.update(pre_topk=pre_topk, too_many=too_many)
-    return call, box
+    return head, call
 
 
 def _describe(*arguments: Any, **options: Any) -> backends.Call:
-    return _check(*arguments, **options)[0]
-
-
-def _refuse_mixed(call: backends.Call) -> str | None:
-    if (call.dtype == torch.float64) != (call.facts["class_dtype"] == torch.float64):
-        return "class_logits and box_logits are not both float64"
-    return None
+    return _read(*arguments, **options)[1]
 
 
 def _refuse_on_gpu(call: backends.Call) -> str | None:
     if call.facts["too_many"]:
         return f"pre_topk is {call.facts['pre_topk']}: at most {MAX_SORTED} points of a level are sorted"
-    return backends.refuse_double(call) or _refuse_mixed(call)
+    return backends.refuse_double(call) or refuse_mixed(call)
 
 
 backends.register(
-    "decode", {"cuda": _refuse_on_gpu, "triton": _refuse_on_gpu, "cpu": _refuse_mixed, "reference": None}, _describe
+    "decode", {"cuda": _refuse_on_gpu, "triton": _refuse_on_gpu, "cpu": refuse_mixed, "reference": None}, _describe
 )
 
 
-def _new_outputs(
-    class_logits: list[Tensor], box_logits: list[Tensor], pre_topk: int, distributions: bool
-) -> list[Tensor]:
-    batch, channels = box_logits[0].shape[:2]
+def _new_results(class_logits, box_logits, *settings: Any) -> list[Tensor]:
+    """Boxes, scores, points, counts, and distributions where they are wanted."""
+    pre_topk, _, _, distributions = settings[-4:]
+    first, dtype = box_logits[0], compute_dtype(box_logits[0].dtype)
+    batch, channels = first.shape[:2]
     rows = sum(torch.sym_min(pre_topk, level.shape[2] * level.shape[3]) for level in class_logits)
-    kind = {"dtype": compute_dtype(box_logits[0].dtype), "device": box_logits[0].device}
-    boxes = torch.empty(batch, rows, 4, **kind)
-    scores = torch.empty(batch, rows, class_logits[0].shape[1], **kind)
-    points = boxes.new_empty(batch, rows, dtype=torch.int64)
-    outputs = [boxes, scores, points, points.new_empty(batch)]
+    boxes = first.new_empty((batch, rows, 4), dtype=dtype)
+    scores = first.new_empty((batch, rows, class_logits[0].shape[1]), dtype=dtype)
+    points = first.new_empty((batch, rows), dtype=torch.int64)
+    results = [boxes, scores, points, points.new_empty(batch)]
     if distributions:
-        outputs.append(torch.empty(batch, rows, 4, channels // 4, **kind))
-    return outputs
+        results.append(first.new_empty((batch, rows, 4, channels // 4), dtype=dtype))
+    return results
 
 
-def _forward(
-    class_logits, box_logits, quality_logits, projection, scales, image_sizes, scale_factors, strides, *settings
-) -> list[Tensor]:
-    *settings, distributions, backend = settings
-    outputs = _new_outputs(class_logits, box_logits, settings[0], distributions)
-    boxes, _, _, counts, *_ = outputs
+def _forward(kernels, results, class_logits, box_logits, *arguments: Any) -> None:
+    *small, strides, pre_topk, score_thr, offset, distributions = arguments
+    boxes, _, _, counts, *_ = results
     if not boxes.numel():
         counts.zero_()
-        return outputs
-    small = (quality_logits, projection, scales, image_sizes, scale_factors)
-    dense = [None if tensor is None else tensor.to(boxes.dtype).contiguous() for tensor in small]
+        return
+    quality, scales, projection, image_sizes, scale_factors = (dense(tensor, boxes.dtype) for tensor in small)
+    small = (quality, projection, scales, image_sizes, scale_factors)
     missing = [] if distributions else [None]
-    implementation("decode", backend).decode(class_logits, box_logits, *dense, strides, *settings, *outputs, *missing)
-    return outputs
+    kernels.decode(class_logits, box_logits, *small, strides, pre_topk, score_thr, offset, *results, *missing)
 
 
-for _key in ("CPU", "CUDA"):
-    _library.impl("decode", _forward, _key)
-no_vmap("decode", _library)
-
-
-@torch.library.register_fake("gflv2::decode", lib=_library)
-def _(class_logits, box_logits, quality_logits, projection, scales, sizes, factors, strides, *settings) -> list[Tensor]:
-    pre_topk, _, _, distributions, _ = settings
-    return _new_outputs(class_logits, box_logits, pre_topk, distributions)
+_decode = Operation(
+    "decode",
+    tensors=f"{ROWS}, Tensor? image_sizes, Tensor? scale_factors",
+    settings="float[] strides, int pre_topk, float score_thr, float offset, bool distributions",
+    new_results=_new_results,
+    forward=_forward,
+    returns="Tensor[]",
+)

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.autograd import no_double_backward, no_vmap
-from gflv2.ops.checks import bad_value, check_tensor, compute_dtype, values_are_checked
-from gflv2.ops.implementation import implementation
-from gflv2.ops.levels import BINS_LIMITS
-from gflv2.ops.one_pass import one_pass, ordinary, prepared
-from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, dense, resolve
+from gflv2.ops.checks import bad_value, check_tensor, compute_dtype, dense, values_are_checked
+from gflv2.ops.levels import check_bins
+from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import dfl as reference
-
-_library = torch.library.Library("gflv2", "FRAGMENT")
-_library.define(f"dfl(Tensor logits, Tensor target, {ARGUMENTS}, str backend) -> Tensor")
-_library.define(f"dfl_backward(Tensor grad, Tensor logits, Tensor target, {ARGUMENTS}, str backend) -> Tensor")
-_dfl, _dfl_backward = torch.ops.gflv2.dfl.default, torch.ops.gflv2.dfl_backward.default
+from gflv2.ops.registration import Operation, like_map
 
 
 def dfl(
@@ -55,89 +47,39 @@ def dfl(
     backend = backends.select("dfl", call)
     if backend == "reference":
         return reference.dfl(logits, target, weight=weight, avg_factor=avg_factor, reduction=reduction)
-    arguments = (target.detach(), *resolve(weight, avg_factor, reduction), backend)
-    if torch.is_grad_enabled() and logits.requires_grad:
-        return _Dfl.apply(logits, *arguments)
-    return _dfl(logits, *arguments)
+    weight, factor, *how = resolve(weight, avg_factor, reduction)
+    return _dfl((logits, target.detach(), weight, factor), (*how, backend))
 
 
 def _describe(logits: Any, *_: Any, **__: Any) -> backends.Call:
-    check_tensor(logits, "logits", shape=(None, None))
-    low, high = BINS_LIMITS
-    if not low <= logits.shape[1] <= high:
-        bad_value("logits", f"{low} to {high} bins a row", logits)
+    check_bins(logits)
     return backends.Call(logits.device, logits.dtype, {"bins": logits.shape[1]})
 
 
-backends.register(
+backends.register("dfl", backends.EVERYWHERE, _describe)
+
+
+def _new_results(logits, target, *how: Any) -> Tensor:
+    return Reduction(*how).new_result(logits.shape[:1], logits)
+
+
+def _forward(kernels, out, logits, target, *how: Any) -> None:
+    kernels.dfl_forward(logits, dense(target, out.dtype), Reduction(*how).on(logits.shape[:1], out.dtype), out)
+
+
+def _backward(kernels, grad, gradients, out, logits, target, *how: Any) -> None:
+    dtype = compute_dtype(logits.dtype)
+    reduction = Reduction(*how).on(logits.shape[:1], dtype)
+    kernels.dfl_backward(grad, logits, dense(target, dtype), reduction, *gradients, out)
+
+
+_dfl = Operation(
     "dfl",
-    backends.EVERYWHERE,
-    _describe,
+    tensors=f"Tensor logits, Tensor target, {TENSORS}",
+    settings=SETTINGS,
+    new_results=_new_results,
+    forward=_forward,
+    gradients={"logits": like_map},
+    backward=_backward,
+    together=True,
 )
-
-
-class _Dfl(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits, target, weight, factor, divisor, reduction, backend) -> Tensor:
-        ctx.save_for_backward(logits, target, weight, factor)
-        ctx.settings = (divisor, reduction, backend)
-        ctx.one_pass = one_pass(backend, reduction, logits)
-        if not ctx.one_pass:
-            return _dfl(logits, target, weight, factor, *ctx.settings)
-        ctx.prepared = [torch.empty_like(logits)]
-        return _forward(logits, target, weight, factor, *ctx.settings, *ctx.prepared)
-
-    @staticmethod
-    @no_double_backward("dfl")
-    def backward(ctx: Any, grad: Tensor):
-        saved, settings = ctx.saved_tensors, ctx.settings
-        if not (ctx.one_pass and ordinary(grad)):
-            return _dfl_backward(grad, *saved, *settings), *[None] * 6
-
-        def again() -> list[Tensor]:
-            grad_logits = torch.empty_like(saved[0])
-            _forward(*saved, *settings, grad_logits)
-            return [grad_logits]
-
-        return *prepared(ctx, grad, again), *[None] * 6
-
-
-def _forward(logits, target, weight, factor, divisor, reduction, backend, grad_logits=None) -> Tensor:
-    """With ``grad_logits`` the gradient is written too."""
-    reduction, rows = Reduction(weight, factor, divisor, reduction), logits.shape[:1]
-    out = reduction.new_result(rows, logits)
-    if not logits.numel():
-        return out.zero_()
-    target, reduction = dense(target, out.dtype), reduction.on(rows, out.dtype)
-    kernels = implementation("dfl", backend)
-    if grad_logits is None:
-        kernels.dfl_forward(logits, target, reduction, out)
-    else:
-        kernels.dfl_backward(None, logits, target, reduction, grad_logits, out)
-    return out
-
-
-def _backward(grad, logits, target, weight, factor, divisor, reduction, backend) -> Tensor:
-    grad_logits = torch.empty_like(logits)
-    if logits.numel():
-        dtype = compute_dtype(logits.dtype)
-        target = dense(target, dtype)
-        reduction = Reduction(weight, factor, divisor, reduction).on(logits.shape[:1], dtype)
-        implementation("dfl", backend).dfl_backward(grad.contiguous(), logits, target, reduction, grad_logits)
-    return grad_logits
-
-
-for _key in ("CPU", "CUDA"):
-    _library.impl("dfl", _forward, _key)
-    _library.impl("dfl_backward", _backward, _key)
-no_vmap("dfl", _library)
-
-
-@torch.library.register_fake("gflv2::dfl", lib=_library)
-def _(logits, target, weight, factor, divisor, reduction, backend) -> Tensor:
-    return Reduction(weight, factor, divisor, reduction).new_result(logits.shape[:1], logits)
-
-
-@torch.library.register_fake("gflv2::dfl_backward", lib=_library)
-def _(grad, logits, *_settings) -> Tensor:
-    return torch.empty_like(logits)

@@ -8,27 +8,15 @@ import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.autograd import no_double_backward, no_vmap
-from gflv2.ops.checks import bad_type, bad_value, check_tensor, compute_dtype
-from gflv2.ops.implementation import implementation
-from gflv2.ops.levels import BoxLogits, check_scales, read_box_logits
+from gflv2.ops.checks import bad_type, bad_value, check_tensor, compute_dtype, dense
+from gflv2.ops.levels import BoxLogits, check_scales, read_box_logits, rows_of
 from gflv2.ops.reference import dgqp as reference
 from gflv2.ops.reference.dgqp import Predictor
+from gflv2.ops.registration import Operation, like_map, rounded
 
 __all__ = ["Predictor", "dgqp", "dgqp_statistics"]
 
 TRITON_HIDDEN = 1024  # all hidden units of a cell are one tile
-
-# `predictor`: weight1 (hidden, F), bias1 (hidden,), weight2 (hidden,), bias2 (1,) in the dtype of the arithmetic.
-_SETTINGS = "Tensor? scales, int topk, bool mean, bool variance, str backend"
-_ARGUMENTS = {
-    "dgqp": f"Tensor[] logits, Tensor[] predictor, {_SETTINGS}",
-    "dgqp_statistics": f"Tensor[] logits, {_SETTINGS}",
-}
-_library = torch.library.Library("gflv2", "FRAGMENT")
-for _op, _arguments in _ARGUMENTS.items():
-    _library.define(f"{_op}({_arguments}) -> Tensor")
-    _library.define(f"{_op}_backward(Tensor grad, {_arguments}, bool[] needs) -> Tensor[]")
 
 
 def dgqp_statistics(
@@ -64,10 +52,7 @@ def dgqp_statistics(
     backend = backends.select("dgqp_statistics", _call(box, topk))
     if backend == "reference":
         return reference.dgqp_statistics(box_logits, scales=scales, topk=topk, mean=mean, variance=variance)
-    settings = (scales, topk, mean, variance, backend)
-    if wants_gradient(scales, *box.tensors):
-        return _Statistics.apply(*[None] * 4, *settings, *box.tensors)
-    return torch.ops.gflv2.dgqp_statistics(box.tensors, *settings)
+    return _statistics((box.tensors, scales), (topk, mean, variance, backend))
 
 
 def dgqp(
@@ -109,11 +94,13 @@ def dgqp(
     if backend == "reference":
         shape = {"topk": topk, "mean": mean, "variance": variance}
         return reference.dgqp(box_logits, weight1, bias1, weight2, bias2, scales=scales, **shape)
-    layers = layers_of(predictor, box)
-    settings = (scales, topk, mean, variance, backend)
-    if wants_gradient(scales, *layers, *box.tensors):
-        return _Dgqp.apply(*layers, *settings, *box.tensors)
-    return torch.ops.gflv2.dgqp(box.tensors, layers, *settings)
+    return predicted(box, predictor, scales, backend)
+
+
+def predicted(box: BoxLogits, predictor: Predictor, scales: Tensor | None, backend: str) -> Tensor:
+    """Quality logits of every row, from arguments that are checked already."""
+    *layers, topk, mean, variance = predictor
+    return _dgqp((box.tensors, layers, scales), (topk, mean, variance, backend))
 
 
 def check_predictor(predictor: Any, box: BoxLogits, prefix: str = "predictor.") -> Predictor:
@@ -141,11 +128,10 @@ def check_predictor(predictor: Any, box: BoxLogits, prefix: str = "predictor.") 
     return predictor
 
 
-def layers_of(predictor: Predictor, box: BoxLogits) -> list[Tensor]:
-    """The four tensors of a checked predictor as the registered operations take them."""
-    dtype = compute_dtype(box.dtype)
-    weight1, bias1, weight2, bias2 = predictor[:4]
-    return [weight1.flatten(1).to(dtype), bias1.to(dtype), weight2.flatten().to(dtype), bias2.to(dtype)]
+def flat_layers(layers: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The four tensors of a predictor as the kernels take them: (hidden, F), (hidden,), (hidden,), (1,)."""
+    weight1, bias1, weight2, bias2 = (dense(layer, dtype) for layer in layers)
+    return [weight1.flatten(1) if weight1.dim() > 2 else weight1, bias1, weight2.flatten(), bias2]
 
 
 def _check_statistics(topk: Any, mean: Any, variance: Any, bins: int, prefix: str = "") -> None:
@@ -179,135 +165,51 @@ backends.register("dgqp", {**backends.EVERYWHERE, "triton": refuse_triton}, _des
 backends.register("dgqp_statistics", backends.EVERYWHERE, _describe)
 
 
-def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd has to record an operation on these tensors."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+def _new_quality(logits, *_: Any) -> Tensor:
+    return logits[0].new_empty(rows_of(logits), dtype=compute_dtype(logits[0].dtype))
 
 
-def _gradients(ctx: Any, grad: Tensor):
-    """Both operations' backward: first the four tensors of the predictor, then scales, settings, levels."""
-    saved = ctx.saved_tensors  # asked for once: under activation checkpointing each time computes forward anew
-    predictor, scales, logits = saved[:4], saved[4], saved[5:]
-    wanted = ctx.needs_input_grad
-    needs = [any(wanted[9:]), any(wanted[:4]), wanted[4]]
-    if predictor[0] is None:
-        settings = (*ctx.settings, [needs[0], needs[2]])
-        found = torch.ops.gflv2.dgqp_statistics_backward(grad, logits, scales, *settings)
-    else:
-        found = torch.ops.gflv2.dgqp_backward(grad, logits, predictor, scales, *ctx.settings, needs)
-    grad_logits, grad_predictor, grad_scales = _split(found, len(logits), needs)
-    return (
-        *(grad_predictor or [None] * 4),
-        grad_scales,
-        *[None] * 4,
-        *(grad_logits or [None] * len(logits)),
-    )
+def _forward(kernels, out, logits, predictor, scales, topk, mean, variance) -> None:
+    layers = flat_layers(predictor, out.dtype)
+    kernels.dgqp_forward(logits, layers, dense(scales, out.dtype), topk, mean, variance, out)
 
 
-class _Dgqp(torch.autograd.Function):
-    """Levels come last and flat: a list given to ``apply`` would get no gradient, silently."""
-
-    @staticmethod
-    def forward(ctx: Any, weight1, bias1, weight2, bias2, scales, topk, mean, variance, backend, *logits) -> Tensor:
-        predictor = (weight1, bias1, weight2, bias2)
-        ctx.save_for_backward(*predictor, scales, *logits)
-        ctx.settings = (topk, mean, variance, backend)
-        if weight1 is None:
-            return torch.ops.gflv2.dgqp_statistics(logits, scales, *ctx.settings)
-        return torch.ops.gflv2.dgqp(logits, predictor, scales, *ctx.settings)
-
-    backward = staticmethod(no_double_backward("dgqp")(_gradients))
+def _backward(kernels, grad, gradients, _, logits, predictor, scales, topk, mean, variance) -> None:
+    layers = flat_layers(predictor, grad.dtype)
+    kernels.dgqp_backward(grad, logits, layers, dense(scales, grad.dtype), topk, mean, variance, *gradients)
 
 
-class _Statistics(_Dgqp):
-    """The same without a predictor: four times None in its place."""
-
-    backward = staticmethod(no_double_backward("dgqp_statistics")(_gradients))
-
-
-def _split(gradients: list[Tensor], levels: int, needs: list[bool]) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-    """Gradients of the logits, of the predictor and of the scales; empty or None where ``needs`` says no."""
-    first = levels if needs[0] else 0
-    return gradients[:first], gradients[first : first + 4 * needs[1]], gradients[-1] if needs[2] else None
+def _new_statistics(logits, scales, topk, mean, variance) -> Tensor:
+    shape = (*rows_of(logits), 4 * (topk + mean + variance))
+    return logits[0].new_empty(shape, dtype=compute_dtype(logits[0].dtype))
 
 
-def _new_output(logits: list[Tensor], predictor: list[Tensor], topk: int, mean: bool, variance: bool) -> Tensor:
-    shape = BoxLogits(logits, logits[0].dim() == 3, 0).result_shape(4 * (topk + mean + variance))
-    return logits[0].new_empty(shape[:-1] if predictor else shape, dtype=compute_dtype(logits[0].dtype))
+def _forward_statistics(kernels, out, logits, scales, topk, mean, variance) -> None:
+    kernels.dgqp_forward(logits, [], dense(scales, out.dtype), topk, mean, variance, out)
 
 
-def _new_gradients(
-    logits: list[Tensor], predictor: list[Tensor], scales: Tensor | None, needs: list[bool]
-) -> list[Tensor]:
-    gradients = [torch.empty_like(level) for level in logits] if needs[0] else []
-    if needs[1]:
-        gradients += [tensor.new_empty(tensor.shape) for tensor in predictor]
-    if needs[2]:
-        gradients.append(torch.empty_like(scales))
-    return gradients
+def _backward_statistics(kernels, grad, gradients, _, logits, scales, topk, mean, variance) -> None:
+    grad_logits, grad_scales = gradients
+    scales = dense(scales, grad.dtype)
+    kernels.dgqp_backward(grad, logits, [], scales, topk, mean, variance, grad_logits, [], grad_scales)
 
 
-def _forward(logits, predictor, scales, topk, mean, variance, backend) -> Tensor:
-    out = _new_output(logits, predictor, topk, mean, variance)
-    if out.numel():
-        layers = [tensor.contiguous() for tensor in predictor]
-        implementation("dgqp", backend).dgqp_forward(logits, layers, scales, topk, mean, variance, out)
-    return out
-
-
-def _backward(grad, logits, predictor, scales, topk, mean, variance, backend, needs) -> list[Tensor]:
-    gradients = _new_gradients(logits, predictor, scales, needs)
-    if not grad.numel():
-        return [gradient.zero_() for gradient in gradients]
-    layers = [tensor.contiguous() for tensor in predictor]
-    implementation("dgqp", backend).dgqp_backward(
-        grad.contiguous(),
-        logits,
-        layers,
-        scales,
-        topk,
-        mean,
-        variance,
-        *_split(gradients, len(logits), needs),
-    )
-    return gradients
-
-
-# --- The operations as they are registered. `needs`: gradients of the logits, (of the predictor,) of the scales. ---
-
-
-def _forward_statistics(logits, scales, topk, mean, variance, backend) -> Tensor:
-    return _forward(logits, [], scales, topk, mean, variance, backend)
-
-
-def _backward_statistics(grad, logits, scales, topk, mean, variance, backend, needs) -> list[Tensor]:
-    return _backward(grad, logits, [], scales, topk, mean, variance, backend, [needs[0], False, needs[1]])
-
-
-for _key in ("CPU", "CUDA"):
-    _library.impl("dgqp", _forward, _key)
-    _library.impl("dgqp_backward", _backward, _key)
-    _library.impl("dgqp_statistics", _forward_statistics, _key)
-    _library.impl("dgqp_statistics_backward", _backward_statistics, _key)
-for _op in _ARGUMENTS:
-    no_vmap(_op, _library)
-
-
-@torch.library.register_fake("gflv2::dgqp", lib=_library)
-def _(logits, predictor, scales, topk, mean, variance, backend) -> Tensor:
-    return _new_output(logits, predictor, topk, mean, variance)
-
-
-@torch.library.register_fake("gflv2::dgqp_statistics", lib=_library)
-def _(logits, scales, topk, mean, variance, backend) -> Tensor:
-    return _new_output(logits, [], topk, mean, variance)
-
-
-@torch.library.register_fake("gflv2::dgqp_backward", lib=_library)
-def _(grad, logits, predictor, scales, topk, mean, variance, backend, needs) -> list[Tensor]:
-    return _new_gradients(logits, predictor, scales, needs)
-
-
-@torch.library.register_fake("gflv2::dgqp_statistics_backward", lib=_library)
-def _(grad, logits, scales, topk, mean, variance, backend, needs) -> list[Tensor]:
-    return _new_gradients(logits, [], scales, [needs[0], False, needs[1]])
+_dgqp = Operation(
+    "dgqp",
+    tensors="Tensor[] logits, Tensor[] predictor, Tensor? scales",
+    settings="int topk, bool mean, bool variance",
+    new_results=_new_quality,
+    forward=_forward,
+    gradients={"logits": like_map, "predictor": rounded, "scales": rounded},
+    backward=_backward,
+)
+_statistics = Operation(
+    "dgqp_statistics",
+    module="dgqp",
+    tensors="Tensor[] logits, Tensor? scales",
+    settings="int topk, bool mean, bool variance",
+    new_results=_new_statistics,
+    forward=_forward_statistics,
+    gradients={"logits": like_map, "scales": rounded},
+    backward=_backward_statistics,
+)

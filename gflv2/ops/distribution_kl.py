@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.autograd import no_double_backward, no_vmap
-from gflv2.ops.checks import bad_value, check_number, check_tensor, compute_dtype
-from gflv2.ops.implementation import implementation
-from gflv2.ops.levels import BINS_LIMITS
-from gflv2.ops.one_pass import one_pass, ordinary, prepared
-from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, resolve
+from gflv2.ops.checks import check_number, check_tensor, compute_dtype
+from gflv2.ops.levels import check_bins
+from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import distribution_kl as reference
-
-_INPUTS = f"Tensor logits, Tensor teacher, float temperature, {ARGUMENTS}, str backend"
-_library = torch.library.Library("gflv2", "FRAGMENT")
-_library.define(f"distribution_kl({_INPUTS}) -> Tensor")
-_library.define(f"distribution_kl_backward(Tensor grad, {_INPUTS}) -> Tensor")
-_kl, _kl_backward = torch.ops.gflv2.distribution_kl.default, torch.ops.gflv2.distribution_kl_backward.default
+from gflv2.ops.registration import Operation, like_map
 
 
 def distribution_kl(
@@ -59,99 +50,47 @@ def distribution_kl(
     if backend == "reference":
         options = {"weight": weight, "avg_factor": avg_factor, "reduction": reduction}
         return reference.distribution_kl(logits, teacher_logits, temperature=temperature, **options)
-    arguments = (teacher_logits.detach(), float(temperature), *resolve(weight, avg_factor, reduction), backend)
-    if torch.is_grad_enabled() and logits.requires_grad:
-        return _DistributionKL.apply(logits, *arguments)
-    return _kl(logits, *arguments)
+    weight, factor, *how = resolve(weight, avg_factor, reduction)
+    return _distribution_kl((logits, teacher_logits.detach(), weight, factor), (float(temperature), *how, backend))
 
 
 def _describe(logits: Any, teacher_logits: Any, *, temperature: Any = 10.0, **_: Any) -> backends.Call:
-    check_tensor(logits, "logits", shape=(None, None))
-    low, high = BINS_LIMITS
-    if not low <= logits.shape[1] <= high:
-        bad_value("logits", f"{low} to {high} bins a row", logits)
+    check_bins(logits)
     check_tensor(teacher_logits, "teacher_logits", shape=logits.shape, device=logits.device)
     check_number(temperature, "temperature", above=0)
     return backends.Call(logits.device, logits.dtype, {"bins": logits.shape[1]})
 
 
-backends.register(
-    "distribution_kl",
-    backends.EVERYWHERE,
-    _describe,
-)
+backends.register("distribution_kl", backends.EVERYWHERE, _describe)
 
 
-class _DistributionKL(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits, teacher, temperature, weight, factor, divisor, reduction, backend) -> Tensor:
-        ctx.save_for_backward(logits, teacher, weight, factor)
-        ctx.settings = (divisor, reduction, backend)
-        ctx.temperature = temperature
-        ctx.one_pass = one_pass(backend, reduction, logits)
-        arguments = (logits, teacher, temperature, weight, factor, *ctx.settings)
-        if not ctx.one_pass:
-            return _kl(*arguments)
-        ctx.prepared = [torch.empty_like(logits)]
-        return _forward(*arguments, *ctx.prepared)
-
-    @staticmethod
-    @no_double_backward("distribution_kl")
-    def backward(ctx: Any, grad: Tensor):
-        logits, teacher, weight, factor = ctx.saved_tensors
-        arguments = (logits, teacher, ctx.temperature, weight, factor, *ctx.settings)
-        if not (ctx.one_pass and ordinary(grad)):
-            return _kl_backward(grad, *arguments), *[None] * 7
-
-        def again() -> list[Tensor]:
-            grad_logits = torch.empty_like(logits)
-            _forward(*arguments, grad_logits)
-            return [grad_logits]
-
-        return *prepared(ctx, grad, again), *[None] * 7
+def _new_results(logits, teacher, weight, factor, temperature, *how: Any) -> Tensor:
+    return Reduction(weight, factor, *how).new_result(logits.shape[:1], logits)
 
 
-def _comparable(teacher: Tensor, logits: Tensor) -> Tensor:
-    """The teacher's logits as the kernels take them: copied only where one of the two is float64, the other not."""
+def _inputs(logits, teacher, weight, factor, temperature, *how: Any) -> tuple[Any, ...]:
+    """As the kernels take them; the teacher is copied only where one of the two is float64 and the other not."""
     dtype = compute_dtype(logits.dtype)
-    return teacher if compute_dtype(teacher.dtype) == dtype else teacher.to(dtype)
+    if compute_dtype(teacher.dtype) != dtype:
+        teacher = teacher.to(dtype)
+    return logits, teacher, temperature, Reduction(weight, factor, *how).on(logits.shape[:1], dtype)
 
 
-def _forward(logits, teacher, temperature, weight, factor, divisor, reduction, backend, grad_logits=None) -> Tensor:
-    """With ``grad_logits`` the gradient is written too."""
-    reduction, rows = Reduction(weight, factor, divisor, reduction), logits.shape[:1]
-    out = reduction.new_result(rows, logits)
-    if not logits.numel():
-        return out.zero_()
-    inputs = (logits, _comparable(teacher, logits), temperature, reduction.on(rows, out.dtype))
-    kernels = implementation("distribution_kl", backend)
-    if grad_logits is None:
-        kernels.distribution_kl_forward(*inputs, out)
-    else:
-        kernels.distribution_kl_backward(None, *inputs, grad_logits, out)
-    return out
+def _forward(kernels, out, *arguments: Any) -> None:
+    kernels.distribution_kl_forward(*_inputs(*arguments), out)
 
 
-def _backward(grad, logits, teacher, temperature, weight, factor, divisor, reduction, backend) -> Tensor:
-    grad_logits = torch.empty_like(logits)
-    if logits.numel():
-        reduction = Reduction(weight, factor, divisor, reduction).on(logits.shape[:1], compute_dtype(logits.dtype))
-        inputs = (logits, _comparable(teacher, logits), temperature, reduction)
-        implementation("distribution_kl", backend).distribution_kl_backward(grad.contiguous(), *inputs, grad_logits)
-    return grad_logits
+def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
+    kernels.distribution_kl_backward(grad, *_inputs(*arguments), *gradients, out)
 
 
-for _key in ("CPU", "CUDA"):
-    _library.impl("distribution_kl", _forward, _key)
-    _library.impl("distribution_kl_backward", _backward, _key)
-no_vmap("distribution_kl", _library)
-
-
-@torch.library.register_fake("gflv2::distribution_kl", lib=_library)
-def _(logits, teacher, temperature, weight, factor, divisor, reduction, backend) -> Tensor:
-    return Reduction(weight, factor, divisor, reduction).new_result(logits.shape[:1], logits)
-
-
-@torch.library.register_fake("gflv2::distribution_kl_backward", lib=_library)
-def _(grad, logits, *_settings) -> Tensor:
-    return torch.empty_like(logits)
+_distribution_kl = Operation(
+    "distribution_kl",
+    tensors=f"Tensor logits, Tensor teacher, {TENSORS}",
+    settings=f"float temperature, {SETTINGS}",
+    new_results=_new_results,
+    forward=_forward,
+    gradients={"logits": like_map},
+    backward=_backward,
+    together=True,
+)

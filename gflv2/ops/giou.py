@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.autograd import no_double_backward, no_vmap
-from gflv2.ops.checks import check_number, check_tensor, compute_dtype
-from gflv2.ops.implementation import implementation
-from gflv2.ops.one_pass import one_pass, ordinary, prepared
-from gflv2.ops.reduction import ARGUMENTS, Reduction, check_reduction, dense, resolve
+from gflv2.ops.checks import check_number, check_tensor, compute_dtype, dense
+from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import giou as reference
-
-# `loss`: 1 − GIoU; else the IoU.
-_ARGUMENTS = f"Tensor pred, Tensor target, bool loss, float eps, {ARGUMENTS}, str backend"
-_library = torch.library.Library("gflv2", "FRAGMENT")
-_library.define(f"giou({_ARGUMENTS}) -> Tensor")
-_library.define(f"giou_backward(Tensor grad, {_ARGUMENTS}, bool[] needs) -> Tensor[]")
-_giou, _giou_backward = torch.ops.gflv2.giou.default, torch.ops.gflv2.giou_backward.default
+from gflv2.ops.registration import Operation, as_rows, rounded
 
 
 def giou(
@@ -79,10 +68,8 @@ def iou(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
 
 
 def _run(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction: Reduction, backend: str) -> Tensor:
-    arguments = (pred, target, loss, float(eps), *reduction, backend)
-    if torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad):
-        return _Giou.apply(*arguments)
-    return _giou(*arguments)
+    weight, factor, *how = reduction
+    return _giou((pred, target, weight, factor), (loss, float(eps), *how, backend))
 
 
 def _describe(pred: Any, target: Any, *_: Any, eps: float = 1e-6, **__: Any) -> backends.Call:
@@ -93,97 +80,34 @@ def _describe(pred: Any, target: Any, *_: Any, eps: float = 1e-6, **__: Any) -> 
 
 
 for _name in ("giou", "iou"):
-    backends.register(
-        _name,
-        backends.EVERYWHERE,
-        _describe,
-    )
+    backends.register(_name, backends.EVERYWHERE, _describe)
 
 
-class _Giou(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, pred, target, loss, eps, weight, factor, divisor, reduction, backend) -> Tensor:
-        ctx.save_for_backward(pred, target, weight, factor)
-        ctx.settings = (loss, eps), (divisor, reduction, backend)
-        ctx.one_pass = one_pass(backend, reduction, pred, target)
-        arguments = (pred, target, loss, eps, weight, factor, divisor, reduction, backend)
-        if not ctx.one_pass:
-            return _giou(*arguments)
-        ctx.prepared = _new_gradients(pred, target, ctx.needs_input_grad)
-        return _forward(*arguments, ctx.prepared, ctx.needs_input_grad)
-
-    @staticmethod
-    @no_double_backward("giou")
-    def backward(ctx: Any, grad: Tensor):
-        pred, target, weight, factor = ctx.saved_tensors
-        kind, settings = ctx.settings
-        needs = list(ctx.needs_input_grad[:2])
-        arguments = (pred, target, *kind, weight, factor, *settings)
-
-        def again() -> list[Tensor]:
-            found = _new_gradients(pred, target, needs)
-            _forward(*arguments, found, needs)
-            return found
-
-        if ctx.one_pass and ordinary(grad):
-            gradients = prepared(ctx, grad, again)
-        else:
-            gradients = _giou_backward(grad, *arguments, needs)
-        return *_by_box(gradients, needs), *[None] * 7
+def _new_results(pred, target, weight, factor, loss, eps, *how: Any) -> Tensor:
+    return Reduction(weight, factor, *how).new_result(pred.shape[:1], pred)
 
 
-def _new_gradients(pred: Tensor, target: Tensor, needs: Sequence[bool]) -> list[Tensor]:
-    return [box.new_empty(box.shape) for box, wanted in zip((pred, target), needs[:2], strict=True) if wanted]
-
-
-def _by_box(gradients: list[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
-    """Of pred and of target."""
-    return gradients[0] if needs[0] else None, gradients[-1] if needs[1] else None
-
-
-def _forward(pred, target, loss, eps, weight, factor, divisor, reduction, backend, gradients=None, needs=()) -> Tensor:
-    """With ``gradients``, of those that are needed, they are written too: boxes of one dtype."""
-    reduction, rows = Reduction(weight, factor, divisor, reduction), pred.shape[:1]
-    out = reduction.new_result(rows, pred)
-    if not pred.numel():
-        return out.zero_()
-    target, reduction = dense(target, out.dtype), reduction.on(rows, out.dtype)
-    kernels, arguments = implementation("giou", backend), (pred, target, loss, eps, reduction)
-    if gradients is None:
-        kernels.giou_forward(*arguments, out)
-    else:
-        kernels.giou_backward(None, *arguments, *_by_box(gradients, needs), out)
-    return out
-
-
-def _backward(grad, pred, target, loss, eps, weight, factor, divisor, reduction, backend, needs) -> list[Tensor]:
-    gradients = _new_gradients(pred, target, needs)
-    if not pred.numel():
-        return gradients
+def _inputs(pred, target, weight, factor, loss, eps, *how: Any) -> tuple[Any, ...]:
     dtype = compute_dtype(pred.dtype)
-    given = dense(target, dtype)
-    # The target's gradient is formed in the dtype of the arithmetic, and rounded once to its own.
-    grad_target = torch.empty_like(given) if needs[1] else None
-    reduction = Reduction(weight, factor, divisor, reduction).on(pred.shape[:1], dtype)
-    grad_pred, _ = _by_box(gradients, needs)
-    arguments = (grad.contiguous(), pred, given, loss, eps, reduction, grad_pred, grad_target)
-    implementation("giou", backend).giou_backward(*arguments)
-    if needs[1]:
-        gradients[-1].copy_(grad_target)
-    return gradients
+    return pred, dense(target, dtype), loss, eps, Reduction(weight, factor, *how).on(pred.shape[:1], dtype)
 
 
-for _key in ("CPU", "CUDA"):
-    _library.impl("giou", _forward, _key)
-    _library.impl("giou_backward", _backward, _key)
-no_vmap("giou", _library)
+def _forward(kernels, out, *arguments: Any) -> None:
+    kernels.giou_forward(*_inputs(*arguments), out)
 
 
-@torch.library.register_fake("gflv2::giou", lib=_library)
-def _(pred, target, loss, eps, weight, factor, divisor, reduction, backend) -> Tensor:
-    return Reduction(weight, factor, divisor, reduction).new_result(pred.shape[:1], pred)
+def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
+    kernels.giou_backward(grad, *_inputs(*arguments), *gradients, out)
 
 
-@torch.library.register_fake("gflv2::giou_backward", lib=_library)
-def _(grad, pred, target, loss, eps, weight, factor, divisor, reduction, backend, needs) -> list[Tensor]:
-    return _new_gradients(pred, target, needs)
+# `loss`: 1 − GIoU; else the IoU.
+_giou = Operation(
+    "giou",
+    tensors=f"Tensor pred, Tensor target, {TENSORS}",
+    settings=f"bool loss, float eps, {SETTINGS}",
+    new_results=_new_results,
+    forward=_forward,
+    gradients={"pred": as_rows, "target": rounded},
+    backward=_backward,
+    together=True,
+)

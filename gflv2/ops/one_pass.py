@@ -1,15 +1,15 @@
 """Losses whose gradient is formed together with their value: on a CPU, in float32 and float64.
 
-Backward elsewhere recomputes what forward knew: a GPU waits for memory, not for arithmetic, and a 16-bit gradient must
-not be rounded before the upstream gradient has scaled it. On a CPU the arithmetic is what takes the time, and one pass
-for both is little longer than backward's alone. The gradient, for an upstream gradient of 1, waits with the graph; the
-first backward takes it, and scales it where it must. One over a retained graph computes it anew.
+Elsewhere backward recomputes what forward knew: a GPU waits for memory, not for arithmetic, and a 16-bit gradient must
+not be rounded before the upstream gradient has scaled it. A CPU spends its time on the arithmetic, and one pass for
+both takes little longer than backward alone. The gradient, for an upstream gradient of 1, is kept with the graph. The
+first backward pass takes it, and scales it where it must. A pass over a retained graph computes it anew.
+
+The private functions of torch that this package asks stand here and nowhere else. tests/ops/test_one_pass.py says so
+when torch changes them.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,34 +22,20 @@ def one_pass(backend: str, reduction: str, *differentiated: Tensor | None) -> bo
         reduction: "none" has an upstream gradient for each row, for which nothing can be prepared.
         differentiated: the tensors that may get gradients, or None. All of one dtype.
     """
+    if backend != "cpu" or reduction == "none":
+        return False
     given = [tensor for tensor in differentiated if tensor is not None]
-    if backend != "cpu" or reduction == "none" or not ordinary(*given):
+    if not ordinary(*given) or given[0].dtype not in (torch.float32, torch.float64):
         return False
-    if {tensor.dtype for tensor in given} not in ({torch.float32}, {torch.float64}):
+    if any(tensor.dtype != given[0].dtype for tensor in given):
         return False
-    # Who asks to see what is saved (activation checkpointing, above all) means to keep less of it.
+    # Such a hook sees every tensor that is kept for backward. Activation checkpointing sets one to keep less memory,
+    # and a gradient that waits with the graph would be the opposite.
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
-def prepared(ctx: Any, upstream: Tensor, again: Callable[[], list[Tensor]]) -> list[Tensor]:
-    """The gradients times the upstream gradient, for a backward whose forward left them.
-
-    Args:
-        ctx: of an autograd.Function; ``ctx.prepared`` holds the gradients for an upstream gradient of 1.
-        upstream: (), and `ordinary`: what is traced here would run more than once.
-        again: computes them once more.
-    """
-    found = ctx.__dict__.pop("prepared", None)
-    if found is None:
-        found = again()
-    if float(upstream) != 1.0:  # what a loss that is only added to others gets
-        for gradient in found:
-            gradient.mul_(upstream)
-    return found
-
-
 def ordinary(*tensors: Tensor) -> bool:
-    """Plain tensors in eager code: neither a compiler nor a mode or a transform is looking on."""
+    """Whether these are plain tensors in eager code, which no compiler, mode or transform observes."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:

@@ -10,23 +10,13 @@ import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.autograd import no_double_backward, no_vmap
-from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, values_are_checked
-from gflv2.ops.implementation import implementation
-from gflv2.ops.levels import check_levels
-from gflv2.ops.one_pass import one_pass, ordinary, prepared
-from gflv2.ops.reduction import ARGUMENTS, INTEGERS, Reduction, check_reduction, resolve
+from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, dense, values_are_checked
+from gflv2.ops.levels import check_levels, rows_of
+from gflv2.ops.reduction import INTEGERS, SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import qfl as reference
+from gflv2.ops.registration import Operation, like_map, rounded
 
 FORMS = ("logits", "class_logits", "probabilities")
-
-# `values`: levels (B, C, H, W), or one tensor (N, C). `labels` None: `scores` is the dense target (N, C).
-_ARGUMENTS = (
-    f"Tensor[] values, Tensor? quality, Tensor? labels, Tensor scores, str form, float beta, {ARGUMENTS}, str backend"
-)
-_library = torch.library.Library("gflv2", "FRAGMENT")
-_library.define(f"qfl({_ARGUMENTS}) -> Tensor")
-_library.define(f"qfl_backward(Tensor grad, {_ARGUMENTS}, bool[] needs) -> Tensor[]")
 
 
 def qfl(
@@ -91,12 +81,9 @@ def qfl(
             reduction=reduction,
         )
     labels, y = (None, target) if isinstance(target, Tensor) else target
-    settings = (labels, y.detach(), scores.form, float(beta), *resolve(weight, avg_factor, reduction), backend)
-    if torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (quality_logits, *scores.tensors)
-    ):
-        return _Qfl.apply(quality_logits, *settings, *scores.tensors)
-    return torch.ops.gflv2.qfl(scores.tensors, quality_logits, *settings)
+    weight, factor, *how = resolve(weight, avg_factor, reduction)
+    tensors = (scores.tensors, quality_logits, labels, y.detach(), weight, factor)
+    return OPERATION(tensors, (scores.form, float(beta), *how, backend))
 
 
 @dataclass
@@ -111,7 +98,7 @@ class _Scores:
     @property
     def shape(self) -> tuple[int, ...]:
         """(N,) or (B, A)."""
-        return _rows_of(self.tensors)
+        return rows_of(self.tensors)
 
     @property
     def device(self) -> torch.device:
@@ -165,135 +152,37 @@ def _describe(_: Any = None, *, quality_logits: Any = None, **arguments: Any) ->
     return _read({name: arguments.get(name) for name in FORMS}, quality_logits).call()
 
 
-backends.register(
-    "qfl",
-    backends.EVERYWHERE,
-    _describe,
-)
+backends.register("qfl", backends.EVERYWHERE, _describe)
 
 
-class _Qfl(torch.autograd.Function):
-    """Levels come last and flat: a list given to ``apply`` would get no gradient, silently."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, quality, labels, scores, form, beta, weight, factor, divisor, reduction, backend, *values
-    ) -> Tensor:
-        ctx.save_for_backward(quality, labels, scores, weight, factor, *values)
-        ctx.settings = (form, beta), (divisor, reduction, backend)
-        (kind, rest) = ctx.settings
-        ctx.one_pass = one_pass(backend, reduction, quality, *values)
-        arguments = (list(values), quality, labels, scores, *kind, weight, factor, *rest)
-        if not ctx.one_pass:
-            return torch.ops.gflv2.qfl(*arguments)
-        loss, *ctx.prepared = with_gradients(*arguments, _needs(ctx))
-        return loss
-
-    @staticmethod
-    @no_double_backward("qfl")
-    def backward(ctx: Any, grad: Tensor):
-        quality, labels, scores, weight, factor, *values = ctx.saved_tensors
-        kind, rest = ctx.settings
-        arguments = (values, quality, labels, scores, *kind, weight, factor, *rest, _needs(ctx))
-        if ctx.one_pass and ordinary(grad):
-            gradients = prepared(ctx, grad, lambda: with_gradients(*arguments)[1:])
-        else:
-            gradients = torch.ops.gflv2.qfl_backward(grad, *arguments)
-        levels, grad_quality = apart(gradients, len(values), _needs(ctx))
-        return grad_quality, *[None] * 9, *(levels or [None] * len(values))
+def _new_results(values, quality, labels, scores, weight, factor, form, beta, *how: Any) -> Tensor:
+    return Reduction(weight, factor, *how).new_result(rows_of(values), values[0])
 
 
-def _needs(ctx: Any) -> list[bool]:
-    """Are gradients of the values needed, of the quality?"""
-    return [any(ctx.needs_input_grad[10:]), ctx.needs_input_grad[0]]
-
-
-def _rows_of(values: Sequence[Tensor]) -> tuple[int, ...]:
-    """Shape of one number a row: (N,) or (B, A)."""
-    first = values[0]
-    return (first.shape[0],) if first.dim() == 2 else (first.shape[0], sum(v.shape[2] * v.shape[3] for v in values))
-
-
-def _new_gradients(values: list[Tensor], quality: Tensor | None, needs: list[bool]) -> list[Tensor]:
-    gradients = [torch.empty_like(level) for level in values] if needs[0] else []
-    if needs[1]:
-        gradients.append(quality.new_empty(quality.shape))
-    return gradients
-
-
-def apart(gradients: list[Tensor], count: int, needs: Sequence[bool]) -> tuple[list[Tensor], Tensor | None]:
-    """Of the values (empty where they are not needed) and of the quality."""
-    return gradients[:count] if needs[0] else [], gradients[-1] if needs[1] else None
-
-
-def _dense(
-    values: list[Tensor], quality: Tensor | None, labels: Tensor | None, scores: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The arguments of the size of the rows as the kernels take them; a dense target keeps its strides."""
+def _inputs(values, quality, labels, scores, weight, factor, form, beta, *how: Any) -> tuple[Any, ...]:
+    """As the kernels take them; a dense target keeps its strides."""
     dtype = compute_dtype(values[0].dtype)
-    quality = None if quality is None else quality.to(dtype).contiguous()
-    labels = None if labels is None else labels.to(torch.int64).contiguous()
-    scores = scores.to(dtype)
-    return quality, labels, scores if labels is None else scores.contiguous()
+    scores = scores.to(dtype) if labels is None else dense(scores, dtype)
+    reduction = Reduction(weight, factor, *how).on(rows_of(values), dtype)
+    return values, dense(quality, dtype), dense(labels, torch.int64), scores, form, beta, reduction
 
 
-def _forward(values, quality, labels, scores, form, beta, weight, factor, divisor, reduction, backend) -> Tensor:
-    reduction, rows = Reduction(weight, factor, divisor, reduction), _rows_of(values)
-    out = reduction.new_result(rows, values[0])
-    if not any(level.numel() for level in values):
-        return out.zero_()
-    small = _dense(values, quality, labels, scores)
-    implementation("qfl", backend).qfl_forward(values, *small, form, beta, reduction.on(rows, out.dtype), out)
-    return out
+def _forward(kernels, out, *arguments: Any) -> None:
+    kernels.qfl_forward(*_inputs(*arguments), out)
 
 
-def _backward(
-    grad, values, quality, labels, scores, form, beta, weight, factor, divisor, reduction, backend, needs
-) -> list[Tensor]:
-    reduction, rows = Reduction(weight, factor, divisor, reduction), _rows_of(values)
-    gradients = _new_gradients(values, quality, needs)
-    if not any(level.numel() for level in values):
-        return [gradient.zero_() for gradient in gradients]
-    small = _dense(values, quality, labels, scores)
-    # The quality's gradient is formed in the dtype of the arithmetic, and rounded once to its own.
-    grad_quality = torch.empty_like(small[0]) if needs[1] else None
-    levels, _ = apart(gradients, len(values), needs)
-    reduction = reduction.on(rows, compute_dtype(values[0].dtype))
-    implementation("qfl", backend).qfl_backward(
-        grad.contiguous(), values, *small, form, beta, reduction, levels, grad_quality
-    )
-    if needs[1]:
-        gradients[-1].copy_(grad_quality)
-    return gradients
+def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
+    kernels.qfl_backward(grad, *_inputs(*arguments), *gradients, out)
 
 
-def with_gradients(
-    values, quality, labels, scores, form, beta, weight, factor, divisor, reduction, backend, needs
-) -> list[Tensor]:
-    """The loss, and the gradients that are needed, for an upstream gradient of 1; where `one_pass` allows it."""
-    reduction, rows = Reduction(weight, factor, divisor, reduction), _rows_of(values)
-    out, gradients = reduction.new_result(rows, values[0]), _new_gradients(values, quality, needs)
-    if not any(level.numel() for level in values):
-        return [out.zero_(), *(gradient.zero_() for gradient in gradients)]
-    small, reduction = _dense(values, quality, labels, scores), reduction.on(rows, out.dtype)
-    where = apart(gradients, len(values), needs)
-    implementation("qfl", backend).qfl_backward(None, values, *small, form, beta, reduction, *where, out)
-    return [out, *gradients]
-
-
-for _key in ("CPU", "CUDA"):
-    _library.impl("qfl", _forward, _key)
-    _library.impl("qfl_backward", _backward, _key)
-no_vmap("qfl", _library)
-
-
-@torch.library.register_fake("gflv2::qfl", lib=_library)
-def _(values, quality, labels, scores, form, beta, weight, factor, divisor, reduction, backend) -> Tensor:
-    return Reduction(weight, factor, divisor, reduction).new_result(_rows_of(values), values[0])
-
-
-@torch.library.register_fake("gflv2::qfl_backward", lib=_library)
-def _(
-    grad, values, quality, labels, scores, form, beta, weight, factor, divisor, reduction, backend, needs
-) -> list[Tensor]:
-    return _new_gradients(values, quality, needs)
+# `values`: levels (B, C, H, W), or one tensor (N, C). `labels` None: `scores` is the dense target (N, C).
+OPERATION = Operation(
+    "qfl",
+    tensors=f"Tensor[] values, Tensor? quality, Tensor? labels, Tensor scores, {TENSORS}",
+    settings=f"str form, float beta, {SETTINGS}",
+    new_results=_new_results,
+    forward=_forward,
+    gradients={"values": like_map, "quality": rounded},
+    backward=_backward,
+    together=True,
+)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gflv2.ops.checks import bad_type, bad_value, check_choice, check_tensor, compute_dtype
+from gflv2.ops.checks import bad_type, bad_value, check_choice, check_tensor, compute_dtype, dense
 
 REDUCTIONS = ("none", "sum", "mean")
 INTEGERS = (torch.int64, torch.int32)
@@ -47,7 +47,7 @@ def check_reduction(
 
 
 # The same three as arguments of a registered operation.
-ARGUMENTS = "Tensor? weight, Tensor? factor, float divisor, str reduction"
+TENSORS, SETTINGS = "Tensor? weight, Tensor? factor", "float divisor, str reduction"
 
 
 class Reduction(NamedTuple):
@@ -70,24 +70,15 @@ class Reduction(NamedTuple):
     def total(self) -> bool:
         return self.reduction != "none"
 
-    def on(self, rows: Tensor | Sequence[int], dtype: torch.dtype) -> Reduction:
+    def on(self, rows: Sequence[int], dtype: torch.dtype) -> Reduction:
         """As the kernels take it: tensors contiguous and of the arithmetic's dtype, the mean a sum with a divisor."""
         weight, factor, divisor, reduction = self
-        if weight is not None:
-            weight = dense(weight, dtype)
-        if factor is not None:
-            factor = dense(factor, dtype)
         if reduction == "mean":
             divisor, reduction = divisor * max(math.prod(rows), 1), "sum"
-        return Reduction(weight, factor, divisor, reduction)
+        return Reduction(dense(weight, dtype), dense(factor, dtype), divisor, reduction)
 
     def new_result(self, rows: Sequence[int], like: Tensor) -> Tensor:
         return like.new_empty(rows if not self.total else (), dtype=compute_dtype(like.dtype))
-
-
-def dense(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A small argument, contiguous and of the arithmetic's dtype. (Asking costs a third of what ``to`` does.)"""
-    return tensor if tensor.dtype == dtype and tensor.is_contiguous() else tensor.to(dtype).contiguous()
 
 
 def resolve(weight: Tensor | None, avg_factor: float | Tensor | None, reduction: str) -> Reduction:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import addresses_of_images, place, pointer
+from gflv2.ops.native.tensors import of_images, place
 
 
 def atss(
@@ -39,23 +38,22 @@ def atss(
             level by level; none: all.
         index, iou, assigned_labels: (B, A) int64, float32, int64.
     """
-    module = library()
-    levels: list[int] = []
-    for level in range(len(strides)):
-        levels += (points[level].data_ptr() if points else 0, shapes[2 * level], shapes[2 * level + 1])
-    images: list[int] = []
-    batch = index.shape[0]
-    limits = [0] * batch if counts is None else [counts.data_ptr() + 8 * image for image in range(batch)]
-    padded = boxes[0].dim() == 3
-    targets = zip(addresses_of_images(boxes, padded), addresses_of_images(labels, padded), strict=True)
-    ignored = addresses_of_images(ignore_boxes, ignore_boxes[0].dim() == 3) if ignore_boxes else [(0, 0)] * batch
-    for image, ((box, count), (label, _)) in enumerate(targets):
-        ignore, ignore_count = ignored[image]
-        images += (box, label, limits[image], ignore, count, ignore_count)
-        images += valid[image * len(shapes) : (image + 1) * len(shapes)] if valid else shapes
-    device, where = place(index)
-    scratch = None
-    if any(count for _, count in ignored):
-        scratch = torch.empty(index.shape, dtype=torch.uint8, device=index.device)
-    outputs = map(pointer, (index, iou, assigned_labels, scratch))
-    module.atss(device, where, levels, list(strides), images, topk, anchor_scale, offset, ignore_iof_thr, *outputs)
+    library().atss(
+        place(index),
+        batch=index.shape[0],
+        shapes=shapes,
+        points=points,
+        strides=strides,
+        valid=valid,
+        topk=topk,
+        anchor_scale=anchor_scale,
+        offset=offset,
+        ignore_threshold=ignore_iof_thr,
+        boxes=of_images(boxes, 3),
+        box_labels=of_images(labels, 2),
+        counts=counts,
+        ignore_boxes=of_images(ignore_boxes, 3),
+        index=index,
+        iou=iou,
+        labels=assigned_labels,
+    )

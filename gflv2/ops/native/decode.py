@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from gflv2.ops.levels import points_of
 from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import DTYPES, check_dense, describe, place, pointer
+from gflv2.ops.native.tensors import DTYPES, check_dense, place
 
 
 def decode(
@@ -43,26 +43,26 @@ def decode(
     for name, tensor in (("boxes", boxes), ("scores", scores), ("distributions", distributions)):
         if tensor is not None:
             check_dense(tensor, name, kind)
-    device, where = place(boxes)
-    _, _, _, _, class_levels = describe(class_logits, ())
-    box_dtype, bins, batch, count, box_levels = describe(box_logits, ())
-    total = sum(level.shape[2] * level.shape[3] for level in class_logits)
-    keys = torch.empty(batch, total, dtype=kind, device=boxes.device)
+    batch, total = boxes.shape[0], points_of(class_logits)
     library().decode(
-        device,
-        where,
-        DTYPES[class_logits[0].dtype],
-        class_logits[0].shape[1],
-        box_dtype,
-        bins,
-        batch,
-        count,
-        class_levels,
-        box_levels,
-        *map(pointer, (quality_logits, projection, scales, image_sizes, scale_factors)),
-        list(strides),
-        pre_topk,
-        score_thr,
-        offset,
-        *map(pointer, (keys, boxes, scores, points, counts, distributions)),
+        place(boxes),
+        class_dtype=DTYPES[class_logits[0].dtype],
+        class_levels=class_logits,
+        box_dtype=DTYPES[box_logits[0].dtype],
+        box_levels=box_logits,
+        quality=quality_logits,
+        projection=projection,
+        scales=scales,
+        image_sizes=image_sizes,
+        scale_factors=scale_factors,
+        strides=strides,
+        topk=pre_topk,
+        score_threshold=score_thr,
+        offset=offset,
+        keys=boxes.new_empty((batch, total)),
+        boxes=boxes,
+        scores=scores,
+        indices=points,
+        counts=counts,
+        distributions=distributions,
     )

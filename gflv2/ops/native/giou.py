@@ -9,8 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gflv2.ops.native.loading import library
-from gflv2.ops.native.reduction import describe_reduction, row_workspace
-from gflv2.ops.native.tensors import DTYPES, place, pointer
+from gflv2.ops.native.tensors import DTYPES, place, reduction_fields
 from gflv2.ops.reduction import Reduction
 
 
@@ -21,7 +20,15 @@ def giou_forward(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction
         pred: (N, 4), any strides.
         target: (N, 4) S, contiguous.
     """
-    _giou(False, pred, target, loss, eps, reduction, out, None, None, None)
+    library().giou_forward(
+        place(pred),
+        dtype=DTYPES[pred.dtype],
+        loss=loss,
+        pred=pred,
+        target=target,
+        eps=eps,
+        reduction=reduction_fields(reduction, out, None),
+    )
 
 
 def giou_backward(
@@ -37,37 +44,14 @@ def giou_backward(
 ) -> None:
     """Gradients, written to ``grad_pred`` (in pred's dtype) and ``grad_target`` (S): (N, 4), contiguous, or None.
     On a CPU ``grad`` may be None, which means 1, and the result is written too where ``out`` is given."""
-    _giou(True, pred, target, loss, eps, reduction, out, grad, grad_pred, grad_target)
-
-
-def _giou(
-    backward: bool,
-    pred: Tensor,
-    target: Tensor,
-    loss: bool,
-    eps: float,
-    reduction: Reduction,
-    out: Tensor | None,
-    grad: Tensor | None,
-    grad_pred: Tensor | None,
-    grad_target: Tensor | None,
-) -> None:
-    module = library()
-    device, where = place(pred)
-    workspace = row_workspace(module, "giou", device, backward, reduction, pred)
-    module.giou(
-        backward,
-        device,
-        where,
-        DTYPES[pred.dtype],
-        loss,
-        pred.shape[0],
-        pred.data_ptr(),
-        *pred.stride(),
-        target.data_ptr(),
-        eps,
-        describe_reduction(module, reduction, out, grad),
-        pointer(grad_pred),
-        pointer(grad_target),
-        pointer(workspace),
+    library().giou_backward(
+        place(pred),
+        dtype=DTYPES[pred.dtype],
+        loss=loss,
+        pred=pred,
+        target=target,
+        eps=eps,
+        reduction=reduction_fields(reduction, out, grad),
+        grad_pred=grad_pred,
+        grad_target=grad_target,
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from gflv2.ops.checks import compute_dtype
 from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import check_dense, dense_arguments, describe, place, pointer
+from gflv2.ops.native.tensors import DTYPES, check_dense, place
 
 
 def integral_forward(
@@ -28,18 +27,24 @@ def integral_forward(
         logits: 1 to 8 levels (B, 4·R, H, W), or one tensor of rows (M, 4, R); any strides.
         projection: (R,), in the dtype of the arithmetic (float32, or float64 for float64 logits).
         scales: (L,), same dtype; None: 1.
-        points, point_strides: with rows, (M, 2) and (M,) in pixels, same dtype: boxes are wanted.
+        points, point_strides: with rows, (M, 2) and (M,) in pixels, same dtype: boxes are wanted. These and the two
+            above are contiguous.
         strides: with levels, L numbers in pixels: boxes are wanted; empty: distances.
         offset: the point of cell (i, j) is ((j + offset)·stride, (i + offset)·stride).
         out: (B, A, 4) or (M, 4), contiguous, in the dtype of the arithmetic.
     """
-    module = library()
-    kind = compute_dtype(logits[0].dtype)
-    check_dense(out, "out", kind)
-    keep = dense_arguments(kind, projection, scales, points, point_strides)
-    device, where = place(logits[0])
-    module.integral_forward(
-        device, where, *describe(logits, ()), *map(pointer, keep), list(strides), float(offset), out.data_ptr()
+    check_dense(out, "out", compute_dtype(logits[0].dtype))
+    library().integral_forward(
+        place(logits[0]),
+        dtype=DTYPES[logits[0].dtype],
+        levels=logits,
+        strides=strides,
+        projection=projection,
+        scales=scales,
+        row_points=points,
+        row_strides=point_strides,
+        offset=offset,
+        out=out,
     )
 
 
@@ -64,30 +69,22 @@ def integral_backward(
         grad_projection, grad_scales: (R,) and (L,), contiguous, in the dtype of the arithmetic; None where not wanted.
         The rest: as in ``integral_forward``.
     """
-    module = library()
-    kind = compute_dtype(logits[0].dtype)
+    dtype = compute_dtype(logits[0].dtype)
     for name, tensor in (("grad_out", grad_out), ("grad_projection", grad_projection), ("grad_scales", grad_scales)):
         if tensor is not None:
-            check_dense(tensor, name, kind)
-    keep = dense_arguments(kind, projection, scales, points, point_strides)
-    device, where = place(logits[0])
-    dtype, bins, batch, count, levels = describe(logits, grad_logits)
-    workspace = None
-    if device >= 0 and (grad_projection is not None or grad_scales is not None):
-        sums = bins if grad_projection is not None else 0
-        size = module.integral_workspace(levels, count, bool(grad_logits), batch, sums)
-        workspace = torch.empty(size, dtype=torch.uint8, device=logits[0].device)
-    module.integral_backward(
-        device,
-        where,
-        dtype,
-        bins,
-        batch,
-        count,
-        levels,
-        bool(grad_logits),
-        *map(pointer, keep),
-        list(strides),
-        float(offset),
-        *map(pointer, (grad_out, grad_projection, grad_scales, workspace)),
+            check_dense(tensor, name, dtype)
+    library().integral_backward(
+        place(logits[0]),
+        dtype=DTYPES[logits[0].dtype],
+        levels=logits,
+        grad_levels=grad_logits,
+        strides=strides,
+        projection=projection,
+        scales=scales,
+        row_points=points,
+        row_strides=point_strides,
+        offset=offset,
+        grad_out=grad_out,
+        grad_projection=grad_projection,
+        grad_scales=grad_scales,
     )

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from gflv2.ops.native.loading import library
-from gflv2.ops.native.reduction import describe_reduction
-from gflv2.ops.native.tensors import DTYPES, map_strides, place, pointer
+from gflv2.ops.native.tensors import DTYPES, place, reduction_fields
 from gflv2.ops.reduction import Reduction
 
 _FORMS = {"logits": 0, "class_logits": 1, "probabilities": 2}
@@ -37,7 +35,17 @@ def qfl_forward(
         labels: (B, A) or (N,) int64, contiguous; None: the target is dense.
         scores: (B, A) or (N,) S, contiguous; dense: (N, C) S, any strides.
     """
-    _qfl(False, values, quality, labels, scores, form, beta, reduction, out, None, [], None)
+    library().qfl_forward(
+        place(values[0]),
+        dtype=DTYPES[values[0].dtype],
+        form=_FORMS[form],
+        levels=values,
+        quality=quality,
+        labels=labels,
+        scores=scores,
+        beta=beta,
+        reduction=reduction_fields(reduction, out, None),
+    )
 
 
 def qfl_backward(
@@ -55,53 +63,16 @@ def qfl_backward(
 ) -> None:
     """Gradients, written to ``grad_values`` (like ``values``, or empty) and ``grad_quality`` (S, or None). On a CPU
     ``grad`` may be None, which means 1, and the result is written too where ``out`` is given."""
-    _qfl(True, values, quality, labels, scores, form, beta, reduction, out, grad, grad_values, grad_quality)
-
-
-def _qfl(
-    backward: bool,
-    values: Sequence[Tensor],
-    quality: Tensor | None,
-    labels: Tensor | None,
-    scores: Tensor,
-    form: str,
-    beta: float,
-    reduction: Reduction,
-    out: Tensor | None,
-    grad: Tensor | None,
-    grad_values: Sequence[Tensor],
-    grad_quality: Tensor | None,
-) -> None:
-    module = library()
-    first = values[0]
-    device, where = place(first)
-    levels: list[int] = []
-    for index, level in enumerate(values):
-        height, width = (1, level.shape[0]) if level.dim() == 2 else level.shape[2:]
-        levels += (level.data_ptr(), height, width, *map_strides(level))
-        if grad_values:
-            levels += (grad_values[index].data_ptr(), *map_strides(grad_values[index]))
-    batch = 1 if first.dim() == 2 else first.shape[0]
-    head = (len(values), levels, bool(grad_values))
-    workspace = None
-    if device >= 0 and reduction.total and not backward:
-        size = module.qfl_workspace(levels, len(values), bool(grad_values), batch)
-        workspace = torch.empty(size, dtype=torch.uint8, device=first.device)
-    module.qfl(
-        backward,
-        device,
-        where,
-        DTYPES[first.dtype],
-        _FORMS[form],
-        first.shape[1],
-        batch,
-        *head,
-        pointer(quality),
-        pointer(labels),
-        scores.data_ptr(),
-        *(scores.stride() if labels is None else (0, 0)),
-        beta,
-        describe_reduction(module, reduction, out, grad),
-        pointer(grad_quality),
-        pointer(workspace),
+    library().qfl_backward(
+        place(values[0]),
+        dtype=DTYPES[values[0].dtype],
+        form=_FORMS[form],
+        levels=values,
+        quality=quality,
+        labels=labels,
+        scores=scores,
+        beta=beta,
+        reduction=reduction_fields(reduction, out, grad),
+        grad_levels=grad_values,
+        grad_quality=grad_quality,
     )

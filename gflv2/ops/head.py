@@ -1,0 +1,134 @@
+"""The arguments that `gfl_targets`, `gfl_loss` and `decode` share: checked and converted once, as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gflv2.ops import backends
+from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor
+from gflv2.ops.dgqp import Predictor, check_predictor, predicted
+from gflv2.ops.levels import (
+    BoxLogits,
+    check_levels,
+    check_projection,
+    check_scales,
+    check_strides,
+    read_box_logits,
+    rows_of,
+)
+from gflv2.ops.registration import wants_gradient
+
+# The tensors that all three registered operations begin with, in the order of `Head.rows`.
+ROWS = "Tensor[] class_logits, Tensor[] box_logits, Tensor? quality, Tensor? scales, Tensor projection"
+
+
+class Head(NamedTuple):
+    """What a head hands over.
+
+    Attributes:
+        class_logits: L levels (B, C, H_l, W_l).
+        box: L levels (B, 4·R, H_l, W_l).
+        strides: of the levels, in pixels.
+        scales: (L,) or None.
+        projection: (R,), or None: 0, 1, …, R − 1.
+        predictor: or None.
+        quality: (B, A) quality logits that were given instead of a predictor, or None.
+        offset: of the point in its cell.
+    """
+
+    class_logits: list[Tensor]
+    box: BoxLogits
+    strides: list[float]
+    scales: Tensor | None
+    projection: Tensor | None
+    predictor: Predictor | None
+    quality: Tensor | None
+    offset: float
+
+    @property
+    def points(self) -> tuple[int, ...]:
+        """(B, A)."""
+        return rows_of(self.box.tensors)
+
+    def call(self) -> backends.Call:
+        predictor = self.predictor
+        facts = {
+            "bins": self.box.bins,
+            "classes": self.class_logits[0].shape[1],
+            "class_dtype": self.class_logits[0].dtype,
+            "topk": None if predictor is None else predictor.topk,
+            "hidden": 0 if predictor is None else predictor.weight1.shape[0],
+            "projection_learns": wants_gradient(self.projection),
+        }
+        return backends.Call(self.box.device, self.box.dtype, facts)
+
+    def rows(self, quality: Tensor | None) -> tuple[Any, ...]:
+        """The arguments `ROWS`."""
+        return self.class_logits, self.box.tensors, quality, self.scales, check_projection(self.projection, self.box)
+
+    def quality_logits(self, backend: str) -> Tensor | None:
+        """(B, A): what the predictor says, without gradients; or what was given."""
+        if self.predictor is None:
+            return self.quality
+        with torch.no_grad():
+            return predicted(self.box, self.predictor, self.scales, backend)
+
+
+def read_head(
+    class_logits: Any,
+    box_logits: Any,
+    *,
+    strides: Any,
+    scales: Any = None,
+    projection: Any = None,
+    predictor: Any = None,
+    quality_logits: Any = None,
+    offset: Any = 0.0,
+    **_: Any,
+) -> Head:
+    """Check them.
+
+    Raises:
+        TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
+    """
+    if isinstance(box_logits, Tensor):
+        bad_type("box_logits", "a list of level tensors (B, 4·R, H, W)", box_logits)
+    box = read_box_logits(box_logits)
+    class_logits = check_levels(class_logits, "class_logits", like=box.tensors)
+    if class_logits[0].shape[1] == 0:
+        bad_value("class_logits", "at least one class", class_logits[0])
+    strides = check_strides(strides, len(box.tensors))
+    scales = check_scales(scales, box)
+    if projection is not None:
+        check_tensor(projection, "projection", shape=(box.bins,), device=box.device)
+    if predictor is not None:
+        check_predictor(predictor, box)
+        if quality_logits is not None:
+            bad_value("quality_logits", "None with a predictor, which computes them", quality_logits)
+    elif quality_logits is not None:
+        check_tensor(quality_logits, "quality_logits", shape=rows_of(box.tensors), device=box.device)
+    check_number(offset, "offset")
+    return Head(class_logits, box, strides, scales, projection, predictor, quality_logits, float(offset))
+
+
+def check_rows(head: Head, rows: Any, prefix: str, kinds: dict[str, Sequence[torch.dtype]]) -> None:
+    """Check the fields (B, A) of an assignment or of targets; ``kinds``: their dtypes."""
+    shape, device = head.points, head.box.device
+    for name, dtypes in kinds.items():
+        value = getattr(rows, name)
+        # The name is formed only for an error.
+        if not (
+            isinstance(value, Tensor) and value.dtype in dtypes and value.shape == shape and value.device == device
+        ):
+            check_tensor(value, f"{prefix}.{name}", shape=shape, dtypes=dtypes, device=device)
+
+
+def refuse_mixed(call: backends.Call) -> str | None:
+    """For `backends.register`: the kernels compute both kinds of logits in one precision."""
+    if (call.facts["class_dtype"] == torch.float64) != (call.dtype == torch.float64):
+        return "of class and box logits only one is float64"
+    return None
