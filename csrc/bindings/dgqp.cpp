@@ -49,15 +49,14 @@ void dgqp_forward(int device, std::int64_t where, int dtype, int bins, std::int6
     GFLV2_RUN(dgqp_forward, device, where, call.arguments);
 }
 
-// grad_predictor: like predictor, or all 0 where they are not wanted. box: what the box losses add, or None.
+// grad_predictor: like predictor, or all 0 where they are not wanted. box: with the box losses of `gfl_loss`, or None: without.
 void dgqp_backward(int device, std::int64_t where, int dtype, int bins, std::int64_t batch, int level_count,
                    const std::vector<std::int64_t>& levels, bool gradient, std::int64_t scales, int topk, bool mean, bool variance,
                    int hidden, const std::array<std::int64_t, 4>& predictor, std::int64_t grad_out, std::int64_t grad_scales,
-                   const std::array<std::int64_t, 4>& grad_predictor, const BoxLossSlopes* box, std::int64_t workspace) {
+                   const std::array<std::int64_t, 4>& grad_predictor, const SavedBoxLoss* box, std::int64_t workspace) {
     PyDgqp call(dtype, bins, batch, level_count, levels, gradient, scales, topk, mean, variance, hidden, predictor);
     DgqpArguments& a = call.arguments;
     a.grad_out = pointer<const void>(grad_out);
-    if (box) a.box = *box;
     if (!grad_out && hidden > 0) throw std::invalid_argument("grad_out: expected a tensor with a predictor");
     a.grad_scales = pointer<void>(grad_scales);
     a.grad_weight1 = pointer<void>(grad_predictor[0]);
@@ -65,17 +64,19 @@ void dgqp_backward(int device, std::int64_t where, int dtype, int bins, std::int
     a.grad_weight2 = pointer<void>(grad_predictor[2]);
     a.grad_bias2 = pointer<void>(grad_predictor[3]);
     a.workspace = pointer<void>(workspace);
-    GFLV2_RUN(dgqp_backward, device, where, a);
+    if (!box) return GFLV2_RUN(dgqp_backward, device, where, a);
+    const BoxLossBackwardArguments both{a, *box};
+    GFLV2_RUN(box_loss_backward, device, where, both);
 }
 
 }  // namespace
 
 void bind_dgqp(py::module_& m) {
     // Local: the library and the emulation of the tests may be loaded in one process.
-    py::class_<BoxLossSlopes>(m, "BoxLossSlopes", py::module_local())
-        .def(py::init([](std::int64_t slopes, std::int64_t weights, std::int64_t projection, std::int64_t grad_losses, std::int64_t normaliser,
+    py::class_<SavedBoxLoss>(m, "SavedBoxLoss", py::module_local())
+        .def(py::init([](std::int64_t sides, std::int64_t weights, std::int64_t projection, std::int64_t grad_losses, std::int64_t normaliser,
                          double giou_factor, double dfl_factor) {
-            return BoxLossSlopes{pointer<const void>(slopes), pointer<const void>(weights), pointer<const void>(projection),
+            return SavedBoxLoss{pointer<const void>(sides), pointer<const void>(weights), pointer<const void>(projection),
                                  pointer<const void>(grad_losses), pointer<const void>(normaliser), {giou_factor, dfl_factor}};
         }));
     m.def("dgqp_forward", &dgqp_forward);

@@ -69,9 +69,9 @@ void gfl_targets(int device, std::int64_t where, int dtype, int bins, std::int64
     GFLV2_RUN(gfl_targets, device, where, a);
 }
 
-void box_loss(int device, std::int64_t where, int dtype, int bins, std::int64_t batch, int level_count, const std::vector<std::int64_t>& levels,
+void box_loss_forward(int device, std::int64_t where, int dtype, int bins, std::int64_t batch, int level_count, const std::vector<std::int64_t>& levels,
               const std::vector<double>& strides, std::int64_t scales, std::int64_t projection, double offset, std::int64_t boxes,
-              std::int64_t weights, std::int64_t normaliser, double giou_factor, double dfl_factor, std::int64_t slopes, std::int64_t losses,
+              std::int64_t weights, std::int64_t normaliser, double giou_factor, double dfl_factor, std::int64_t sides, std::int64_t losses,
               std::int64_t workspace) {
     check_bins(bins);
     BoxLossArguments a{};
@@ -88,23 +88,23 @@ void box_loss(int device, std::int64_t where, int dtype, int bins, std::int64_t 
     a.normaliser = pointer<const void>(normaliser);
     a.factors[0] = giou_factor;
     a.factors[1] = dfl_factor;
-    a.slopes = pointer<void>(slopes);
+    a.sides = pointer<void>(sides);
     a.losses = pointer<void>(losses);
     a.workspace = pointer<void>(workspace);
-    GFLV2_RUN(box_loss, device, where, a);
+    GFLV2_RUN(box_loss_forward, device, where, a);
 }
 
 }  // namespace
 
 void bind_gfl_loss(py::module_& m) {
     m.def("gfl_targets", &gfl_targets);
-    m.def("box_loss", &box_loss);
+    m.def("box_loss_forward", &box_loss_forward);
 #if defined(GFLV2_HAS_CUDA)
     m.def("gfl_targets_workspace", [](const std::vector<std::int64_t>& levels, int level_count, std::int64_t batch) {
         return cuda::gfl_targets_workspace(read_levels(levels, level_count, {}, false), batch);
     });
-    m.def("box_loss_workspace", [](const std::vector<std::int64_t>& levels, int level_count, std::int64_t batch) {
-        return cuda::box_loss_workspace(read_levels(levels, level_count, {}, false), batch);
+    m.def("box_loss_forward_workspace", [](const std::vector<std::int64_t>& levels, int level_count, std::int64_t batch) {
+        return cuda::box_loss_forward_workspace(read_levels(levels, level_count, {}, false), batch);
     });
 #endif
 }

@@ -591,7 +591,7 @@ def _forward(
         implementation("qfl", backend).qfl_forward(
             class_logits, quality, labels.contiguous(), scores, _form(quality), beta, how, losses[0]
         )
-    implementation("gfl_loss", backend).box_loss(
+    implementation("gfl_loss", backend).box_loss_forward(
         box_logits,
         boxes,
         weights,
@@ -672,7 +672,7 @@ def _backward(
     # 2. The box logits, once: by way of the statistics and of the two box losses.
     if of_rows:
         box = BoxLossSlopes(slopes, weights, projection, grad[1:], norms[1], _factors(loss_weights))
-        implementation("dgqp", backend).dgqp_backward(
+        implementation("gfl_loss", backend).box_loss_backward(
             grad_quality if predictor else None,
             box_logits,
             [tensor.contiguous() for tensor in predictor],

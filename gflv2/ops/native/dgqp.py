@@ -59,7 +59,6 @@ def dgqp_backward(
     grad_logits: Sequence[Tensor],
     grad_predictor: Sequence[Tensor],
     grad_scales: Tensor | None,
-    box: BoxLossSlopes | None = None,
 ) -> None:
     """Gradients of ``dgqp_forward``, written to ``grad_logits``, ``grad_predictor`` and ``grad_scales``.
 
@@ -68,9 +67,25 @@ def dgqp_backward(
         grad_logits: like ``logits``, any strides without overlap; empty where they are not wanted.
         grad_predictor: like ``predictor``, contiguous; empty where they are not wanted.
         grad_scales: (L,), contiguous, in the dtype of the arithmetic; None where it is not wanted.
-        box: the box losses, whose gradient joins in.
         The rest: as in ``dgqp_forward``.
     """
+    backward(grad_out, logits, predictor, scales, topk, mean, variance, grad_logits, grad_predictor, grad_scales, None)
+
+
+def backward(
+    grad_out: Tensor | None,
+    logits: Sequence[Tensor],
+    predictor: Sequence[Tensor],
+    scales: Tensor | None,
+    topk: int,
+    mean: bool,
+    variance: bool,
+    grad_logits: Sequence[Tensor],
+    grad_predictor: Sequence[Tensor],
+    grad_scales: Tensor | None,
+    box: BoxLossSlopes | None,
+) -> None:
+    """``dgqp_backward``, and with ``box`` the backward pass of the box losses of ``gfl_loss``."""
     module = library()
     kind = compute_dtype(logits[0].dtype)
     if grad_out is not None:
@@ -105,7 +120,7 @@ def dgqp_backward(
         pointer(grad_out),
         pointer(grad_scales),
         grad_layers,
-        None if box is None else module.BoxLossSlopes(*map(pointer, box.tensors), *box.factors),
+        None if box is None else module.SavedBoxLoss(*map(pointer, box.tensors), *box.factors),
         pointer(workspace),
     )
 

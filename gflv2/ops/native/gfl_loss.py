@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gflv2.ops.box_losses import BoxLossSlopes
+from gflv2.ops.native import dgqp
 from gflv2.ops.native.loading import library
 from gflv2.ops.native.tensors import DTYPES, addresses_of_images, describe, map_strides, place, pointer
 
@@ -82,7 +84,7 @@ def gfl_targets(
     )
 
 
-def box_loss(
+def box_loss_forward(
     box_logits: Sequence[Tensor],
     boxes: Tensor,
     weights: Tensor,
@@ -110,9 +112,9 @@ def box_loss(
     dtype, bins, batch, count, levels = describe(box_logits, ())
     workspace = None
     if device >= 0:
-        size = module.box_loss_workspace(levels, count, batch)
+        size = module.box_loss_forward_workspace(levels, count, batch)
         workspace = torch.empty(size, dtype=torch.uint8, device=weights.device)
-    module.box_loss(
+    module.box_loss_forward(
         device,
         where,
         dtype,
@@ -131,4 +133,28 @@ def box_loss(
         slopes.data_ptr(),
         losses.data_ptr(),
         pointer(workspace),
+    )
+
+
+def box_loss_backward(
+    grad_quality: Tensor | None,
+    box_logits: Sequence[Tensor],
+    predictor: Sequence[Tensor],
+    scales: Tensor | None,
+    topk: int,
+    mean: bool,
+    variance: bool,
+    grad_logits: Sequence[Tensor],
+    grad_predictor: Sequence[Tensor],
+    grad_scales: Tensor | None,
+    box: BoxLossSlopes,
+) -> None:
+    """The gradients of the box losses and of `dgqp` together: they meet in those of the logits, which are written once.
+
+    Args:
+        box: what `box_loss_forward` has left, and the upstream gradients.
+        The rest: as in `gflv2.ops.native.dgqp.dgqp_backward`.
+    """
+    dgqp.backward(
+        grad_quality, box_logits, predictor, scales, topk, mean, variance, grad_logits, grad_predictor, grad_scales, box
     )
