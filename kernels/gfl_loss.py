@@ -4,7 +4,7 @@ A program takes a block of cells of one level of one image. Few cells are positi
 (or a weight) a cell and is done. Of the others only the positive cells' logits are read.
 
 Sums go in two stages: a slot a program, then one program over the slots. The gradient of the box losses joins that of
-the statistics in ``gflv2.kernels.dgqp``; `box_loss` leaves the slopes that it needs.
+the statistics in ``gflv2.kernels.dgqp``; `box_loss_forward` leaves the slopes that it needs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gflv2.kernels import common
+from gflv2.kernels import common, dgqp
 from gflv2.kernels.atss import BOXES, FIRST_BOX, VALID, image_table, numbers_of
 from gflv2.kernels.common import (
     BIN_STRIDE,
@@ -424,7 +424,7 @@ def gfl_targets(
         gfl_targets_sums_kernel[(1,)](*partials, sums, batch, blocks, WIDE=PARTIALS, **_OPTIONS)
 
 
-def box_loss(
+def box_loss_forward(
     box_logits: Sequence[Tensor],
     boxes: Tensor,
     weights: Tensor,
@@ -460,6 +460,10 @@ def box_loss(
             **shape,
         )
         box_loss_sums_kernel[(1,)](*partials, normaliser, losses, *factors, batch * blocks, WIDE=PARTIALS, **_OPTIONS)
+
+
+# Takes the box losses as its last argument.
+box_loss_backward = dgqp.dgqp_backward
 
 
 def _shape(box_logits: Sequence[Tensor]) -> dict[str, Any]:

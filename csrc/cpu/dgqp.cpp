@@ -8,14 +8,13 @@
 #include <vector>
 
 #include "cpu/batch.hpp"
+#include "cpu/dgqp_backward.hpp"
 #include "cpu/kernels.hpp"
-#include "cpu/logarithm.hpp"
 #include "cpu/pages.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/predictor.hpp"
 #include "cpu/ranks.hpp"
 #include "gflv2/dgqp.hpp"
-#include "gflv2/gfl_loss.hpp"
 
 GFLV2_BEGIN
 
@@ -48,10 +47,11 @@ template <class T, int BINS, int TOPK> struct Dgqp {
 
     const DgqpArguments& a;
     const PackedPredictor<S>* predictor;  // or null: the statistics alone
+    const AddedGradient<S>* added;        // or null
     const int features, units;
 
-    Dgqp(const DgqpArguments& arguments, const PackedPredictor<S>* predictor)
-        : a(arguments), predictor(predictor), features(arguments.features()), units(predictor ? predictor->units : 0) {}
+    Dgqp(const DgqpArguments& arguments, const PackedPredictor<S>* predictor, const AddedGradient<S>* added)
+        : a(arguments), predictor(predictor), added(added), features(arguments.features()), units(predictor ? predictor->units : 0) {}
 
     int bins() const { return BINS > 0 ? BINS : a.bins; }
     int topk() const { return TOPK > 0 ? TOPK : a.topk; }
@@ -186,82 +186,41 @@ template <class T, int BINS, int TOPK> struct Dgqp {
             });
     }
 
-    // ∂L/∂(loss) of the two box losses.
-    struct BoxFactors {
-        S giou = 0, dfl = 0;
-
-        explicit BoxFactors(const BoxLossSlopes& box) {
-            if (!box.slopes) return;
-            const S* grad = static_cast<const S*>(box.grad_losses);
-            const double normaliser = double(*static_cast<const S*>(box.normaliser));
-            giou = S(double(grad[0]) * box.factors[0] / normaliser);
-            dfl = S(double(grad[1]) * box.factors[1] / normaliser);
-        }
-    };
-
-    // Does a point of the tile count in the box losses?
-    bool has_box(const Task& task, const PointTile& tile) const {
-        if (!a.box.slopes) return false;
-        const S* weights = static_cast<const S*>(a.box.weights) + first_point(task) + tile.point;
-        bool found = false;
-        for (int i = 0; i < tile.used; ++i) found |= weights[i] > S(0);
-        return found;
-    }
-
-    // What the box losses add to one side of a tile: its slopes; 0 for points that do not count.
-    BoxRowSlope<V> box_slope(const Task& task, const PointTile& tile, int side, const BoxFactors& factors, const V* exponentials, V inverse) const {
-        const S* projection = static_cast<const S*>(a.box.projection);
-        const S* weights = static_cast<const S*>(a.box.weights) + first_point(task) + tile.point;
-        const S* slopes = static_cast<const S*>(a.box.slopes) + 8 * (first_point(task) + tile.point) + 2 * side;
-        BoxRowSlope<V> box{};
-        for (int i = 0; i < tile.used; ++i) {
-            if (!(weights[i] > S(0))) continue;
-            box.of_distance[i] = factors.giou * slopes[8 * i];
-            box.of_dfl[i] = factors.dfl * weights[i];
-            box.target[i] = slopes[8 * i + 1];
-        }
-        for (int b = 0; b < bins(); ++b) box.distance = multiply_add(exponentials[b], splat(projection[b]), box.distance);
-        box.distance *= inverse;
-        return box;
-    }
-
     // ∂L/∂logits from ∂L/∂F; returns the part of ∂L/∂scale.
     double write_gradients(const Task& task, const PointTile* tiles, int count, const Batch& batch) const {
         const Level& level = a.levels.level[task.level];
         const S scale = scale_of(task);
         const int per_side = statistics().count();
-        const BoxFactors factors(a.box);
-        bool boxes[largest_batch];
-        for (int t = 0; t < count; ++t) boxes[t] = has_box(task, tiles[t]);
+        bool adds[largest_batch];
+        for (int t = 0; t < count; ++t) adds[t] = added && added->any(first_point(task) + tiles[t].point, tiles[t].used);
         V scale_sum = V{};
         for (int side = 0; side < 4; ++side) {
             for (int t = 0; t < count; ++t) {
-                V top[most_ranks], slopes[most_ranks], row_sum = V{};
+                V top[most_ranks], of_ranks[most_ranks], row_sum = V{};
                 each<TOPK>(topk(), [&](int j) { top[j] = batch.tops[(4 * t + side) * topk() + j]; });
                 const KeepAt exponentials{batch.exponentials + (4 * t + side) * bins()};
                 const Peak<V> peak{V{}, batch.inverses[4 * t + side]};
                 const V* gradients = batch.gradients + t * features + side * per_side;
-                const V sum = statistics_backward<TOPK, S>(top, peak.inverse, statistics(), [&](int place) { return gradients[place]; }, slopes);
+                const V sum = statistics_backward<TOPK, S>(top, peak.inverse, statistics(), [&](int place) { return gradients[place]; }, of_ranks);
                 const T* at = static_cast<const T*>(level.logits) + tiles[t].logits + side * level.strides.side;
                 T* to = static_cast<T*>(level.grad_logits) + tiles[t].gradient + side * level.grad_strides.side;
-                if (tiles[t].step == 1 && tiles[t].grad_step == 1 && tiles[t].used == n && a.grad_logits && !boxes[t]) {
+                if (tiles[t].step == 1 && tiles[t].grad_step == 1 && tiles[t].used == n && a.grad_logits && !adds[t]) {
                     const PlaneRow<T> row{at, level.strides.bin};
-                    softmax_top_backward<BINS, TOPK, V>(row, bins(), scale, topk(), exponentials, peak, top, slopes, sum, [&](int bin, V slope) {
-                        row_sum = multiply_add(row[bin], slope, row_sum);
-                        store(to + bin * level.grad_strides.bin, V(slope * scale));
+                    softmax_top_backward<BINS, TOPK, V>(row, bins(), scale, topk(), exponentials, peak, top, of_ranks, sum, [&](int bin, V gradient) {
+                        row_sum = multiply_add(row[bin], gradient, row_sum);
+                        store(to + bin * level.grad_strides.bin, V(gradient * scale));
                         prefetch_write(to + bin * level.grad_strides.bin);
                     });
                 } else {
-                    V tile[max_bins], gradient[max_bins];
+                    V tile[max_bins], result[max_bins], more[max_bins];
                     load_tile(tile, at, tiles[t].step, level.strides.bin, bins(), tiles[t].used);
-                    BoxRowSlope<V> box;
-                    if (boxes[t]) box = box_slope(task, tiles[t], side, factors, exponentials.at, peak.inverse);
-                    softmax_top_backward<0, TOPK, V>(tile, bins(), scale, topk(), exponentials, peak, top, slopes, sum, [&](int bin, V slope) {
-                        if (boxes[t]) slope += box.at(bin, V(exponentials.at[bin] * peak.inverse), static_cast<const S*>(a.box.projection)[bin]);
-                        row_sum = multiply_add(tile[bin], slope, row_sum);
-                        gradient[bin] = slope * scale;
+                    if (adds[t]) added->write(first_point(task) + tiles[t].point, tiles[t].used, side, bins(), exponentials.at, peak.inverse, more);
+                    softmax_top_backward<0, TOPK, V>(tile, bins(), scale, topk(), exponentials, peak, top, of_ranks, sum, [&](int bin, V gradient) {
+                        if (adds[t]) gradient += more[bin];
+                        row_sum = multiply_add(tile[bin], gradient, row_sum);
+                        result[bin] = gradient * scale;
                     });
-                    if (a.grad_logits) store_tile(to, gradient, tiles[t].grad_step, level.grad_strides.bin, bins(), tiles[t].used);
+                    if (a.grad_logits) store_tile(to, result, tiles[t].grad_step, level.grad_strides.bin, bins(), tiles[t].used);
                 }
                 scale_sum += row_sum;
             }
@@ -362,10 +321,12 @@ template <class T, int BINS, int TOPK> struct Dgqp {
     }
 };
 
-template <class T, int BINS, int TOPK> void run(const DgqpArguments& a, bool backward, int threads) {
+template <class T> using Added = AddedGradient<compute_t<T>>;
+
+template <class T, int BINS, int TOPK> void run(const DgqpArguments& a, bool backward, const Added<T>* added, int threads) {
     using S = compute_t<T>;
     const auto start = [&](const PackedPredictor<S>* predictor) {
-        const Dgqp<T, BINS, TOPK> dgqp(a, predictor);
+        const Dgqp<T, BINS, TOPK> dgqp(a, predictor, added);
         backward ? dgqp.backward(threads) : dgqp.forward(threads);
     };
     if (a.hidden == 0) return start(nullptr);
@@ -375,25 +336,34 @@ template <class T, int BINS, int TOPK> void run(const DgqpArguments& a, bool bac
     start(&predictor);
 }
 
-// The published heads have 17 bins and k = 4; 33 bins are the common alternative. float64 serves gradient checks.
-template <class T> void run(const DgqpArguments& a, bool backward, int threads) {
-    if (a.topk == 4 && a.bins == 17) return run<T, 17, 4>(a, backward, threads);
-    if (a.topk == 4 && a.bins == 33) return run<T, 33, 4>(a, backward, threads);
-    run<T, 0, 0>(a, backward, threads);
+// The published heads have 17 bins and k = 4; 33 bins are the common alternative.
+template <class T> void run(const DgqpArguments& a, bool backward, const Added<T>* added, int threads) {
+    if (a.topk == 4 && a.bins == 17) return run<T, 17, 4>(a, backward, added, threads);
+    if (a.topk == 4 && a.bins == 33) return run<T, 33, 4>(a, backward, added, threads);
+    run<T, 0, 0>(a, backward, added, threads);
+}
+
+void run(const DgqpArguments& a, bool backward, const AddedGradient<float>* added, int threads) {
+    if (a.dtype == Dtype::float32) return run<float>(a, backward, added, threads);
+    if (a.dtype == Dtype::float16) return run<half>(a, backward, added, threads);
+    run<bfloat16>(a, backward, added, threads);
+}
+
+// float64 serves gradient checks.
+void run(const DgqpArguments& a, bool backward, const AddedGradient<double>* added, int threads) {
+    run<double, 0, 0>(a, backward, added, threads);
 }
 
 void run(const DgqpArguments& a, bool backward, int threads) {
-    switch (a.dtype) {
-        case Dtype::float32: return run<float>(a, backward, threads);
-        case Dtype::float16: return run<half>(a, backward, threads);
-        case Dtype::bfloat16: return run<bfloat16>(a, backward, threads);
-        case Dtype::float64: return run<double, 0, 0>(a, backward, threads);
-    }
+    if (a.dtype == Dtype::float64) run(a, backward, static_cast<const AddedGradient<double>*>(nullptr), threads);
+    else run(a, backward, static_cast<const AddedGradient<float>*>(nullptr), threads);
 }
 
 }  // namespace
 
 void dgqp_forward(const DgqpArguments& a, int threads) { run(a, false, threads); }
 void dgqp_backward(const DgqpArguments& a, int threads) { run(a, true, threads); }
+void dgqp_backward(const DgqpArguments& a, const AddedGradient<float>& added, int threads) { run(a, true, &added, threads); }
+void dgqp_backward(const DgqpArguments& a, const AddedGradient<double>& added, int threads) { run(a, true, &added, threads); }
 
 GFLV2_END

@@ -19,7 +19,8 @@
     KERNEL(giou_forward, GiouArguments)          \
     KERNEL(giou_backward, GiouArguments)         \
     KERNEL(gfl_targets, GflTargetsArguments)     \
-    KERNEL(box_loss, BoxLossArguments)           \
+    KERNEL(box_loss_forward, BoxLossArguments)   \
+    KERNEL(box_loss_backward, BoxLossBackwardArguments) \
     KERNEL(decode, DecodeArguments)              \
     KERNEL(atss, AtssArguments)
 

@@ -26,10 +26,6 @@ template <class T, int BINS> constexpr int pack = sizeof(T) == 2 && BINS == 17 ?
 // ---------------------------------------------------------------------------------------------------------------------
 // What both kinds share
 
-__device__ inline float scale_of(const IntegralArguments& a, int level) {
-    return a.scales ? static_cast<const float*>(a.scales)[level] : 1.0f;
-}
-
 __device__ inline float stride_of(const IntegralArguments& a, const Level& level, std::uint32_t point) {
     return a.row_strides ? static_cast<const float*>(a.row_strides)[point] : float(level.stride);
 }
@@ -113,7 +109,7 @@ GFLV2_KERNEL(threads) integral_forward_strided(GFLV2_CONSTANT IntegralArguments 
     const std::uint32_t local = threadIdx.x % warp * PACK;
     const ThreadPoints<PACK> place = place_of<PACK>(chunk.first + local, points);
     const T* at = static_cast<const T*>(level.logits) + chunk.image * level.strides.image + side * level.strides.side;
-    const float scale = scale_of(a, chunk.level);
+    const float scale = scale_of(a.scales, chunk.level);
     const float* projection = static_cast<const float*>(a.projection);
 
     // 2. Its rows.
@@ -153,7 +149,7 @@ GFLV2_KERNEL(threads) integral_backward_strided(GFLV2_CONSTANT IntegralArguments
     const ThreadPoints<PACK> place = place_of<PACK>(chunk.first + threadIdx.x % warp * PACK, points);
     const T* at = static_cast<const T*>(level.logits) + chunk.image * level.strides.image + side * level.strides.side;
     T* grad = static_cast<T*>(level.grad_logits) + chunk.image * level.grad_strides.image + side * level.grad_strides.side;
-    const float scale = scale_of(a, chunk.level);
+    const float scale = scale_of(a.scales, chunk.level);
     const float* projection = static_cast<const float*>(a.projection);
     const std::int64_t first_row = chunk.image * a.points + level.first_point;
 
@@ -220,7 +216,7 @@ GFLV2_KERNEL(threads) integral_forward_rows(GFLV2_CONSTANT IntegralArguments a, 
     if (threadIdx.x < rows) {
         NoExponentials none;
         const Softmax<float> softmax = softmax_moment<BINS, float>(
-            tile + threadIdx.x * pitch_of(bins), bins, scale_of(a, chunk.level), static_cast<const float*>(a.projection), none);
+            tile + threadIdx.x * pitch_of(bins), bins, scale_of(a.scales, chunk.level), static_cast<const float*>(a.projection), none);
         const std::int64_t first_row = 4 * (chunk.image * a.points + level.first_point + chunk.first);
         static_cast<float*>(a.out)[first_row + threadIdx.x] =
             decoded(a, level, chunk.first + threadIdx.x / 4, threadIdx.x % 4, softmax.moment / softmax.total);
@@ -243,7 +239,7 @@ GFLV2_KERNEL(threads) integral_backward_rows(GFLV2_CONSTANT IntegralArguments a,
     float scale_sum = 0;
     if (threadIdx.x < rows) {
         float* const row = tile + threadIdx.x * pitch_of(bins);
-        const float scale = scale_of(a, chunk.level);
+        const float scale = scale_of(a.scales, chunk.level);
         const float* projection = static_cast<const float*>(a.projection);
         const std::int64_t first_row = 4 * (chunk.image * a.points + level.first_point + chunk.first);
         const float upstream = upstream_of(a, level, chunk.first + threadIdx.x / 4, threadIdx.x % 4, first_row + threadIdx.x);

@@ -15,6 +15,9 @@ constexpr unsigned threads = 4 * warp;  // four sides
 
 template <class T> struct alignas(4 * sizeof(T)) Four { T value[4]; };
 
+// Of the logits of a level; scales (L,), or null: 1.
+__device__ inline float scale_of(const void* scales, int level) { return scales ? static_cast<const float*>(scales)[level] : 1.0f; }
+
 // A row in memory: logits bin_step apart.
 template <class T> struct MemoryRow {
     const T* at;

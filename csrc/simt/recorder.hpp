@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "gflv2/api/atss.hpp"
-#include "gflv2/api/gfl_loss.hpp"
+#include "gflv2/api/gfl_targets.hpp"
 #include "gflv2/types.hpp"
 
 namespace gflv2::simt {

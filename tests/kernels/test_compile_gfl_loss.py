@@ -45,7 +45,7 @@ def launches(
         maps = (class_logits, box_logits, *numbers[:2], given, [], STRIDES, scales, projection, rows[0], offset)
         gfl_loss.gfl_targets(*maps, numbers[2], targets, *rows[1:], pair)
         settings = (STRIDES, scales, projection, offset, (1.0 + shift, 0.25))
-        gfl_loss.box_loss(box_logits, targets, rows[1], one, *settings, slopes, pair)
+        gfl_loss.box_loss_forward(box_logits, targets, rows[1], one, *settings, slopes, pair)
         layers = [[new(64, 20), new(64), new(64), new(1)] for _ in range(2)]
         box = BoxLossSlopes(slopes, rows[1], projection, pair, one, (1.0 + shift, 0.25))
         gradients = [torch.empty_like(level) for level in box_logits]

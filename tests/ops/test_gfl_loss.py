@@ -370,7 +370,7 @@ class TestMemory:
             shape = (*targets.weights.shape, 4, 2)
             slopes, slope_guards = guarded(torch.empty(shape, device=device))
             losses, loss_guards = guarded(torch.empty(2, device=device))
-            implementation("gfl_loss", backend).box_loss(
+            implementation("gfl_loss", backend).box_loss_forward(
                 *(box_logits, targets.boxes, targets.weights, normalisers[1], list(STRIDES), scales, projection, 0.0),
                 *((2.0, 0.0625), slopes, losses),
             )
@@ -382,7 +382,7 @@ class TestMemory:
             *levels, grad_scales = (tensor for tensor, _ in watched)
             upstream = torch.tensor([-1.3, 2.0], device=device)
             box = BoxLossSlopes(slopes, targets.weights, projection, upstream, normalisers[1], (2.0, 0.0625))
-            implementation("dgqp", backend).dgqp_backward(
+            implementation("gfl_loss", backend).box_loss_backward(
                 None, box_logits, [], scales, 4, False, False, levels, [], grad_scales, box
             )
         for index, level in enumerate(levels):

@@ -1,8 +1,7 @@
-// The arithmetic of one point of the training head: its IoU target and weight, its two box losses, and their way back to one
-// row of box logits (arXiv 2006.04388 and 2011.12885). Lengths are in units of the stride, targets of DFL in bins.
+// The arithmetic of the two box losses of one point, and their way back to one row of box logits (arXiv 2006.04388). Lengths are
+// in units of the stride, targets of DFL in bins.
 //
 //   d_side = Σ_b P_b·project_b,   box = cell ∓ d
-//   y = IoU(box, target),   w = σ(max_c c)·σ(r)
 //   L = f_giou·w·(1 − GIoU(box, target)) + f_dfl·w·Σ_sides (log Σ_b exp(t_b) − Σ_b hat_b·t_b)
 //   ∂L/∂t_b = P_b·(u·(project_b − d) + v) − v·hat_b,   u = f_giou·w·∂(1 − GIoU)/∂d,   v = f_dfl·w
 //
@@ -13,29 +12,13 @@
 #include "gflv2/logarithm.hpp"
 #include "gflv2/macros.hpp"
 #include "gflv2/math.hpp"
-#include "gflv2/qfl.hpp"
+#include "gflv2/points.hpp"
 #include "gflv2/softmax.hpp"
 
 GFLV2_BEGIN
 
-// As the definition has it, for the areas of two boxes in units of the stride.
-template <class S> constexpr S smallest_area = S(1e-6);
 // Targets of DFL end this far before the last bin.
 template <class S> constexpr S last_bin_margin = S(0.1);
-
-// Side of the box that a distance means: left and top lie below the cell, right and bottom above.
-template <class V> GFLV2_HD V side_at(V cell, V distance, int side) { return side < 2 ? V(cell - distance) : V(cell + distance); }
-
-// The distances as a box.
-template <class V> GFLV2_HD void box_of_distances(const V* cell, const V* distance, V* box) {
-    each<4>(4, [&](int side) { box[side] = side_at(cell[side % 2], distance[side], side); });
-}
-
-// w, from the largest class logit of the point and its quality logit.
-template <class S, class V> GFLV2_HD V joint_weight(V largest, bool has_quality, V quality) {
-    const V score = S(1) / (S(1) + odds_against<S>(largest));
-    return has_quality ? V(score * quality_of<S>(quality).score) : score;
-}
 
 // The share of bin b in a target of DFL: max(0, 1 − |b − target|). One number instead of dfl.hpp's three, since targets travel
 // from forward to backward.
@@ -73,18 +56,18 @@ GFLV2_HD BoxSide<V> read_box_side(const Row& row, int bins, S scale, const S* pr
     return {V(combine(moment, add) / sum), V(-minus_log(sum, V(S(1) - sum)) - chosen)};
 }
 
-// Loss 1 − GIoU of the box that the distances mean; slope: weight · its derivative for each distance.
-template <class S, class V> GFLV2_HD V box_loss_of(const V* cell, const V* distance, const V* target, V weight, V* slope) {
+// Loss 1 − GIoU of the box that the distances mean; gradient: weight · its derivative for each distance.
+template <class S, class V> GFLV2_HD V box_loss_of(const V* cell, const V* distance, const V* target, V weight, V* gradient) {
     V box[4], corners[4];
     box_of_distances(cell, distance, box);
     const BoxPair<V> pair = box_pair<S>(box, target, smallest_area<S>);
     giou_slopes<true, false>(pair, box, target, smallest_area<S>, weight, corners, corners);
-    each<4>(4, [&](int side) { slope[side] = side < 2 ? V(-corners[side]) : corners[side]; });
+    each<4>(4, [&](int side) { gradient[side] = side < 2 ? V(-corners[side]) : corners[side]; });
     return giou_value<true, S>(pair);
 }
 
 // The box losses' part in ∂L/∂t_b of one row.
-template <class V> struct BoxRowSlope {
+template <class V> struct BoxRowGradient {
     V of_distance;  // u
     V of_dfl;       // v
     V target;       // of DFL, in bins

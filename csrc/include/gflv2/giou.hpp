@@ -10,6 +10,9 @@
 
 GFLV2_BEGIN
 
+// The eps of the training head, whose boxes are in units of the stride: the definition's.
+template <class S> constexpr S smallest_area = S(1e-6);
+
 // What a pair's value and derivatives are made of.
 template <class V> struct BoxPair {
     V common_side[2], common;          // width and height of the intersection (0 where there is none), and its area I

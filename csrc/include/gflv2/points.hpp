@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "gflv2/macros.hpp"
+#include "gflv2/math.hpp"
 
 GFLV2_BEGIN
 
@@ -19,5 +20,13 @@ template <class S> GFLV2_HD S box_side(S point, S distance, S stride, int side) 
 
 // ∂(coordinate of the side)/∂distance
 template <class S> GFLV2_HD S box_side_slope(S stride, int side) { return side < 2 ? -stride : stride; }
+
+// The same in units of the stride.
+template <class V> GFLV2_HD V side_at(V cell, V distance, int side) { return side < 2 ? V(cell - distance) : V(cell + distance); }
+
+// The distances as a box.
+template <class V> GFLV2_HD void box_of_distances(const V* cell, const V* distance, V* box) {
+    each<4>(4, [&](int side) { box[side] = side_at(cell[side % 2], distance[side], side); });
+}
 
 GFLV2_END

@@ -30,7 +30,7 @@ def variants() -> dict[str, list[Variant]]:
 
         def losses() -> None:
             settings = (strides, scales, projection, 0.0, (2.0, 0.25))
-            gfl_loss.box_loss(box, boxes, rows, one, *settings, slopes, pair)
+            gfl_loss.box_loss_forward(box, boxes, rows, one, *settings, slopes, pair)
 
         def backward() -> None:
             shapes = [(hidden, 20), (hidden,), (hidden,), (1,)] if hidden else []

@@ -8,17 +8,6 @@
 
 namespace gflv2 {
 
-// The box losses of `gfl_loss`, whose gradient joins that of the statistics on its way to the logits. Their forward pass left
-// the slopes (api/gfl_loss.hpp).
-struct BoxLossSlopes {
-    const void* slopes;       // (B, A, 4, 2) S, or null: there are none
-    const void* weights;      // (B, A) S; only points with a weight above 0 count
-    const void* projection;   // (R,) S
-    const void* grad_losses;  // (2,) S: upstream gradients of the GIoU loss and of DFL
-    const void* normaliser;   // () S: W
-    double factors[2];        // of the two losses
-};
-
 struct DgqpArguments {
     Dtype dtype;
     int bins;               // R
@@ -35,7 +24,6 @@ struct DgqpArguments {
     const void* bias2;      // (1,) S
     void* out;              // (B, A) S, or the statistics (B, A, F) S; forward only
     const void* grad_out;   // the same shape; backward only, as all below. Without a predictor null: 0
-    BoxLossSlopes box;
     bool grad_logits;       // are Level::grad_logits wanted?
     void* grad_scales;      // (L,) S, or null
     void* grad_weight1;     // like weight1, or null together with the next three

@@ -1,43 +1,16 @@
-// The C++ interface of `gfl_targets` and of the two box losses of `gfl_loss`. S stands for float, or double where the box logits
-// are double; the Quality Focal Loss is `qfl`'s, and the way back of the box losses `dgqp_backward`'s (api/dgqp.hpp).
+// The C++ interface of the two box losses of `gfl_loss`; its third, the Quality Focal Loss, is `qfl`'s. S stands for float, or
+// double where the box logits are double.
+//
+// The logits have one gradient: that of the box losses and that which comes through the statistics of `dgqp` are written together.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "gflv2/api/dgqp.hpp"
 #include "gflv2/types.hpp"
 
 namespace gflv2 {
-
-// The boxes of one image, and its own part of each level.
-struct GflImage {
-    const void* boxes;  // (count, 4) S, x1 y1 x2 y2 in pixels
-    std::int64_t count;
-    std::int32_t rows[max_levels], columns[max_levels];  // valid cells
-};
-
-struct GflTargetsArguments {
-    Dtype dtype, class_dtype;       // float64 both or neither
-    int bins, classes;              // R, C
-    std::int64_t batch;             // B
-    std::int64_t points;            // A, of all levels of one image
-    LevelTable levels;              // box logits
-    LevelTable class_levels;        // class logits: their "bins" are the classes; there are no sides
-    const void* scales;             // (L,) S, or null: 1
-    const void* projection;         // (R,) S
-    const void* quality;            // (B, A) S logits, or null: none
-    double offset;                  // point of cell (i, j) = ((j + offset)·stride, (i + offset)·stride)
-    const std::int64_t* index;      // (B, A): k > 0: box k − 1 of the image, 0: negative, −1: ignored
-    const std::int64_t* assigned;   // (B, A) class of that box
-    const GflImage* images;         // (B,), on the host
-    std::int64_t* labels;           // (B, A), −1 where not positive
-    void* boxes;                    // (B, A, 4) S in pixels, 0 where not positive, as the next two
-    void* scores;                   // (B, A) S: IoU of the predicted box with its box
-    void* weights;                  // (B, A) S: highest joint score
-    void* label_weights;            // (B, A) S: 0 at ignored points and invalid cells, else 1
-    void* sums;                     // (2,) S: Σ_images max(positives, 1), Σ weights
-    void* workspace;                // CUDA: gfl_targets_workspace() bytes
-};
 
 struct BoxLossArguments {
     Dtype dtype;
@@ -51,22 +24,37 @@ struct BoxLossArguments {
     const void* weights;            // (B, A) S; only points with a weight above 0 count
     const void* normaliser;         // () S: W
     double factors[2];              // of the GIoU loss, of the DFL (the mean over the sides included)
-    void* slopes;                   // (B, A, 4, 2) S: weight · ∂(1 − GIoU)/∂distance, target of DFL in bins; 0 elsewhere
+    void* sides;                    // (B, A, 4, 2) S: weight · ∂(1 − GIoU)/∂distance, target of DFL in bins; 0 elsewhere
     void* losses;                   // (2,) S: GIoU loss, DFL
-    void* workspace;                // CUDA: box_loss_workspace() bytes
+    void* workspace;                // CUDA: box_loss_forward_workspace() bytes
+};
+
+// What forward leaves for backward, with the upstream gradients.
+struct SavedBoxLoss {
+    const void* sides;        // (B, A, 4, 2) S, as forward wrote them
+    const void* weights;      // (B, A) S; only points with a weight above 0 count
+    const void* projection;   // (R,) S
+    const void* grad_losses;  // (2,) S: upstream gradients of the GIoU loss and of DFL
+    const void* normaliser;   // () S: W
+    double factors[2];        // of the two losses
+};
+
+struct BoxLossBackwardArguments {
+    DgqpArguments dgqp;  // as dgqp_backward takes them
+    SavedBoxLoss box;
 };
 
 namespace cpu {
-void gfl_targets(const GflTargetsArguments&, int threads);
-void box_loss(const BoxLossArguments&, int threads);
+void box_loss_forward(const BoxLossArguments&, int threads);
+void box_loss_backward(const BoxLossBackwardArguments&, int threads);
 }  // namespace cpu
 
 namespace cuda {
-void gfl_targets(const GflTargetsArguments&, Place);
-void box_loss(const BoxLossArguments&, Place);
-// Bytes for the sums over blocks.
-std::size_t gfl_targets_workspace(const LevelTable& levels, std::int64_t batch);
-std::size_t box_loss_workspace(const LevelTable& levels, std::int64_t batch);
+void box_loss_forward(const BoxLossArguments&, Place);
+void box_loss_backward(const BoxLossBackwardArguments&, Place);
+// Bytes for the sums over blocks; features and hidden as dgqp_workspace takes them.
+std::size_t box_loss_forward_workspace(const LevelTable& levels, std::int64_t batch);
+std::size_t box_loss_backward_workspace(const LevelTable& levels, std::int64_t batch, int features, int hidden);
 }  // namespace cuda
 
 }  // namespace gflv2

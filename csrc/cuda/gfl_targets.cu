@@ -1,0 +1,160 @@
+// `gfl_targets` on CUDA. The arithmetic is gflv2/gfl_targets.hpp's.
+//
+// The images' boxes travel by value, some images a launch: ragged boxes need no packing and no copy to the device. Sums are
+// formed in two stages: a partial sum a block, then one block over them, in an order that depends on the shapes alone.
+
+#include <algorithm>
+#include <string>
+
+#include "cuda/dtypes.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/side_threads.cuh"
+#include "gflv2/api.hpp"
+#include "gflv2/blocks.hpp"
+#include "gflv2/gfl_targets.hpp"
+#include "gflv2/launch.hpp"
+
+namespace gflv2::cuda {
+namespace {
+
+constexpr int images_per_launch = 16;  // all parameters of a kernel must fit into 4 KB
+
+struct Images {
+    std::int64_t first;  // index in the batch
+    GflImage image[images_per_launch];
+};
+
+// The largest class logit of a point, of every fourth class from `first` on.
+template <class C> __device__ inline float largest_class(const Level& level, std::uint32_t image, std::int64_t offset, int first, int classes) {
+    const C* at = static_cast<const C*>(level.logits) + image * level.strides.image + offset;
+    float largest = -HUGE_VALF;
+    for (int c = first; c < classes; c += 4) largest = maximum(float(widen(at[c * level.strides.bin])), largest);
+    return largest;
+}
+
+__device__ inline float largest_class(const GflTargetsArguments& a, const Level& level, std::uint32_t image, std::int64_t offset, int first) {
+    if (a.class_dtype == Dtype::float32) return largest_class<float>(level, image, offset, first, a.classes);
+    if (a.class_dtype == Dtype::float16) return largest_class<half>(level, image, offset, first, a.classes);
+    return largest_class<bfloat16>(level, image, offset, first, a.classes);
+}
+
+// Workspace: (images, blocks of an image, 2): positive points, Σ weights.
+template <class T>
+GFLV2_KERNEL(threads) gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Images images) {
+    GFLV2_SHARED_MEMORY(float, shared);  // (8, warp)
+    float* const distances = shared;     // (4, warp)
+    float* const classes = shared + 4 * warp;
+
+    // 1. The thread's point and side.
+    Chunk chunk = chunk_of(blocks, a.levels.count, blockIdx.x, warp);
+    const GflImage& image = images.image[chunk.image];
+    chunk.image += std::uint32_t(images.first);
+    const Level& level = a.levels.level[chunk.level];
+    const ThreadPoint at(chunk, level, a.points);
+    const std::int64_t index = at.exists ? a.index[at.place] : 0;
+    const int lane = threadIdx.x % warp;
+
+    // 2. A positive point: the distance of the thread's side, and the largest of its quarter of the classes.
+    if (index > 0) {
+        distances[at.side * warp + lane] = distance_of<float>(at.row_of<T>(level, chunk.image), a.bins, scale_of(a.scales, chunk.level),
+                                                              static_cast<const float*>(a.projection));
+        const Level& class_level = a.class_levels.level[chunk.level];
+        classes[at.side * warp + lane] = largest_class(a, class_level, chunk.image, at.offset_in(class_level.strides), at.side);
+    }
+    __syncthreads();
+
+    // 3. The first warp has the points to itself.
+    float weight = 0.0f;
+    const bool writes = at.side == 0 && at.exists;
+    if (writes) {
+        float box[4] = {}, score = 0.0f;
+        std::int64_t label = -1;
+        if (index > 0) {
+            float cell[2], distance[4], pred[4], target[4];
+            at.cell(float(a.offset), cell);
+            float largest = classes[lane];
+            for (int i = 0; i < 4; ++i) {
+                distance[i] = distances[i * warp + lane];
+                largest = maximum(classes[i * warp + lane], largest);
+            }
+            box_of_distances(cell, distance, pred);
+            // A number that no box has must not read beyond them.
+            const std::int64_t number = (index < image.count ? index : image.count) - 1;
+            for (int i = 0; i < 4; ++i) {
+                box[i] = number < 0 ? 0.0f : static_cast<const float*>(image.boxes)[4 * number + i];
+                target[i] = box[i] / float(level.stride);
+            }
+            score = giou_value<false, float>(box_pair<float>(pred, target, smallest_area<float>));
+            const float quality = a.quality ? static_cast<const float*>(a.quality)[at.place] : 0.0f;
+            weight = joint_weight<float>(largest, a.quality != nullptr, quality);
+            label = a.assigned[at.place];
+        }
+        const bool valid = at.row < std::uint32_t(image.rows[chunk.level]) && at.column < std::uint32_t(image.columns[chunk.level]);
+        a.labels[at.place] = label;
+        for (int i = 0; i < 4; ++i) static_cast<float*>(a.boxes)[4 * at.place + i] = box[i];
+        static_cast<float*>(a.scores)[at.place] = score;
+        static_cast<float*>(a.weights)[at.place] = weight;
+        static_cast<float*>(a.label_weights)[at.place] = valid && index >= 0 ? 1.0f : 0.0f;
+    }
+
+    // 4. The block's partial sums. They lie image by image: the second stage counts each image's positive points.
+    const float positive = block_sum<threads>(writes && index > 0 ? 1.0f : 0.0f, shared);
+    weight = block_sum<threads>(weight, shared);
+    if (threadIdx.x == 0) {
+        std::uint32_t of_image = 0, before = 0;
+        for (int l = 0; l < a.levels.count; ++l) {
+            if (l < chunk.level) before += blocks.chunks[l];
+            of_image += blocks.chunks[l];
+        }
+        float* const to = static_cast<float*>(a.workspace) + 2 * (std::int64_t(chunk.image) * of_image + before + chunk.first / warp);
+        to[0] = positive;
+        to[1] = weight;
+    }
+}
+
+GFLV2_KERNEL(reduce_threads) gfl_targets_sums(const float* partial, std::int64_t batch, std::uint32_t of_image, float* sums) {
+    GFLV2_SHARED_MEMORY(double, scratch);
+    double number = 0, weight = 0;
+    for (std::int64_t image = 0; image < batch; ++image) {
+        double positive = 0;
+        for (std::uint32_t i = threadIdx.x; i < of_image; i += reduce_threads) {
+            const float* const from = partial + 2 * (image * of_image + i);
+            positive += from[0];
+            weight += from[1];
+        }
+        positive = block_sum<reduce_threads>(positive, scratch);
+        number += positive > 1.0 ? positive : 1.0;
+    }
+    weight = block_sum<reduce_threads>(weight, scratch);
+    if (threadIdx.x == 0) {
+        sums[0] = float(number);
+        sums[1] = float(weight);
+    }
+}
+
+std::uint32_t blocks_of_image(const LevelTable& levels) { return block_table(levels, 1, warp).count; }
+
+template <class T> void run(const GflTargetsArguments& a, void* stream) {
+    for (std::int64_t first = 0; first < a.batch; first += images_per_launch) {
+        Images images{};
+        images.first = first;
+        const std::int64_t count = std::min<std::int64_t>(images_per_launch, a.batch - first);
+        std::copy_n(a.images + first, count, images.image);
+        const BlockTable blocks = block_table(a.levels, count, warp);
+        if (blocks.count > 0) launch(gfl_targets_kernel<T>, blocks.count, threads, 8 * warp * sizeof(float), stream, a, blocks, images);
+    }
+    launch(gfl_targets_sums, 1, reduce_threads, reduce_threads * sizeof(double), stream, static_cast<const float*>(a.workspace), a.batch,
+           blocks_of_image(a.levels), static_cast<float*>(a.sums));
+}
+
+}  // namespace
+
+void gfl_targets(const GflTargetsArguments& a, Place place) {
+    run_as("gfl_targets", a.dtype, place, [&](auto zero) { run<decltype(zero)>(a, place.stream); });
+}
+
+std::size_t gfl_targets_workspace(const LevelTable& levels, std::int64_t batch) {
+    return 2 * std::size_t(blocks_of_image(levels)) * batch * sizeof(float);
+}
+
+}  // namespace gflv2::cuda
