@@ -1,5 +1,7 @@
 // Python's view of the library. gflv2/ops/native is its only caller.
 
+#include <pybind11/stl.h>
+
 #include <stdexcept>
 #include <string>
 #include <vector>

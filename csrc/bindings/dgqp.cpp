@@ -37,12 +37,6 @@ DgqpArguments read_dgqp(Fields& fields, bool backward) {
     return a;
 }
 
-void give_workspace(DgqpArguments& a, Call& call) {
-    if (a.grad_weight1 || a.grad_scales)
-        a.workspace = GFLV2_WORKSPACE(call, cuda::dgqp_workspace(a.levels, a.batch, a.grad_weight1 ? a.features() : 0, a.grad_weight1 ? a.hidden : 0));
-    (void)call;
-}
-
 namespace {
 
 void forward(const py::tuple& place, const py::kwargs& given) {
@@ -59,7 +53,8 @@ void backward(const py::tuple& place, const py::kwargs& given) {
     Fields fields("dgqp_backward", given);
     DgqpArguments a = read_dgqp(fields, true);
     fields.finish();
-    give_workspace(a, call);
+    if (wants_sums(a))
+        a.workspace = GFLV2_WORKSPACE(call, cuda::dgqp_workspace(a.levels, a.batch, summed_features(a), summed_hidden(a)));
     GFLV2_RUN(dgqp_backward, call, a);
 }
 

@@ -8,7 +8,9 @@ namespace gflv2 {
 
 // backward: its fields too.
 DgqpArguments read_dgqp(Fields& fields, bool backward);
-// Memory for the sums of a GPU, where sums are wanted.
-void give_workspace(DgqpArguments& a, Call& call);
+// What backward sums over all points: nothing, or these sizes of the predictor, 0 where only the scales need a gradient.
+inline bool wants_sums(const DgqpArguments& a) { return a.grad_weight1 || a.grad_scales; }
+inline int summed_features(const DgqpArguments& a) { return a.grad_weight1 ? a.features() : 0; }
+inline int summed_hidden(const DgqpArguments& a) { return a.grad_weight1 ? a.hidden : 0; }
 
 }  // namespace gflv2

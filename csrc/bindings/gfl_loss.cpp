@@ -23,13 +23,13 @@ void forward(const py::tuple& place, const py::kwargs& given) {
     GFLV2_READ(boxes);
     GFLV2_READ(weights);
     GFLV2_READ(normalisers);
-    GFLV2_READ(giou_factor);
-    GFLV2_READ(dfl_factor);
+    fields.read("giou_factor", a.factors[0]);
+    fields.read("dfl_factor", a.factors[1]);
     GFLV2_READ(sides);
-    GFLV2_READ(giou);
-    GFLV2_READ(dfl);
+    fields.read("giou", a.losses[0]);
+    fields.read("dfl", a.losses[1]);
     fields.finish();
-    a.workspace = GFLV2_WORKSPACE(call, cuda::box_loss_workspace(a.levels, a.batch));
+    a.workspace = GFLV2_WORKSPACE(call, cuda::box_loss_forward_workspace(a.levels, a.batch));
     GFLV2_RUN(box_loss_forward, call, a);
 }
 
@@ -39,10 +39,10 @@ SavedBoxLoss read_saved(Fields& fields) {
     GFLV2_READ(weights);
     GFLV2_READ(projection);
     GFLV2_READ(normalisers);
-    GFLV2_READ(giou_factor);
-    GFLV2_READ(dfl_factor);
-    GFLV2_READ(grad_giou);
-    GFLV2_READ(grad_dfl);
+    fields.read("giou_factor", a.factors[0]);
+    fields.read("dfl_factor", a.factors[1]);
+    fields.read("grad_giou", a.grad_losses[0]);
+    fields.read("grad_dfl", a.grad_losses[1]);
     return a;
 }
 
@@ -51,7 +51,9 @@ void backward(const py::tuple& place, const py::kwargs& given) {
     Fields fields("box_loss_backward", given);
     BoxLossBackwardArguments a{read_dgqp(fields, true), read_saved(fields)};
     fields.finish();
-    give_workspace(a.dgqp, call);
+    if (wants_sums(a.dgqp))
+        a.dgqp.workspace = GFLV2_WORKSPACE(
+            call, cuda::box_loss_backward_workspace(a.dgqp.levels, a.dgqp.batch, summed_features(a.dgqp), summed_hidden(a.dgqp)));
     GFLV2_RUN(box_loss_backward, call, a);
 }
 

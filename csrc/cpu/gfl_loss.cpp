@@ -84,9 +84,9 @@ template <class T> struct BoxLosses {
         parallel_for(std::int64_t(tasks.size()), threads, [&](std::int64_t i) { sums[i] = run(tasks[i]); });
         Sums total{};
         for (const Sums& part : sums) total.giou += part.giou, total.dfl += part.dfl;
-        const double normaliser = double(*static_cast<const S*>(a.normaliser));
-        static_cast<S*>(a.losses)[0] = S(total.giou * a.factors[0] / normaliser);
-        static_cast<S*>(a.losses)[1] = S(total.dfl * a.factors[1] / normaliser);
+        const double normaliser = double(static_cast<const S*>(a.normalisers)[1]);
+        *static_cast<S*>(a.losses[0]) = S(total.giou * a.factors[0] / normaliser);
+        *static_cast<S*>(a.losses[1]) = S(total.dfl * a.factors[1] / normaliser);
     }
 };
 
@@ -98,10 +98,12 @@ public:
     explicit BoxLossGradient(const SavedBoxLoss& box)
         : sides_(static_cast<const S*>(box.sides)), weights_(static_cast<const S*>(box.weights)),
           projection_(static_cast<const S*>(box.projection)) {
-        const S* const grad = static_cast<const S*>(box.grad_losses);
-        const double normaliser = double(*static_cast<const S*>(box.normaliser));
-        giou_ = S(double(grad[0]) * box.factors[0] / normaliser);
-        dfl_ = S(double(grad[1]) * box.factors[1] / normaliser);
+        const double normaliser = double(static_cast<const S*>(box.normalisers)[1]);
+        const auto of_loss = [&](int loss) {
+            return S(double(*static_cast<const S*>(box.grad_losses[loss])) * box.factors[loss] / normaliser);
+        };
+        giou_ = of_loss(0);
+        dfl_ = of_loss(1);
     }
 
     // Only points with a weight count.

@@ -68,12 +68,12 @@ template <class T> GFLV2_KERNEL(threads) box_loss_kernel(GFLV2_CONSTANT BoxLossA
 GFLV2_KERNEL(reduce_threads) box_loss_sums(GFLV2_CONSTANT BoxLossArguments a, std::uint32_t blocks) {
     GFLV2_SHARED_MEMORY(double, scratch);
     const float* const partial = static_cast<const float*>(a.workspace);
-    const double normaliser = double(*static_cast<const float*>(a.normaliser));
+    const double normaliser = double(static_cast<const float*>(a.normalisers)[1]);
     for (int loss = 0; loss < 2; ++loss) {
         double sum = 0;
         for (std::uint32_t i = threadIdx.x; i < blocks; i += reduce_threads) sum += partial[2 * i + loss];
         sum = block_sum<reduce_threads>(sum, scratch);
-        if (threadIdx.x == 0) static_cast<float*>(a.losses)[loss] = float(sum * a.factors[loss] / normaliser);
+        if (threadIdx.x == 0) *static_cast<float*>(a.losses[loss]) = float(sum * a.factors[loss] / normaliser);
     }
 }
 
@@ -108,8 +108,8 @@ private:
 
     // ∂L/∂(weighted sum of a loss).
     __device__ float factor(int loss) const {
-        const double grad = double(static_cast<const float*>(box.grad_losses)[loss]);
-        return float(grad * box.factors[loss] / double(*static_cast<const float*>(box.normaliser)));
+        const double grad = double(*static_cast<const float*>(box.grad_losses[loss]));
+        return float(grad * box.factors[loss] / double(static_cast<const float*>(box.normalisers)[1]));
     }
 };
 

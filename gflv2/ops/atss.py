@@ -17,7 +17,6 @@ from gflv2.ops.checks import (
     check_number,
     check_pairs,
     check_tensor,
-    dense,
     values_are_checked,
 )
 from gflv2.ops.levels import MAX_LEVELS, check_strides
@@ -277,13 +276,9 @@ def _new_results(boxes, labels, counts, ignore_boxes, points, shapes, *_: Any) -
     return index, boxes[0].new_empty(size, dtype=torch.float32), torch.empty_like(index)
 
 
-def _forward(kernels, results, boxes, labels, counts, ignore_boxes, points, *settings: Any) -> None:
-    if not results[0].numel():
-        return
-    floats = ([dense(tensor, torch.float32) for tensor in tensors] for tensors in (boxes, ignore_boxes, points))
-    boxes, ignore_boxes, points = floats
-    labels, counts = [dense(tensor, torch.int64) for tensor in labels], dense(counts, torch.int64)
-    kernels.atss(boxes, labels, counts, ignore_boxes, points, *settings, *results)
+def _forward(kernels, results, *arguments: Any) -> None:
+    if results[0].numel():
+        kernels.atss(*arguments, *results)
 
 
 # `shapes`: height and width of each level. `valid`: rows and columns that count, image by image, level by level, or
@@ -296,4 +291,6 @@ _atss = Operation(
     new_results=_new_results,
     forward=_forward,
     returns="(Tensor, Tensor, Tensor)",
+    small=("boxes", "labels", "counts", "ignore_boxes", "points"),
+    arithmetic=lambda _: torch.float32,
 )

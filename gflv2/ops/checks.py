@@ -111,16 +111,3 @@ def values_are_checked() -> bool:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Arithmetic and results: float32, or float64 for float64 inputs."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def all_dense(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
-    """`dense` of each."""
-    return [dense(tensor, dtype) for tensor in tensors]
-
-
-def dense(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A small argument as kernels take it: contiguous and of a dtype; None stays None."""
-    # Asking costs a third of what `to` does.
-    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
-        return tensor
-    return tensor.to(dtype).contiguous()

@@ -18,7 +18,6 @@ from gflv2.ops.checks import (
     check_pairs,
     check_tensor,
     compute_dtype,
-    dense,
 )
 from gflv2.ops.dgqp import Predictor
 from gflv2.ops.head import ROWS, Head, read_head, refuse_mixed
@@ -123,7 +122,9 @@ def decode(
         with nullcontext() if backends.exporting() else torch.no_grad():
             return reference.decode(class_logits, box_logits, **options, return_distributions=return_distributions)
     with torch.no_grad():
-        tensors = (*head.rows(head.quality_logits(backend)), image_sizes, scale_factors)
+        dtype = compute_dtype(head.box.dtype)
+        pairs = [None if pair is None else pair.to(dtype).contiguous() for pair in (image_sizes, scale_factors)]
+        tensors = (*head.rows(head.quality_logits(backend)), *pairs)
         settings = (head.strides, pre_topk, float(score_thr), head.offset, return_distributions, backend)
         results = _decode(tensors, settings)
     return Decoded(*results[:4], results[4] if return_distributions else None, legacy_background)
@@ -233,13 +234,12 @@ def _new_results(class_logits, box_logits, *settings: Any) -> list[Tensor]:
 
 
 def _forward(kernels, results, class_logits, box_logits, *arguments: Any) -> None:
-    *small, strides, pre_topk, score_thr, offset, distributions = arguments
+    quality, scales, projection, *pairs, strides, pre_topk, score_thr, offset, distributions = arguments
     boxes, _, _, counts, *_ = results
     if not boxes.numel():
         counts.zero_()
         return
-    quality, scales, projection, image_sizes, scale_factors = (dense(tensor, boxes.dtype) for tensor in small)
-    small = (quality, projection, scales, image_sizes, scale_factors)
+    small = (quality, projection, scales, *pairs)
     missing = [] if distributions else [None]
     kernels.decode(class_logits, box_logits, *small, strides, pre_topk, score_thr, offset, *results, *missing)
 
@@ -251,4 +251,5 @@ _decode = Operation(
     new_results=_new_results,
     forward=_forward,
     returns="Tensor[]",
+    small=("quality", "scales", "projection"),
 )

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.checks import bad_value, check_tensor, compute_dtype, dense, values_are_checked
+from gflv2.ops.checks import bad_value, check_tensor, values_are_checked
 from gflv2.ops.levels import check_bins
 from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import dfl as reference
@@ -64,13 +64,11 @@ def _new_results(logits, target, *how: Any) -> Tensor:
 
 
 def _forward(kernels, out, logits, target, *how: Any) -> None:
-    kernels.dfl_forward(logits, dense(target, out.dtype), Reduction(*how).on(logits.shape[:1], out.dtype), out)
+    kernels.dfl_forward(logits, target, Reduction(*how).over(logits.shape[:1]), out)
 
 
 def _backward(kernels, grad, gradients, out, logits, target, *how: Any) -> None:
-    dtype = compute_dtype(logits.dtype)
-    reduction = Reduction(*how).on(logits.shape[:1], dtype)
-    kernels.dfl_backward(grad, logits, dense(target, dtype), reduction, *gradients, out)
+    kernels.dfl_backward(grad, logits, target, Reduction(*how).over(logits.shape[:1]), *gradients, out)
 
 
 _dfl = Operation(
@@ -79,6 +77,7 @@ _dfl = Operation(
     settings=SETTINGS,
     new_results=_new_results,
     forward=_forward,
+    small=("target", "weight", "factor"),
     gradients={"logits": like_map},
     backward=_backward,
     together=True,

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.checks import bad_type, bad_value, check_tensor, compute_dtype, dense
+from gflv2.ops.checks import bad_type, bad_value, check_tensor, compute_dtype
 from gflv2.ops.levels import BoxLogits, check_scales, read_box_logits, rows_of
 from gflv2.ops.reference import dgqp as reference
 from gflv2.ops.reference.dgqp import Predictor
-from gflv2.ops.registration import Operation, like_map, rounded
+from gflv2.ops.registration import Operation, as_rows, like_map
 
 __all__ = ["Predictor", "dgqp", "dgqp_statistics"]
 
@@ -109,6 +109,8 @@ def check_predictor(predictor: Any, box: BoxLogits, prefix: str = "predictor.") 
     Args:
         prefix: stands before the names in error messages.
     """
+    if isinstance(predictor, Predictor) and _is_usual(predictor, box):
+        return predictor
     if not isinstance(predictor, Predictor):
         bad_type("predictor", "a gflv2.ops.Predictor", predictor)
     _check_statistics(predictor.topk, predictor.mean, predictor.variance, box.bins, prefix)
@@ -128,10 +130,17 @@ def check_predictor(predictor: Any, box: BoxLogits, prefix: str = "predictor.") 
     return predictor
 
 
-def flat_layers(layers: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The four tensors of a predictor as the kernels take them: (hidden, F), (hidden,), (hidden,), (1,)."""
-    weight1, bias1, weight2, bias2 = (dense(layer, dtype) for layer in layers)
-    return [weight1.flatten(1) if weight1.dim() > 2 else weight1, bias1, weight2.flatten(), bias2]
+def _is_usual(predictor: Predictor, box: BoxLogits) -> bool:
+    """The checks below in few steps, for a predictor of the usual kind: float32, as a convolution has it."""
+    weight1, bias1, weight2, bias2, topk, mean, variance = predictor
+    if type(topk) is not int or not 1 <= topk <= box.bins or type(mean) is not bool or type(variance) is not bool:
+        return False
+    for layer in (weight1, bias1, weight2, bias2):
+        if not isinstance(layer, Tensor) or layer.dtype != torch.float32 or layer.device != box.device:
+            return False
+    hidden = len(bias1) if bias1.dim() == 1 else 0
+    shapes = ((hidden, 4 * (topk + mean + variance), 1, 1), (1, hidden, 1, 1), (1,))
+    return hidden > 0 and (weight1.shape, weight2.shape, bias2.shape) == shapes
 
 
 def _check_statistics(topk: Any, mean: Any, variance: Any, bins: int, prefix: str = "") -> None:
@@ -169,14 +178,12 @@ def _new_quality(logits, *_: Any) -> Tensor:
     return logits[0].new_empty(rows_of(logits), dtype=compute_dtype(logits[0].dtype))
 
 
-def _forward(kernels, out, logits, predictor, scales, topk, mean, variance) -> None:
-    layers = flat_layers(predictor, out.dtype)
-    kernels.dgqp_forward(logits, layers, dense(scales, out.dtype), topk, mean, variance, out)
+def _forward(kernels, out, *arguments: Any) -> None:
+    kernels.dgqp_forward(*arguments, out)
 
 
-def _backward(kernels, grad, gradients, _, logits, predictor, scales, topk, mean, variance) -> None:
-    layers = flat_layers(predictor, grad.dtype)
-    kernels.dgqp_backward(grad, logits, layers, dense(scales, grad.dtype), topk, mean, variance, *gradients)
+def _backward(kernels, grad, gradients, _, *arguments: Any) -> None:
+    kernels.dgqp_backward(grad, *arguments, *gradients)
 
 
 def _new_statistics(logits, scales, topk, mean, variance) -> Tensor:
@@ -184,14 +191,13 @@ def _new_statistics(logits, scales, topk, mean, variance) -> Tensor:
     return logits[0].new_empty(shape, dtype=compute_dtype(logits[0].dtype))
 
 
-def _forward_statistics(kernels, out, logits, scales, topk, mean, variance) -> None:
-    kernels.dgqp_forward(logits, [], dense(scales, out.dtype), topk, mean, variance, out)
+def _forward_statistics(kernels, out, logits, *arguments: Any) -> None:
+    kernels.dgqp_forward(logits, [], *arguments, out)
 
 
-def _backward_statistics(kernels, grad, gradients, _, logits, scales, topk, mean, variance) -> None:
+def _backward_statistics(kernels, grad, gradients, _, logits, *arguments: Any) -> None:
     grad_logits, grad_scales = gradients
-    scales = dense(scales, grad.dtype)
-    kernels.dgqp_backward(grad, logits, [], scales, topk, mean, variance, grad_logits, [], grad_scales)
+    kernels.dgqp_backward(grad, logits, [], *arguments, grad_logits, [], grad_scales)
 
 
 _dgqp = Operation(
@@ -200,7 +206,8 @@ _dgqp = Operation(
     settings="int topk, bool mean, bool variance",
     new_results=_new_quality,
     forward=_forward,
-    gradients={"logits": like_map, "predictor": rounded, "scales": rounded},
+    small=("predictor", "scales"),
+    gradients={"logits": like_map, "predictor": as_rows, "scales": as_rows},
     backward=_backward,
 )
 _statistics = Operation(
@@ -210,6 +217,7 @@ _statistics = Operation(
     settings="int topk, bool mean, bool variance",
     new_results=_new_statistics,
     forward=_forward_statistics,
-    gradients={"logits": like_map, "scales": rounded},
+    small=("scales",),
+    gradients={"logits": like_map, "scales": as_rows},
     backward=_backward_statistics,
 )

@@ -50,8 +50,11 @@ def distribution_kl(
     if backend == "reference":
         options = {"weight": weight, "avg_factor": avg_factor, "reduction": reduction}
         return reference.distribution_kl(logits, teacher_logits, temperature=temperature, **options)
+    teacher, dtype = teacher_logits.detach(), compute_dtype(logits.dtype)
+    if compute_dtype(teacher.dtype) != dtype:
+        teacher = teacher.to(dtype)  # the kernels take any dtype beside another, but not float64
     weight, factor, *how = resolve(weight, avg_factor, reduction)
-    return _distribution_kl((logits, teacher_logits.detach(), weight, factor), (float(temperature), *how, backend))
+    return _distribution_kl((logits, teacher, weight, factor), (float(temperature), *how, backend))
 
 
 def _describe(logits: Any, teacher_logits: Any, *, temperature: Any = 10.0, **_: Any) -> backends.Call:
@@ -69,11 +72,7 @@ def _new_results(logits, teacher, weight, factor, temperature, *how: Any) -> Ten
 
 
 def _inputs(logits, teacher, weight, factor, temperature, *how: Any) -> tuple[Any, ...]:
-    """As the kernels take them; the teacher is copied only where one of the two is float64 and the other not."""
-    dtype = compute_dtype(logits.dtype)
-    if compute_dtype(teacher.dtype) != dtype:
-        teacher = teacher.to(dtype)
-    return logits, teacher, temperature, Reduction(weight, factor, *how).on(logits.shape[:1], dtype)
+    return logits, teacher, temperature, Reduction(weight, factor, *how).over(logits.shape[:1])
 
 
 def _forward(kernels, out, *arguments: Any) -> None:
@@ -90,6 +89,7 @@ _distribution_kl = Operation(
     settings=f"float temperature, {SETTINGS}",
     new_results=_new_results,
     forward=_forward,
+    small=("weight", "factor"),
     gradients={"logits": like_map},
     backward=_backward,
     together=True,

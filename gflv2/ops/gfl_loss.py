@@ -14,15 +14,16 @@ from torch import Tensor
 
 from gflv2.ops import backends
 from gflv2.ops.box_losses import SavedBoxLoss
-from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, dense, values_are_checked
-from gflv2.ops.dgqp import Predictor, flat_layers, refuse_triton
+from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, values_are_checked
+from gflv2.ops.dgqp import Predictor, refuse_triton
 from gflv2.ops.head import ROWS, Head, check_rows, read_head, refuse_mixed
 from gflv2.ops.implementation import implementation
-from gflv2.ops.one_pass import one_pass, ordinary
+from gflv2.ops.observed import ordinary
+from gflv2.ops.one_pass import one_pass
 from gflv2.ops.qfl import OPERATION as QFL
 from gflv2.ops.reference import gfl_loss as reference
 from gflv2.ops.reference.gfl_loss import GFLLosses, GFLTargets
-from gflv2.ops.registration import formed, prepared, refuse_double_backward, register, wants_gradient
+from gflv2.ops.registration import convert, prepared, refuse_double_backward, register, wants_gradient
 
 __all__ = ["GFLLosses", "gfl_loss"]
 
@@ -110,10 +111,15 @@ def gfl_loss(
     class_logits, box_logits, quality, scales, projection = head.rows(quality)
     constants = (targets.labels, targets.scores, targets.weights, targets.label_weights, normalisers, targets.boxes)
     constants = [tensor.detach() if tensor.requires_grad else tensor for tensor in (projection, *constants)]
+    dtype = compute_dtype(head.box.dtype)
+    layers, scales, quality, *constants = (
+        convert(argument, dtype) for argument in (layers, scales, quality, *constants)
+    )
     settings = (head.strides, head.offset, float(beta), [float(weight) for weight in loss_weights], backend)
     if not wants_gradient(class_logits, box_logits, layers, quality, scales):
-        rows = (class_logits, box_logits, quality, scales)
-        return GFLLosses(*_gfl_loss(*rows, *constants, *settings)[:3])
+        arguments = (class_logits, box_logits, quality, scales, *constants)
+        run = _run if ordinary(arguments) else _gfl_loss
+        return GFLLosses(*run(*arguments, *settings)[:3])
     # Flat: a list given to `apply` would get no gradient, silently.
     flat = (*(layers or [None] * 4), scales, quality, *constants, *class_logits, *box_logits)
     return GFLLosses(*_GflLoss.apply(settings, shape, *flat))
@@ -198,7 +204,8 @@ class _GflLoss(torch.autograd.Function):
         if ctx.one_pass:
             *losses, sides, ctx.prepared = _losses(of_class_loss, *rows, *constants, *settings)
         else:
-            *losses, sides = _gfl_loss(*rows, *constants, *settings)
+            run = _run if ordinary(flat) else _gfl_loss
+            *losses, sides = run(*rows, *constants, *settings)
         ctx.save_for_backward(*flat, sides)
         return tuple(losses)
 
@@ -220,7 +227,8 @@ class _GflLoss(torch.autograd.Function):
 
         # 1. Of the class loss, where forward left it.
         class_gradients, grad_quality = [], None
-        if ctx.one_pass and ordinary(*grads):
+        plain = ordinary((*grads, *saved))
+        if ctx.one_pass and plain:
             of_class_loss = _of_class_loss(needs, has_predictor)
             call = _class_loss(levels[:count], quality, labels, scores, label_weights, normalisers, beta, loss_weights)
             gradients = prepared(ctx, grads[0], lambda: QFL.with_gradients(call, backend, of_class_loss)[1])
@@ -230,8 +238,9 @@ class _GflLoss(torch.autograd.Function):
         # 2. The rest.
         rows = (levels[:count], levels[count:], quality, scales, *constants)
         predictor = layers if has_predictor else []
-        settings = (*ctx.shape, beta, loss_weights, backend, remaining)
-        found = _split(_gfl_loss_backward(*grads, *rows, sides, grad_quality, predictor, *settings), count, remaining)
+        settings = (*ctx.shape, beta, loss_weights, backend, list(remaining))
+        run = _run_backward if plain else _gfl_loss_backward
+        found = _split(run(*grads, *rows, sides, grad_quality, predictor, *settings), count, remaining)
         if remaining is not needs:
             found = found._replace(class_logits=class_gradients, quality=grad_quality if needs.quality else None)
         none = [None] * count
@@ -315,8 +324,6 @@ def _losses(
         return qfl.zero_(), giou.zero_(), dfl.zero_(), sides, gradients
     if not gradients:
         QFL.fill(implementation("qfl", backend), qfl, *call)
-    small = (boxes, weights, normalisers, scales, projection)
-    boxes, weights, normalisers, scales, projection = (dense(tensor, sides.dtype) for tensor in small)
     implementation("gfl_loss", backend).box_loss_forward(
         box_logits,
         boxes,
@@ -371,7 +378,7 @@ def _run_backward(
     backend,
     needs,
 ) -> list[Tensor]:
-    needs, dtype = _Needs(*needs), sides.dtype
+    needs = _Needs(*needs)
     gradients = _new_gradients(class_logits, box_logits, quality, scales, predictor, needs)
     if not weights.numel():
         return [gradient.zero_() for gradient in gradients]
@@ -380,41 +387,35 @@ def _run_backward(
     # 1. The class logits, and the quality.
     if grad_quality is None:
         if needs.quality or (predictor and needs.of_box_logits):
-            grad_quality = quality.new_empty(quality.shape, dtype=dtype)
+            grad_quality = wanted.quality if needs.quality else torch.empty_like(quality)
         if needs.class_logits or grad_quality is not None:
             call = _class_loss(class_logits, quality, labels, scores, label_weights, normalisers, beta, loss_weights)
             where = (wanted.class_logits, grad_quality)
-            QFL.fill_gradients(implementation("qfl", backend), dense(grad_qfl, dtype), where, None, *call)
-        if needs.quality:
-            wanted.quality.copy_(grad_quality)
+            QFL.fill_gradients(implementation("qfl", backend), grad_qfl, where, None, *call)
 
     # 2. The box logits, once: by way of the statistics and of the two box losses.
     if needs.of_box_logits:
-        saved = (sides, weights, projection, normalisers, grad_giou, grad_dfl)
-        box = SavedBoxLoss(*(dense(tensor, dtype) for tensor in saved), _factors(loss_weights))
-        waiting: list[tuple[Tensor, Tensor]] = []
-        grad_scales = None if wanted.scales is None else formed(wanted.scales, dtype, waiting)
+        saved = (sides, weights, projection, normalisers, grad_giou, grad_dfl, _factors(loss_weights))
         implementation("gfl_loss", backend).box_loss_backward(
             grad_quality if predictor else None,
             box_logits,
-            flat_layers(predictor, dtype) if predictor else [],
-            dense(scales, dtype),
+            predictor,
+            scales,
             topk,
             mean,
             variance,
             wanted.box_logits,
-            formed(wanted.predictor, dtype, waiting),
-            grad_scales,
-            box,
+            wanted.predictor,
+            wanted.scales,
+            SavedBoxLoss(*saved),
         )
-        for gradient, value in waiting:
-            gradient.copy_(value)
     return gradients
 
 
 def _fake_backward(*arguments: Any) -> list[Tensor]:
     class_logits, box_logits, quality, scales = arguments[3:7]
-    return _new_gradients(class_logits, box_logits, quality, scales, arguments[14], _Needs(*arguments[-1]))
+    predictor, needs = arguments[15], _Needs(*arguments[-1])
+    return _new_gradients(class_logits, box_logits, quality, scales, predictor, needs)
 
 
 # `normalisers`: N_pos and W. `grad_quality`: of the class loss, where it is known already.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gflv2.ops import backends
 from gflv2.ops.atss import as_list, check_boxes, check_padded_sizes, valid_cells
-from gflv2.ops.checks import FLOATS, bad_type, bad_value, check_number, check_tensor, compute_dtype, dense
+from gflv2.ops.checks import FLOATS, bad_type, bad_value, check_number, check_tensor, compute_dtype
 from gflv2.ops.dgqp import Predictor, refuse_triton
 from gflv2.ops.head import ROWS, check_rows, read_head, refuse_mixed
 from gflv2.ops.levels import rows_of
@@ -174,9 +174,6 @@ def _forward(
         # Each image counts as one positive point. (No tensor from the host's numbers: that copy would wait.)
         sums.zero_()[:1].fill_(index.shape[0])
         return
-    quality, scales, projection = (dense(tensor, sums.dtype) for tensor in (quality, scales, projection))
-    boxes = [dense(image, sums.dtype) for image in boxes]
-    index, assigned = index.contiguous(), assigned.contiguous()
     logits = (class_logits, box_logits)
     kernels.gfl_targets(*logits, index, assigned, boxes, valid, strides, scales, projection, quality, offset, *results)
 
@@ -189,4 +186,5 @@ _gfl_targets = Operation(
     new_results=_new_results,
     forward=_forward,
     returns="(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    small=("quality", "scales", "projection", "index", "assigned", "boxes"),
 )

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.checks import check_number, check_tensor, compute_dtype, dense
+from gflv2.ops.checks import check_number, check_tensor
 from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import giou as reference
-from gflv2.ops.registration import Operation, as_rows, rounded
+from gflv2.ops.registration import Operation, as_rows
 
 
 def giou(
@@ -88,8 +88,7 @@ def _new_results(pred, target, weight, factor, loss, eps, *how: Any) -> Tensor:
 
 
 def _inputs(pred, target, weight, factor, loss, eps, *how: Any) -> tuple[Any, ...]:
-    dtype = compute_dtype(pred.dtype)
-    return pred, dense(target, dtype), loss, eps, Reduction(weight, factor, *how).on(pred.shape[:1], dtype)
+    return pred, target, loss, eps, Reduction(weight, factor, *how).over(pred.shape[:1])
 
 
 def _forward(kernels, out, *arguments: Any) -> None:
@@ -107,7 +106,8 @@ _giou = Operation(
     settings=f"bool loss, float eps, {SETTINGS}",
     new_results=_new_results,
     forward=_forward,
-    gradients={"pred": as_rows, "target": rounded},
+    small=("target", "weight", "factor"),
+    gradients={"pred": as_rows, "target": as_rows},
     backward=_backward,
     together=True,
 )

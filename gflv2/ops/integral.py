@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.checks import bad_value, check_number, check_tensor, all_dense, compute_dtype
+from gflv2.ops.checks import bad_value, check_number, check_tensor, compute_dtype
 from gflv2.ops.levels import BoxLogits, check_projection, check_scales, check_strides, read_box_logits, rows_of
 from gflv2.ops.reference import integral as reference
-from gflv2.ops.registration import Operation, like_map, rounded
+from gflv2.ops.registration import Operation, as_rows, like_map
 
 
 def integral(
@@ -92,14 +92,12 @@ def _new_results(logits, *_: Any) -> Tensor:
     return logits[0].new_empty((*rows_of(logits), 4), dtype=compute_dtype(logits[0].dtype))
 
 
-def _forward(kernels, out, logits, projection, scales, points, point_strides, strides, offset) -> None:
-    small = all_dense(out.dtype, projection, scales, points, point_strides)
-    kernels.integral_forward(logits, *small, strides, offset, out)
+def _forward(kernels, out, *arguments: Any) -> None:
+    kernels.integral_forward(*arguments, out)
 
 
-def _backward(kernels, grad, gradients, _, logits, projection, scales, points, point_strides, strides, offset) -> None:
-    small = all_dense(grad.dtype, projection, scales, points, point_strides)
-    kernels.integral_backward(grad, logits, *small, strides, offset, *gradients)
+def _backward(kernels, grad, gradients, _, *arguments: Any) -> None:
+    kernels.integral_backward(grad, *arguments, *gradients)
 
 
 _integral = Operation(
@@ -108,6 +106,7 @@ _integral = Operation(
     settings="float[] strides, float offset",
     new_results=_new_results,
     forward=_forward,
-    gradients={"logits": like_map, "projection": rounded, "scales": rounded},
+    small=("projection", "scales", "points", "point_strides"),
+    gradients={"logits": like_map, "projection": as_rows, "scales": as_rows},
     backward=_backward,
 )

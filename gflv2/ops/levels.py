@@ -59,8 +59,8 @@ def check_levels(
         if len(levels) != len(like):
             bad_value(name, f"{len(like)} levels like the other arguments", len(levels))
         for index, (level, other) in enumerate(zip(levels, like)):  # noqa: B905 (strict= costs time in every call)
-            (batch, _, *size), (other_batch, _, *other_size) = level.shape, other.shape
-            if size != other_size or batch != other_batch:
+            have, want = level.shape, other.shape
+            if have[0] != want[0] or have[2] != want[2] or have[3] != want[3]:
                 shape = (other.shape[0], "*", other.shape[2], other.shape[3])
                 bad_value(f"{name}[{index}]", f"shape {shape} like the other arguments", level)
         # Within a list all levels lie on one device.
@@ -125,8 +125,9 @@ def read_box_logits(value: Any, name: str = "box_logits") -> BoxLogits:
         tensors, bins = [value], value.shape[2]
     else:
         tensors = check_levels(value, name)
-        bins, rest = divmod(tensors[0].shape[1], 4)
-        if rest:
+        channels = tensors[0].shape[1]
+        bins = channels // 4
+        if channels % 4:
             bad_value(name, "4·R channels in each level", tensors[0])
     low, high = BINS_LIMITS
     if not low <= bins <= high:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, dense, values_are_checked
+from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, values_are_checked
 from gflv2.ops.levels import check_levels, rows_of
 from gflv2.ops.reduction import INTEGERS, SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import qfl as reference
-from gflv2.ops.registration import Operation, like_map, rounded
+from gflv2.ops.registration import Operation, as_rows, convert, like_map
 
 FORMS = ("logits", "class_logits", "probabilities")
 
@@ -82,7 +82,9 @@ def qfl(
         )
     labels, y = (None, target) if isinstance(target, Tensor) else target
     weight, factor, *how = resolve(weight, avg_factor, reduction)
-    tensors = (scores.tensors, quality_logits, labels, y.detach(), weight, factor)
+    y, dtype = y.detach(), compute_dtype(scores.tensors[0].dtype)
+    y = y.to(dtype) if labels is None else convert(y, dtype)  # a dense target keeps its strides
+    tensors = (scores.tensors, quality_logits, labels, y, weight, factor)
     return OPERATION(tensors, (scores.form, float(beta), *how, backend))
 
 
@@ -160,11 +162,7 @@ def _new_results(values, quality, labels, scores, weight, factor, form, beta, *h
 
 
 def _inputs(values, quality, labels, scores, weight, factor, form, beta, *how: Any) -> tuple[Any, ...]:
-    """As the kernels take them; a dense target keeps its strides."""
-    dtype = compute_dtype(values[0].dtype)
-    scores = scores.to(dtype) if labels is None else dense(scores, dtype)
-    reduction = Reduction(weight, factor, *how).on(rows_of(values), dtype)
-    return values, dense(quality, dtype), dense(labels, torch.int64), scores, form, beta, reduction
+    return values, quality, labels, scores, form, beta, Reduction(weight, factor, *how).over(rows_of(values))
 
 
 def _forward(kernels, out, *arguments: Any) -> None:
@@ -182,7 +180,8 @@ OPERATION = Operation(
     settings=f"str form, float beta, {SETTINGS}",
     new_results=_new_results,
     forward=_forward,
-    gradients={"values": like_map, "quality": rounded},
+    small=("quality", "labels", "weight", "factor"),
+    gradients={"values": like_map, "quality": as_rows},
     backward=_backward,
     together=True,
 )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gflv2.ops.checks import bad_type, bad_value, check_choice, check_tensor, compute_dtype, dense
+from gflv2.ops.checks import bad_type, bad_value, check_choice, check_tensor, compute_dtype
 
 REDUCTIONS = ("none", "sum", "mean")
 INTEGERS = (torch.int64, torch.int32)
@@ -70,12 +70,12 @@ class Reduction(NamedTuple):
     def total(self) -> bool:
         return self.reduction != "none"
 
-    def on(self, rows: Sequence[int], dtype: torch.dtype) -> Reduction:
-        """As the kernels take it: tensors contiguous and of the arithmetic's dtype, the mean a sum with a divisor."""
+    def over(self, rows: Sequence[int]) -> Reduction:
+        """As the kernels take it: the mean is a sum with a divisor."""
         weight, factor, divisor, reduction = self
         if reduction == "mean":
             divisor, reduction = divisor * max(math.prod(rows), 1), "sum"
-        return Reduction(dense(weight, dtype), dense(factor, dtype), divisor, reduction)
+        return Reduction(weight, factor, divisor, reduction)
 
     def new_result(self, rows: Sequence[int], like: Tensor) -> Tensor:
         return like.new_empty(rows if not self.total else (), dtype=compute_dtype(like.dtype))

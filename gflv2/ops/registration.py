@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gflv2.ops.checks import compute_dtype
 from gflv2.ops.implementation import implementation
-from gflv2.ops.one_pass import one_pass, ordinary
+from gflv2.ops.observed import ordinary
+from gflv2.ops.one_pass import one_pass
 
 _LIBRARY = torch.library.Library("gflv2", "FRAGMENT")
 _KEYS = ("CPU", "CUDA")
@@ -68,27 +69,21 @@ def wants_gradient(*arguments: Argument) -> bool:
     return False
 
 
-# How the memory of a gradient is laid out, and in which dtype it is formed.
+# How the memory of a gradient is laid out; its dtype is that of its tensor.
 def like_map(tensor: Tensor) -> Tensor:
-    """With the strides of its tensor, in its dtype."""
+    """With the strides of its tensor."""
     return torch.empty_like(tensor)
 
 
 def as_rows(tensor: Tensor) -> Tensor:
-    """Contiguous, in the dtype of its tensor."""
-    return tensor.new_empty(tensor.shape)
-
-
-def rounded(tensor: Tensor) -> Tensor:
-    """Contiguous; formed in the dtype of the arithmetic and rounded once, at the end."""
+    """Contiguous."""
     return tensor.new_empty(tensor.shape)
 
 
 class Operation:
     """A fused operation as torch knows it: ``gflv2::name``, ``gflv2::name_backward``, and how autograd joins them.
 
-    A call has tensors first (each a tensor, None, or a list of tensors), then settings, then the backend. Small tensors
-    may come in any dtype: their gradient is formed in the arithmetic's, and rounded once.
+    A call has tensors first (each a tensor, None, or a list of tensors), then settings, then the backend.
     """
 
     def __init__(
@@ -100,6 +95,8 @@ class Operation:
         new_results: Callable[..., Any],
         forward: Callable[..., None],
         returns: str = "Tensor",
+        small: Sequence[str] = (),
+        arithmetic: Callable[[torch.dtype], torch.dtype] = compute_dtype,
         gradients: dict[str, Callable[[Tensor], Tensor]] | None = None,
         backward: Callable[..., None] | None = None,
         module: str | None = None,
@@ -111,6 +108,9 @@ class Operation:
             tensors, settings: their schemas.
             new_results: takes a call's arguments without the backend, and returns the results' memory.
             forward: (kernels, results, *arguments) fills it. ``kernels`` is the backend's module.
+            small: the tensors that a call converts: contiguous, integers to int64, numbers to the dtype of the
+                arithmetic. Autograd records that, so that their gradient is rounded once.
+            arithmetic: gives this dtype from that of the first tensor.
             gradients: the differentiable tensors, in the order of ``tensors``, and the layout of their gradients.
             backward: (kernels, grad, gradients, results, *arguments) fills the gradients; those that are not wanted
                 are None, or empty lists. With ``grad`` None it means 1, and the results are filled too.
@@ -123,6 +123,7 @@ class Operation:
         self.new_results, self.fill, self.fill_gradients = new_results, forward, backward
         names = [argument.split()[-1] for argument in tensors.split(", ")]
         self._lists = [argument.startswith("Tensor[]") for argument in tensors.split(", ")]
+        self._small, self._arithmetic = [names.index(name) for name in small], arithmetic
         self.layouts = [(names.index(name), layout) for name, layout in (gradients or {}).items()]
         arguments = ", ".join(part for part in (tensors, settings, "str backend") if part)
         self.call = register(name, f"({arguments}) -> {returns}", self._run, self._fake)
@@ -137,15 +138,22 @@ class Operation:
         """Run it, recorded by autograd where one of the tensors needs that.
 
         Args:
+            tensors: lists where the schema has lists; `small` ones in any dtype.
             settings: the backend last.
         """
-        if not (self.layouts and wants_gradient(*(tensors[place] for place, _ in self.layouts))):
-            return self.call(*tensors, *settings)
+        dtype = self._arithmetic(_first(tensors[0]).dtype)
+        tensors = list(tensors)
+        for place in self._small:
+            if tensors[place] is not None:
+                tensors[place] = convert(tensors[place], dtype)
+        if not (torch.is_grad_enabled() and wants_gradient(*[tensors[place] for place, _ in self.layouts])):
+            run = self._run if ordinary(tensors) else self.call
+            return run(*tensors, *settings)
         # Flat: a list given to `apply` would get no gradient, silently.
         counts: list[int | None] = []
         flat: list[Tensor | None] = []
-        for tensor, several in zip(tensors, self._lists, strict=True):
-            if several:
+        for tensor in tensors:
+            if isinstance(tensor, (list, tuple)):
                 counts.append(len(tensor))
                 flat += tensor
             else:
@@ -201,14 +209,7 @@ class Operation:
         if not _has_elements(arguments[0]):
             return [gradient.zero_() for gradient in gradients]
         groups = self.grouped(gradients, arguments, needs)
-        dtype = compute_dtype(_first(arguments[0]).dtype)
-        waiting = []
-        for number, (_, new) in enumerate(self.layouts):
-            if new is rounded and groups[number] is not None:
-                groups[number] = formed(groups[number], dtype, waiting)
         self.fill_gradients(implementation(self.module, backend), grad.contiguous(), groups, None, *arguments)
-        for gradient, value in waiting:
-            gradient.copy_(value)
         return gradients
 
     def _fake_backward(self, grad: Tensor, *arguments: Argument) -> list[Tensor]:
@@ -217,7 +218,7 @@ class Operation:
 
 def _function_of(operation: Operation, together: bool) -> type[torch.autograd.Function]:
     """The autograd.Function of an operation."""
-    name, call, call_backward = operation.name, operation.call, operation.call_backward
+    name = operation.name
     places = [place for place, _ in operation.layouts]
 
     class Function(torch.autograd.Function):
@@ -228,7 +229,8 @@ def _function_of(operation: Operation, together: bool) -> type[torch.autograd.Fu
             arguments = regroup(flat, counts)
             ctx.one_pass = together and one_pass(settings[-1], settings[-2], *_flatten(arguments, places))
             if not ctx.one_pass:
-                return call(*arguments, *settings)
+                run = operation._run if ordinary(flat) else operation.call
+                return run(*arguments, *settings)
             arguments += settings[:-1]
             result, ctx.prepared = operation.with_gradients(arguments, settings[-1], _needs(ctx, counts, places)[0])
             return result
@@ -237,13 +239,16 @@ def _function_of(operation: Operation, together: bool) -> type[torch.autograd.Fu
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             refuse_double_backward(name)
             # Asked for once: under activation checkpointing each time computes forward anew.
-            arguments, settings = regroup(ctx.saved_tensors, ctx.counts), ctx.settings
+            saved = ctx.saved_tensors
+            arguments, settings = regroup(saved, ctx.counts), ctx.settings
             needs, spans = _needs(ctx, ctx.counts, places)
-            if ctx.one_pass and ordinary(grad):
+            plain = ordinary((grad, *saved))
+            if ctx.one_pass and plain:
                 given = [*arguments, *settings[:-1]]
                 gradients = prepared(ctx, grad, lambda: operation.with_gradients(given, settings[-1], needs)[1])
             else:
-                gradients = call_backward(grad, *arguments, *settings, needs)
+                run = operation._run_backward if plain else operation.call_backward
+                gradients = run(grad, *arguments, *settings, needs)
             flat: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
             first = 0
             for (begin, end), need in zip(spans, needs, strict=True):
@@ -307,15 +312,16 @@ def _flatten(arguments: Sequence[Argument], places: Sequence[int]) -> list[Tenso
     return flat
 
 
-def formed(group: Argument, dtype: torch.dtype, waiting: list[tuple[Tensor, Tensor]]) -> Argument:
-    """Memory in the dtype of the arithmetic; what must be rounded afterwards is added to ``waiting``."""
-    if isinstance(group, list):
-        return [formed(gradient, dtype, waiting) for gradient in group]
-    if group.dtype == dtype:
-        return group
-    memory = group.new_empty(group.shape, dtype=dtype)
-    waiting.append((group, memory))
-    return memory
+def convert(argument: Argument, dtype: torch.dtype) -> Argument:
+    """A small argument as kernels take it: contiguous; integers are int64, numbers have the dtype of the arithmetic."""
+    if argument is None:
+        return None
+    if isinstance(argument, (list, tuple)):
+        return [convert(tensor, dtype) for tensor in argument]
+    # Asking costs a third of what `to` does.
+    if (argument.dtype == dtype or argument.dtype == torch.int64) and argument.is_contiguous():
+        return argument
+    return argument.to(dtype if argument.is_floating_point() else torch.int64).contiguous()
 
 
 def _first(argument: Tensor | list[Tensor]) -> Tensor:

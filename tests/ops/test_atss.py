@@ -230,7 +230,7 @@ class TestMemory:
                 guarded.append(room)
                 outputs.append(room[32:-32].view(tensor.shape))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(module, "_new_outputs", lambda *_: tuple(outputs))
+                patch.setattr(module._atss, "new_results", lambda *_: tuple(outputs))
                 atss(boxes, labels, shapes, strides, **more)
         for room, tensor, expected in zip(guarded, outputs, want, strict=True):
             assert torch.equal(tensor, expected)
@@ -372,7 +372,7 @@ class TestHost:
     def test_opcheck(self, case: Case, backend: str) -> None:
         with running(backend) as device, pytest.MonkeyPatch.context() as patch:
             calls = []
-            patch.setattr(module.torch.ops.gflv2, "atss", lambda *arguments: calls.append(arguments) or (None,) * 3)
+            patch.setattr(module._atss, "call", lambda *arguments: calls.append(arguments) or (None,) * 3)
             arguments, more = case.but(counts=(3, 0), **FEW_LEVELS).inputs(device)
             atss(*arguments, **more)
             patch.undo()

@@ -193,7 +193,7 @@ class TestKernelPromises(Dfl, KernelPromises):
             arguments = (*call.tensors.values(), *how)
             torch.library.opcheck(torch.ops.gflv2.dfl.default, arguments)
             upstream = torch.ones_like(torch.ops.gflv2.dfl(*arguments))
-            torch.library.opcheck(torch.ops.gflv2.dfl_backward.default, (upstream, *arguments))
+            torch.library.opcheck(torch.ops.gflv2.dfl_backward.default, (upstream, *arguments, [True]))
 
 
 class TestArguments:

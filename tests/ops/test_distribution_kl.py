@@ -259,11 +259,11 @@ class TestKernelPromises(DistributionKL, KernelPromises):
         case = Case(rows=6, dtype=torch.float16, reduced=Reduced(True, factor, reduction))
         with running(backend) as device:
             call = case.call().to(device)
-            how = (call.keywords["weight"], call.keywords["avg_factor"], 1.0, reduction, backend)
-            arguments = (*call.tensors.values(), case.temperature, *how)
+            tensors = (*call.tensors.values(), call.keywords["weight"], call.keywords["avg_factor"])
+            arguments = (*tensors, case.temperature, 1.0, reduction, backend)
             torch.library.opcheck(torch.ops.gflv2.distribution_kl.default, arguments)
             upstream = torch.ones_like(torch.ops.gflv2.distribution_kl(*arguments))
-            torch.library.opcheck(torch.ops.gflv2.distribution_kl_backward.default, (upstream, *arguments))
+            torch.library.opcheck(torch.ops.gflv2.distribution_kl_backward.default, (upstream, *arguments, [True]))
 
 
 class TestArguments:

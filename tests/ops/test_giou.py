@@ -148,7 +148,7 @@ class TestMemory:
             call = Case(layout="sliced", dtype=dtype, reduced=NO_SUM).call().to(device)
             pred, target = call.tensors["pred"], call.tensors["target"].to(kind).contiguous()
             how = Reduction(call.keywords["weight"], None, 1.0, "sum" if total else "none")
-            arguments = (pred, target, loss, 1e-6, *how, backend)
+            arguments = (pred, target, how.weight, None, loss, 1e-6, 1.0, how.reduction, backend)
             want = torch.ops.gflv2.giou(*arguments)
             grads = torch.ops.gflv2.giou_backward(cotangent(want), *arguments, [True, True])
             kernels = implementation("giou", backend)
@@ -206,8 +206,8 @@ class TestKernelPromisesOfGiou(Giou, KernelPromises):
     def test_opcheck(self, reduction: str, loss: bool, backend: str) -> None:
         with running(backend) as device:
             call = Case(rows=6, dtype=torch.float16).call().to(device)
-            how = (call.keywords["weight"], call.keywords["avg_factor"], 1.0, reduction, backend)
-            arguments = (*call.tensors.values(), loss, 1e-6, *how)
+            tensors = (*call.tensors.values(), call.keywords["weight"], call.keywords["avg_factor"])
+            arguments = (*tensors, loss, 1e-6, 1.0, reduction, backend)
             torch.library.opcheck(torch.ops.gflv2.giou.default, arguments)
             upstream = torch.ones_like(torch.ops.gflv2.giou(*arguments))
             for needs in ([True, True], [True, False], [False, True]):

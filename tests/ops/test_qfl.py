@@ -329,8 +329,8 @@ class TestKernelPromises(Qfl, KernelPromises):
             call = case.call().to(device)
             *values, labels, scores = call.tensors.values()
             quality = values.pop() if form == "class_logits" else None
-            how = (form, 2.0, call.keywords["weight"], None, 1.0, "none", backend)
-            arguments = (values, quality, labels, scores, *how)
+            tensors = (values, quality, labels, scores, call.keywords["weight"], None)
+            arguments = (*tensors, form, 2.0, 1.0, "none", backend)
             torch.library.opcheck(torch.ops.gflv2.qfl.default, arguments)
             upstream = torch.ones_like(torch.ops.gflv2.qfl(*arguments))
             for needs in [[True, quality is not None], [False, quality is not None]]:

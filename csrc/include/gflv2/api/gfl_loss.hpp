@@ -22,21 +22,21 @@ struct BoxLossArguments {
     double offset;
     const void* boxes;              // (B, A, 4) S in pixels
     const void* weights;            // (B, A) S; only points with a weight above 0 count
-    const void* normaliser;         // () S: W
+    const void* normalisers;        // (2,) S: N_pos, W
     double factors[2];              // of the GIoU loss, of the DFL (the mean over the sides included)
     void* sides;                    // (B, A, 4, 2) S: weight · ∂(1 − GIoU)/∂distance, target of DFL in bins; 0 elsewhere
-    void* losses;                   // (2,) S: GIoU loss, DFL
+    void* losses[2];                // () S each: GIoU loss, DFL
     void* workspace;                // CUDA: box_loss_forward_workspace() bytes
 };
 
 // What forward leaves for backward, with the upstream gradients.
 struct SavedBoxLoss {
-    const void* sides;        // (B, A, 4, 2) S, as forward wrote them
-    const void* weights;      // (B, A) S; only points with a weight above 0 count
-    const void* projection;   // (R,) S
-    const void* grad_losses;  // (2,) S: upstream gradients of the GIoU loss and of DFL
-    const void* normaliser;   // () S: W
-    double factors[2];        // of the two losses
+    const void* sides;           // (B, A, 4, 2) S, as forward wrote them
+    const void* weights;         // (B, A) S; only points with a weight above 0 count
+    const void* projection;      // (R,) S
+    const void* grad_losses[2];  // () S each: upstream gradients of the GIoU loss and of DFL
+    const void* normalisers;     // (2,) S: N_pos, W
+    double factors[2];           // of the two losses
 };
 
 struct BoxLossBackwardArguments {
