@@ -177,8 +177,10 @@ class CMakeBuild(build_ext):
             self.record["cuda"].update(built["cuda"], built=True)
 
 
+# In a checkout gflv2/kernels and gflv2/configs are links to the top-level folders, which packages are built from; an
+# sdist has the folders alone.
 setup(
-    packages=[*find_packages(include=["gflv2", "gflv2.*"]), "gflv2.kernels", "gflv2.configs"],
+    packages=sorted({*find_packages(include=["gflv2", "gflv2.*"]), "gflv2.kernels", "gflv2.configs"}),
     package_dir={"gflv2": "gflv2", "gflv2.kernels": "kernels", "gflv2.configs": "configs"},
     # `optional`: setuptools then accepts that the library may be absent.
     ext_modules=[Extension("gflv2._native", sources=[], optional=True)],

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import difflib
 import importlib
 import json
@@ -18,9 +17,12 @@ import sys
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gflv2 import __version__
+from gflv2.version import __version__
+
+if TYPE_CHECKING:
+    from gflv2.detector import GFLV2
 
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 _USER_ERRORS = (OSError, ValueError, TypeError, ModuleNotFoundError)
@@ -118,66 +120,21 @@ def parse_overrides(raw: dict[str, str]) -> dict[str, Any]:
     Raises:
         UsageError: an unknown key (the message names the nearest) or a value of another type.
     """
-    from gflv2.config import Config
-
-    known = _settings(Config)
-    for key in raw:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            section = [other for other in known if other.startswith(key + ".")]
-            hint = f"; did you mean --{near[0]}?" if near and not section else ""
-            hint = f": it is a section, of {', '.join(section)}" if section else hint
-            raise UsageError(f"unknown setting --{key}{hint} (gflv2 configs NAME prints all)")
-    from gflv2.extras import missing_package
+    from gflv2.config import parse_setting
 
     try:
-        import jsonargparse
-    except ModuleNotFoundError as error:
-        raise missing_package(error, "gflv2's command line") from error
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_class_arguments(Config)
-    values = {}
-    for key, text in raw.items():
-        try:
-            parsed = parser.parse_args([f"--{key}={text}"], defaults=False)
-        except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
-            raise UsageError(f"--{key}: expected {_type_name(known[key][0])}, got {text!r}") from error
-        values[key] = parsed.as_flat().__dict__[key]
-    return values
-
-
-def _settings(cls: type, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted key → (type, default) of every setting."""
-    found: dict[str, tuple[Any, Any]] = {}
-    default, hints = cls(), typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            found.update(_settings(hint, f"{prefix}{field.name}."))
-        else:
-            found[prefix + field.name] = hint, getattr(default, field.name)
-    return found
-
-
-def _type_name(hint: Any) -> str:
-    text = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
-    names = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
-    parts = [part.strip() for part in (text or str(hint)).split("|")]
-    shown = []
-    for part in parts:
-        inner = re.fullmatch(r"list\[(\w+)\]", part)
-        plural = {"int": "integers, for example [480,640]", "float": "numbers, for example [1,2,0.25]"}
-        shown.append(f"a list of {plural.get(inner[1], inner[1])}" if inner else names.get(part, "null"))
-    return " or ".join(shown)
+        return {key: parse_setting(key, text, "--") for key, text in raw.items()}
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
 
 
 def _settings_help() -> str:
-    from gflv2.config import Config
+    from gflv2.config import settings
 
     lines = ["settings, as --SECTION.KEY VALUE (lists as [1,2], nothing as null); here with the general defaults,", ""]
     lines[0] += "\n`gflv2 configs NAME` prints those of a configuration:"
     sections = ("model.", "data.", "train.", "test.")
-    for key, (_, default) in _settings(Config).items():
+    for key, (_, default) in settings().items():
         if key.startswith(sections):
             lines.append(f"  --{key:<34} {json.dumps(default)}")
     return "\n".join(lines)
@@ -224,10 +181,7 @@ def _val(options: argparse.Namespace) -> None:
         progress=options.progress,
         save_detections=options.detections,
     )
-    print(result)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result.to_dict(), indent=2))
+    _show(result, options.json)
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -249,7 +203,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from gflv2.models.checkpoint import convert
+    from gflv2.checkpoint import convert
 
     path = convert(
         options.source,
@@ -266,38 +220,45 @@ def _bench(options: argparse.Namespace) -> None:
     from gflv2.engine.bench import bench
 
     result = bench(
-        options.config,
-        weights=options.weights,
-        overrides=options.overrides,
+        _model(options.config, options.weights, options.overrides, options.device, trained=False),
         batch_size=options.batch_size,
         image_size=options.size,
-        device=options.device,
         precision=options.precision,
         channels_last=options.channels_last,
         seconds=options.seconds,
     )
+    _show(result, options.json)
+
+
+def _show(result: Any, path: Path | None) -> None:
+    """Print a result, and write its numbers to a file where one is named."""
     print(result)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result.to_dict(), indent=2))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result.to_dict(), indent=2))
 
 
-def _model(source: str | Path, weights: str | None, overrides: dict[str, Any], device: str | None) -> Any:
-    """The detector of a configuration and weights, or of weights that carry their configuration."""
+def _model(
+    source: str | Path, weights: str | None, overrides: dict[str, Any], device: str | None, *, trained: bool = True
+) -> GFLV2:
+    """The detector of a configuration and weights, or of weights that carry their configuration.
+
+    ``trained``: a configuration without weights is an error.
+    """
     import torch
 
-    from gflv2.config import config_names, load_config
-    from gflv2.models.detector import GFLV2
+    from gflv2.config import list_models, load_config
+    from gflv2.detector import GFLV2
 
-    is_config = str(source) in config_names() or Path(source).suffix in (".yaml", ".yml")
+    is_config = str(source) in list_models() or Path(source).suffix in (".yaml", ".yml")
     if is_config:
         load_config(source)  # a wrong name or key is told before a missing file
-        if weights is None:
+        if weights is None and trained:
             raise UsageError(f"--weights: expected a checkpoint for the configuration {str(source)!r}, got none")
     elif weights is None or weights == source:
         source, weights = None, source
         if not Path(weights).is_file():
-            near = difflib.get_close_matches(str(weights), config_names(), n=1)
+            near = difflib.get_close_matches(str(weights), list_models(), n=1)
             hint = f"; did you mean the configuration {near[0]!r}?" if near else ""
             raise FileNotFoundError(f"{str(weights)!r} is neither a file of weights nor a configuration{hint}")
     settings = {key.replace(".", "__"): value for key, value in overrides.items()}
@@ -308,7 +269,7 @@ def _model(source: str | Path, weights: str | None, overrides: dict[str, Any], d
 
 
 def _configs(options: argparse.Namespace) -> None:
-    from gflv2.config import config_names, load_config
+    from gflv2.config import list_models, load_config
 
     if options.name is not None:
         import yaml
@@ -316,7 +277,7 @@ def _configs(options: argparse.Namespace) -> None:
         print(yaml.safe_dump(load_config(options.name).to_dict(), sort_keys=False), end="")
         return
     rows = [("name", "backbone", "authors' AP: minival", "test-dev", "authors' FPS, RTX 2080 Ti")]
-    for name in config_names():
+    for name in list_models():
         config = load_config(name)
         numbers = (config.authors.ap_minival, config.authors.ap_test_dev, config.authors.fps_2080ti)
         rows.append((name, config.model.backbone.name, *("–" if n is None else f"{n:.1f}" for n in numbers)))

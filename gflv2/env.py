@@ -21,7 +21,7 @@ from typing import Any
 _FOLDER = Path(__file__).resolve().parent
 # What a bug report needs to name; the core first, then the extras.
 _PACKAGES = (
-    "torch numpy triton torchvision timm lightning torchmetrics pycocotools jsonargparse matplotlib onnx onnxruntime"
+    "torch numpy triton torchvision timm lightning pycocotools jsonargparse matplotlib onnx onnxruntime"
 ).split()
 _OPTIONS = ("GFLV2_", "TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 

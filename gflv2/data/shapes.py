@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from gflv2.sides import SIDES
+
 CLASS_NAMES = ("ellipse", "rectangle", "triangle", "star", "cross")
-SIDES = ("left", "top", "right", "bottom")
 
 _FINE = 4  # masks are drawn this many times larger and averaged: smooth edges, and boxes exact to a quarter of a pixel
 _BAND = 0.15  # the part of the box next to a side that has to be visible for the side to be seen

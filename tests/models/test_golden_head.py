@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from gflv2.models.head import GFLHead
-from gflv2.models.towers import HeadOutput
+from gflv2.models.dense_head import HeadOutput
+from gflv2.models.gfl_head import GFLHead
 from gflv2.ops import gfl_loss, normalisers
 from tests.models.fill import without_gradient
 from tests.shared import Golden, golden, golden_cases, head_weights, rounding_of_scale

@@ -5,19 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from gflv2.engine.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
+from gflv2.engine.cuda_graph.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
+from gflv2.models.detector import SingleStageDetector
 from gflv2.ops.atss import check_padded_sizes
 from gflv2.ops.checks import bad_type, bad_value, check_count, check_number, check_tensor
 from gflv2.ops.reduction import INTEGERS
-
-if TYPE_CHECKING:
-    from gflv2.models.detector import GFLV2
 
 
 class CapturedTrainingStep:
@@ -33,7 +31,7 @@ class CapturedTrainingStep:
         optimizer: SGD with ``fused=True``; Adam or AdamW with ``capturable=True``; with a scaler fused in any case.
         shape: (B, 3, H, W) of the images.
         max_boxes: of one image.
-        padded_sizes: as `GFLV2.loss`, of every batch to come; None: all cells count.
+        padded_sizes: as ``model.loss``, of every batch to come; None: all cells count.
         max_ignore_boxes: of one image; for models whose ``ignore_iof_thr`` > 0.
         autocast: None, ``torch.bfloat16`` or ``torch.float16``: what forward and losses run in.
         scaler: a ``torch.amp.GradScaler``; its scale is updated within the step.
@@ -49,7 +47,7 @@ class CapturedTrainingStep:
 
     def __init__(
         self,
-        model: GFLV2,
+        model: SingleStageDetector,
         optimizer: Optimizer,
         shape: Sequence[int],
         *,
@@ -103,7 +101,7 @@ class CapturedTrainingStep:
             self._warm_up(warmup, before)
             self._replay.record()
         except BaseException:
-            # Out of memory, for one: the caller goes on with what he had.
+            # Out of memory, for one: the caller's optimiser must work as before.
             _set_rates(optimizer, rates)
             self._forget_gradients()
             raise
@@ -113,7 +111,7 @@ class CapturedTrainingStep:
         """A few steps, and everything as before them."""
         device = self._images.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
-            # PyTorch wonders why an optimiser made for graphs runs without one.
+            # PyTorch warns that an optimiser made for graphs runs without one; here that is meant.
             warnings.filterwarnings("ignore", message=r".*constructed with capturable=True.*")
             try:
                 self._replay.warm_up(steps)
@@ -140,7 +138,7 @@ class CapturedTrainingStep:
                 ``ignore_iof_thr`` is 0.
 
         Returns:
-            The weighted losses as `GFLV2.loss`, 0-d, of the weights before the step; without gradients.
+            The weighted losses as ``model.loss``, 0-d, of the weights before the step; without gradients.
         """
         self.copy_in(images, boxes, labels, counts=counts, ignore_boxes=ignore_boxes)
         return self.run()
@@ -163,7 +161,7 @@ class CapturedTrainingStep:
             self._check_padded(boxes, labels, counts)
         else:
             self._check_ragged(boxes, labels, counts)
-        ignoring = ignore_boxes is not None and self._model.bbox_head.ignore_iof_thr > 0
+        ignoring = ignore_boxes is not None and self._model.bbox_head.assigner.ignore_iof_thr > 0
         if ignoring:
             slots = 0 if self._ignore_boxes is None else self._ignore_boxes.shape[1]
             _check_list(ignore_boxes, "ignore_boxes", len(static), slots, "max_ignore_boxes", (4,), self._boxes)
@@ -247,7 +245,7 @@ class CapturedTrainingStep:
 class _State:
     """What a training step changes, and its way back."""
 
-    def __init__(self, model: GFLV2, optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
+    def __init__(self, model: SingleStageDetector, optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
         self._optimizer, self._scaler = optimizer, scaler
         trained = (p for group in optimizer.param_groups for p in group["params"])
         tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers(), trained)}

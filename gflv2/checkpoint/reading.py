@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gflv2.models.checkpoint.errors import CheckpointError, shorten
-from gflv2.models.checkpoint.inert import Inert, stand_ins
+from gflv2.checkpoint.errors import CheckpointError, shorten
+from gflv2.checkpoint.inert import Inert, stand_ins
 
 FORMAT = "gflv2"
 VERSION = 1

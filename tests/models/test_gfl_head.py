@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gflv2.models.atss_head import ATSSHead
-from gflv2.models.head import GFLHead
+from gflv2.models.gfl_head import GFLHead
 from gflv2.ops import dgqp, dgqp_statistics
 from tests.models.fill import without_gradient
 
