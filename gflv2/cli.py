@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from gflv2.detector import GFLV2
 
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
+# What the command line keeps to itself; what it builds the model from.
+_OWN = ("run", "takes_overrides", "traceback", "json")
+_OF_THE_MODEL = ("config", "weights", "overrides", "device")
 _USER_ERRORS = (OSError, ValueError, TypeError, ModuleNotFoundError)
 
 
@@ -60,9 +63,10 @@ def _run(arguments: Sequence[str]) -> int:
         return importlib.import_module(f"gflv2.{arguments[0]}").main(list(arguments[1:])) or 0
     rest, raw = _split_overrides(arguments)
     options = _parser().parse_args(rest)
-    if raw and not getattr(options, "takes_overrides", False):
+    if "takes_overrides" in options:
+        options.overrides = parse_overrides(raw)
+    elif raw:
         raise UsageError(f"unrecognized argument --{next(iter(raw))}")
-    options.overrides = parse_overrides(raw) if raw else {}
     return options.run(options) or 0
 
 
@@ -143,61 +147,32 @@ def _settings_help() -> str:
 # ---- the verbs ----------------------------------------------------------------
 
 
+def _hand_on(function: Callable[..., Any], options: argparse.Namespace, *model: Any) -> Any:
+    """Call a verb's function; the command line's options have the names of its arguments."""
+    given = {name: value for name, value in vars(options).items() if name not in _OWN}
+    if model:
+        given = {name: value for name, value in given.items() if name not in _OF_THE_MODEL}
+    return function(*model, **given)
+
+
 def _train(options: argparse.Namespace) -> None:
     from gflv2.engine.train import train
 
-    train(
-        options.config,
-        train_data=options.train,
-        val_data=options.val,
-        train_images=options.train_images,
-        val_images=options.val_images,
-        overrides=options.overrides,
-        weights=options.weights,
-        pretrained=options.pretrained,
-        resume=options.resume,
-        output=options.output,
-        overwrite=options.overwrite,
-        accelerator=options.accelerator,
-        devices=options.devices,
-        num_nodes=options.num_nodes,
-        max_steps=options.max_steps,
-        limit_train_batches=options.limit_train_batches,
-        limit_val_batches=options.limit_val_batches,
-        progress=options.progress,
-    )
+    _hand_on(train, options)
 
 
 def _val(options: argparse.Namespace) -> None:
     from gflv2.engine.evaluate import evaluate
 
-    model = _model(options.model, options.weights, options.overrides, options.device)
-    result = evaluate(
-        model,
-        options.data,
-        image_dir=options.images,
-        batch_size=options.batch_size,
-        engine=options.engine,
-        progress=options.progress,
-        save_detections=options.detections,
-    )
-    _show(result, options.json)
+    model = _model(options.config, options.weights, options.overrides, options.device)
+    _show(_hand_on(evaluate, options, model), options.json)
 
 
 def _predict(options: argparse.Namespace) -> int:
     from gflv2.engine.predict import predict_files
 
     model = _model(options.config or options.weights, options.weights, options.overrides, options.device)
-    report = predict_files(
-        model,
-        options.files,
-        options.output,
-        threshold=options.threshold,
-        batch_size=options.batch_size,
-        distributions=options.distributions,
-        pictures=options.pictures,
-        progress=options.progress,
-    )
+    report = _hand_on(predict_files, options, model)
     print(report)
     return 1 if report.failures else 0  # the other images were predicted all the same
 
@@ -205,29 +180,14 @@ def _predict(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> None:
     from gflv2.checkpoint import convert
 
-    path = convert(
-        options.source,
-        options.target,
-        options.layout,
-        background=options.background,
-        config=options.config,
-        ema=options.ema,
-    )
-    print(f"wrote {path}")
+    print(f"wrote {_hand_on(convert, options)}")
 
 
 def _bench(options: argparse.Namespace) -> None:
     from gflv2.engine.bench import bench
 
-    result = bench(
-        _model(options.config, options.weights, options.overrides, options.device, trained=False),
-        batch_size=options.batch_size,
-        image_size=options.size,
-        precision=options.precision,
-        channels_last=options.channels_last,
-        seconds=options.seconds,
-    )
-    _show(result, options.json)
+    model = _model(options.config, options.weights, options.overrides, options.device, trained=False)
+    _show(_hand_on(bench, options, model), options.json)
 
 
 def _show(result: Any, path: Path | None) -> None:
@@ -356,8 +316,10 @@ def _add_train(verbs: Any) -> None:
         help="a name that `gflv2 configs` lists, or a YAML file (--resume: by default the run's)",
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--train", metavar="JSON", help="COCO annotations of the training set")
-    data.add_argument("--val", metavar="JSON", help="COCO annotations for the evaluation of each epoch")
+    data.add_argument("--train", dest="train_data", metavar="JSON", help="COCO annotations of the training set")
+    data.add_argument(
+        "--val", dest="val_data", metavar="JSON", help="COCO annotations for the evaluation of each epoch"
+    )
     data.add_argument(
         "--train-images", metavar="FOLDER", help="images of --train (default: looked for beside the file)"
     )
@@ -398,14 +360,20 @@ def _add_val(verbs: Any) -> None:
     note = "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.01."
     parser = _verb(verbs, "val", _val, "evaluate a detector on COCO data: overall, per size, per class", epilog=note)
     parser.add_argument(
-        "model", metavar="CONFIG|WEIGHTS", help="a checkpoint of gflv2, or a configuration with --weights"
+        "config", metavar="CONFIG|WEIGHTS", help="a checkpoint of gflv2, or a configuration with --weights"
     )
     parser.add_argument("--data", required=True, metavar="JSON", help="COCO annotations")
-    parser.add_argument("--images", metavar="FOLDER", help="their images (default: looked for beside the file)")
+    parser.add_argument(
+        "--images", dest="image_dir", metavar="FOLDER", help="their images (default: looked for beside the file)"
+    )
     parser.add_argument("--weights", metavar="FILE", help="checkpoint for a configuration")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument(
-        "--detections", type=Path, metavar="FILE", help="write the detections to this file (COCO results)"
+        "--detections",
+        dest="save_detections",
+        type=Path,
+        metavar="FILE",
+        help="write the detections to this file (COCO results)",
     )
     parser.add_argument("--engine", default="pycocotools", choices=("pycocotools", "faster-coco-eval"))
     _add_model_options(parser)
@@ -414,7 +382,7 @@ def _add_val(verbs: Any) -> None:
 def _add_predict(verbs: Any) -> None:
     note = "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.2."
     parser = _verb(verbs, "predict", _predict, "detect objects in images: pictures and one JSON file", epilog=note)
-    parser.add_argument("files", nargs="+", metavar="FILE|FOLDER|PATTERN", help="images")
+    parser.add_argument("patterns", nargs="+", metavar="FILE|FOLDER|PATTERN", help="images")
     parser.add_argument(
         "--weights", required=True, metavar="FILE", help="checkpoint; those of gflv2 carry their configuration"
     )
@@ -436,6 +404,7 @@ def _add_bench(verbs: Any) -> None:
     parser.add_argument("--batch-size", type=_positive, default=1, metavar="N")
     parser.add_argument(
         "--size",
+        dest="image_size",
         nargs=2,
         type=_positive,
         metavar=("HEIGHT", "WIDTH"),
@@ -451,7 +420,7 @@ def _add_bench(verbs: Any) -> None:
 def _add_convert(verbs: Any) -> None:
     parser = _verb(verbs, "convert", _convert, "write a checkpoint in another layout, by default the authors'")
     parser.add_argument("source", metavar="SOURCE", help="a checkpoint of gflv2, the authors, mmengine, Lightning, …")
-    parser.add_argument("target", metavar="TARGET", help="the file to write")
+    parser.add_argument("path", metavar="TARGET", help="the file to write")
     parser.add_argument("--layout", default="official", choices=("official", "mmengine", "gflv2", "state_dict"))
     parser.add_argument(
         "--background",

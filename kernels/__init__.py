@@ -1,1 +1,1 @@
-"""The Triton kernels, one file per operation. Import them as ``gflv2.kernels``: in a checkout that is a link to here."""
+"""The Triton kernels, one file per operation; import them as ``gflv2.kernels``, in a checkout a link to this folder."""

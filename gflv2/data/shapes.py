@@ -190,21 +190,9 @@ def _outline(rng: np.random.Generator, name: str) -> np.ndarray:
         corners = 0.8 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=float)
     else:  # cross
         a = 0.3
-        arms = [
-            [-a, -1],
-            [a, -1],
-            [a, -a],
-            [1, -a],
-            [1, a],
-            [a, a],
-            [a, 1],
-            [-a, 1],
-            [-a, a],
-            [-1, a],
-            [-1, -a],
-            [-a, -a],
-        ]
-        corners = np.array(arms, dtype=float)
+        arm = np.array([[-a, -1], [a, -1], [a, -a]])
+        quarters = ([[1, 0], [0, 1]], [[0, 1], [-1, 0]], [[-1, 0], [0, -1]], [[0, -1], [1, 0]])
+        corners = np.concatenate([arm @ np.array(turn, dtype=float) for turn in quarters])
     stretch = math.exp(rng.uniform(-0.35, 0.35))
     corners = corners * (stretch, 1 / stretch)
     # Rectangles and crosses are turned little, so that many box sides coincide with an edge.

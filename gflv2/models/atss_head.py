@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from gflv2.extras import missing_package
 from gflv2.models.conv import init_normal
 from gflv2.models.dense_head import CLASS_PRIOR_BIAS, TEST, DenseHead, HeadOutput, shapes_of, split_levels
-from gflv2.ops import Decoded, giou, normalisers
+from gflv2.ops import Assignment, Decoded, giou, normalisers
 from gflv2.ops.checks import bad_value, compute_dtype
 from gflv2.ops.levels import flatten_levels
 from gflv2.ops.reference.boxes import boxes_to_distances, pad_boxes, points_of_levels, strides_of_points, valid_cells
@@ -90,17 +90,15 @@ class ATSSHead(DenseHead):
         ]
         return deltas_to_boxes(flatten_levels(scaled), points, ANCHOR_SCALE * strides)
 
-    def loss(
+    def losses(
         self,
         output: HeadOutput,
+        assignment: Assignment,
         boxes: Sequence[Tensor] | Tensor,
-        labels: Sequence[Tensor] | Tensor,
         padded_sizes: Sequence[tuple[int, int]] | None = None,
-        ignore_boxes: Sequence[Tensor] | Tensor | None = None,
         counts: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Focal, GIoU and centerness loss as 0-d tensors; arguments as ``GFLHead.loss``."""
-        assignment = self.assign(output, boxes, labels, padded_sizes, ignore_boxes, counts)
+        """Focal, GIoU and centerness loss of an assignment; arguments as ``GFLHead.targets``."""
         points, _ = self._geometry(output)
         predicted = self.boxes(output)
         positive = assignment.index > 0

@@ -59,7 +59,7 @@ class DenseHead(nn.Module):
     """Two towers shared by all levels, for classes and boxes: each ``stacked_convs`` × [3×3 convolution → GroupNorm →
     ReLU].
 
-    A head of this kind adds ``forward`` (levels → ``HeadOutput``), ``loss`` and ``decode``.
+    A head of this kind adds ``forward`` (levels → ``HeadOutput``), ``losses`` (of an assignment) and ``decode``.
     """
 
     loss_names: str  # of the three losses that ``loss_weights`` weighs, for messages
@@ -123,21 +123,39 @@ class DenseHead(nn.Module):
         output: HeadOutput,
         boxes: Sequence[Tensor] | Tensor,
         labels: Sequence[Tensor] | Tensor,
-        padded_sizes: Sequence[tuple[int, int]] | None,
-        ignore_boxes: Sequence[Tensor] | Tensor | None,
+        padded_sizes: Sequence[tuple[int, int]] | None = None,
+        ignore_boxes: Sequence[Tensor] | Tensor | None = None,
         counts: Tensor | None = None,
     ) -> Assignment:
-        """ATSS (arXiv 1912.02424) over all levels of the batch."""
+        """ATSS (arXiv 1912.02424) over all levels of the batch. Arguments as ``loss``."""
+        options = {"padded_sizes": padded_sizes, "ignore_boxes": ignore_boxes, "counts": counts}
         with torch.no_grad():
-            return self.assigner(
-                boxes,
-                labels,
-                shapes_of(output.class_logits),
-                self.strides,
-                padded_sizes=padded_sizes,
-                ignore_boxes=ignore_boxes,
-                counts=counts,
-            )
+            return self.assigner(boxes, labels, shapes_of(output.class_logits), self.strides, **options)
+
+    def loss(
+        self,
+        output: HeadOutput,
+        boxes: Sequence[Tensor] | Tensor,
+        labels: Sequence[Tensor] | Tensor,
+        padded_sizes: Sequence[tuple[int, int]] | None = None,
+        ignore_boxes: Sequence[Tensor] | Tensor | None = None,
+        counts: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The three weighted losses of a batch as 0-d tensors; their sum is to be minimised.
+
+        Args:
+            output: of ``forward``.
+            boxes: B tensors (G_i, 4), xyxy in pixels of the network's input. G_i may be 0. Or one tensor (B, G, 4),
+                padded, with ``counts``.
+            labels: B tensors (G_i,), int64, 0 … C − 1. Or one (B, G).
+            padded_sizes: (height, width) of each image after its own padding; points beyond it do not count. None: all
+                count.
+            ignore_boxes: B tensors (·, 4), or one (B, K, 4); points inside them do not count where
+                ``ignore_iof_thr`` > 0.
+            counts: (B,) integers: how many of the padded boxes of each image exist.
+        """
+        assignment = self.assign(output, boxes, labels, padded_sizes, ignore_boxes, counts)
+        return self.losses(output, assignment, boxes, padded_sizes, counts)
 
     def detect(
         self,

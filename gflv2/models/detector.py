@@ -73,7 +73,7 @@ class SingleStageDetector(nn.Module):
         ignore_boxes: Sequence[Tensor] | Tensor | None = None,
         counts: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted losses of a batch; minimise their sum. Arguments as ``GFLHead.loss``."""
+        """The weighted losses of a batch; minimise their sum. Arguments as ``DenseHead.loss``."""
         return self.bbox_head.loss(self(images), boxes, labels, padded_sizes, ignore_boxes, counts)
 
     @torch.no_grad()
@@ -91,7 +91,7 @@ class SingleStageDetector(nn.Module):
     ) -> list[Detections]:
         """Detections of each image, best first. Settings that are None come from ``config.test``.
 
-        Switch to ``eval()`` first: dropout and the like would be active otherwise. Arguments as ``GFLHead.detect``.
+        Switch to ``eval()`` first: dropout and the like would be active otherwise. Arguments as ``DenseHead.detect``.
         """
         options = self.config.test.options(
             pre_topk=pre_topk, score_thr=score_thr, iou_thr=iou_thr, max_detections=max_detections

@@ -13,7 +13,18 @@ from gflv2.models.conv import init_normal
 from gflv2.models.dense_head import CLASS_PRIOR_BIAS, TEST, DenseHead, HeadOutput, split_levels
 from gflv2.nn import Integral
 from gflv2.nn.quality import QualityPredictor, statistics_width
-from gflv2.ops import Decoded, GFLTargets, Predictor, decode, dgqp, dgqp_statistics, gfl_loss, gfl_targets, normalisers
+from gflv2.ops import (
+    Assignment,
+    Decoded,
+    GFLTargets,
+    Predictor,
+    decode,
+    dgqp,
+    dgqp_statistics,
+    gfl_loss,
+    gfl_targets,
+    normalisers,
+)
 from gflv2.ops.checks import bad_value, check_choice
 
 
@@ -159,14 +170,12 @@ class GFLHead(DenseHead):
     def targets(
         self,
         output: HeadOutput,
+        assignment: Assignment,
         boxes: Sequence[Tensor] | Tensor,
-        labels: Sequence[Tensor] | Tensor,
         padded_sizes: Sequence[tuple[int, int]] | None = None,
-        ignore_boxes: Sequence[Tensor] | Tensor | None = None,
         counts: Tensor | None = None,
     ) -> GFLTargets:
-        """Assignment, IoU targets and weights of all points; constants. Arguments as ``loss``."""
-        assignment = self.assign(output, boxes, labels, padded_sizes, ignore_boxes, counts)
+        """IoU targets and weights of all points, constants; ``assignment`` is of ``assign``, the rest as ``loss``."""
         return gfl_targets(
             output.class_logits,
             output.box_logits,
@@ -177,35 +186,14 @@ class GFLHead(DenseHead):
             **self._arguments(output),
         )
 
-    def loss(
-        self,
-        output: HeadOutput,
-        boxes: Sequence[Tensor] | Tensor,
-        labels: Sequence[Tensor] | Tensor,
-        padded_sizes: Sequence[tuple[int, int]] | None = None,
-        ignore_boxes: Sequence[Tensor] | Tensor | None = None,
-        counts: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The three weighted losses of a batch as 0-d tensors; their sum is to be minimised.
-
-        Args:
-            output: of ``forward``.
-            boxes: B tensors (G_i, 4), xyxy in pixels of the network's input. G_i may be 0. Or one tensor (B, G, 4),
-                padded, with ``counts``.
-            labels: B tensors (G_i,), int64, 0 … C − 1. Or one (B, G).
-            padded_sizes: (height, width) of each image after its own padding; points beyond it do not count. None: all
-                count.
-            ignore_boxes: B tensors (·, 4), or one (B, K, 4); points inside them do not count where
-                ``ignore_iof_thr`` > 0.
-            counts: (B,) integers: how many of the padded boxes of each image exist.
-        """
-        targets = self.targets(output, boxes, labels, padded_sizes, ignore_boxes, counts)
-        norms = normalisers(targets.sums, weight_floor=self.weight_floor)
+    def losses(self, output: HeadOutput, assignment: Assignment, *truth: Any) -> dict[str, Tensor]:
+        """QFL, GIoU and DFL of an assignment; arguments as ``targets``."""
+        targets = self.targets(output, assignment, *truth)
         losses = gfl_loss(
             output.class_logits,
             output.box_logits,
             targets,
-            norms,
+            normalisers(targets.sums, weight_floor=self.weight_floor),
             beta=self.beta,
             loss_weights=self.loss_weights,
             **self._arguments(output),
