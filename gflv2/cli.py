@@ -38,8 +38,8 @@ class UsageError(ValueError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0, 1 (failed while running) or 2 (the user's error)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Read when torch is imported. Threads that spin while they wait steal the processor from the data workers, and from
-    # everybody on a shared machine: a training step took 11 s instead of 1.3 s on two busy cores.
+    # OpenMP reads this when torch is imported. Threads that spin while they wait take processor time from the data
+    # workers and from other programs: on two busy cores a training step took 11 s instead of 1.3 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     traceback = "--traceback" in arguments or os.environ.get("GFLV2_TRACEBACK", "0") == "1"
     arguments = [argument for argument in arguments if argument != "--traceback"]

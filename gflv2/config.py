@@ -68,8 +68,8 @@ class HeadConfig:
     add_mean: bool = True
     add_variance: bool = False
     reg_channels: int = 64
-    # Start of reg_conf: "normal" as the authors, N(0, 0.01); "kaiming" for Adam, whose equal steps drive the ReLUs
-    # that start so near 0 below it, from where they do not return: the quality becomes a constant.
+    # Start of reg_conf. "normal": N(0, 0.01), as the authors. "kaiming": for Adam, whose first steps have the same size
+    # for every weight. They push ReLUs that start near 0 below it, where they stay: the quality becomes a constant.
     quality_init: str = "normal"
     legacy_background: bool = False  # keep the authors' unused (C+1)-th class channel
     atss_topk: int = 9

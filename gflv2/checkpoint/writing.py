@@ -199,7 +199,7 @@ def _write_safetensors(state: dict[str, Tensor], description: dict[str, Any] | N
 
 
 def _atomically(write: Any, path: Path) -> Path:
-    """Write beside ``path`` and rename: an interruption or a full disk leaves no half checkpoint under that name."""
+    """Write beside ``path`` and rename: an interruption or a full disk leaves no half-written checkpoint there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
     os.close(handle)

@@ -226,12 +226,12 @@ def _ramp(rng: np.random.Generator, box: tuple, height: int, width: int) -> np.n
 
 
 def _motion(rng: np.random.Generator, shape: np.ndarray, box: tuple) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The shape smeared over a straight way round its position, and the sides that this leaves ambiguous."""
+    """The shape smeared along a straight path around its position, and the sides that this makes ambiguous."""
     axis = int(rng.integers(2))  # 0: up and down, 1: sideways
     extent = (box[3] - box[1], box[2] - box[0])[axis]
     share = rng.uniform(0.08, 0.3)
     half = max(1, round(0.5 * share * extent))
-    # Shifting a padded copy lets the part beyond the picture's edge come in as emptiness, not from the other side.
+    # A padded copy is shifted: emptiness moves in over the picture's edge, and nothing comes in from the other side.
     padding = [(half, half) if i == axis else (0, 0) for i in range(2)]
     padded = np.pad(shape, padding)
     total = np.cumsum(np.concatenate([np.zeros_like(padded.take([0], axis)), padded], axis), axis, dtype=np.float32)

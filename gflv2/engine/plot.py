@@ -145,7 +145,7 @@ def _window(box: np.ndarray, sides: list[Side]) -> tuple[float, float, float, fl
             y1, y2 = min(y1, low), max(y2, high)
     margin = 0.12 * max(x2 - x1, y2 - y1)
     x1, y1, x2, y2 = x1 - margin, y1 - margin, x2 + margin, y2 + margin
-    # Neither a sliver nor wider than the layout's place for it.
+    # Keep the aspect within what the layout has room for.
     width, height = x2 - x1, y2 - y1
     grow_x, grow_y = max(0.0, 0.7 * height - width) / 2, max(0.0, width / 1.6 - height) / 2
     return x1 - grow_x, y1 - grow_y, x2 + grow_x, y2 + grow_y
@@ -177,7 +177,7 @@ def _layout(size: tuple[int, int], window: tuple[float, float, float, float]) ->
     chart_w = (total_width - 0.6 - border - 3 * 0.35) / 4
     return _Layout(
         figure,
-        # In the middle of what is left of the zoom, at the height of zoom and margin together.
+        # Centred in the space to the left of the zoom; vertically, on zoom and margin together.
         place(
             (zoom_x - 0.5 + border - image_w) / 2,
             max(bottom + (zoom_h + gap + margin - image_h) / 2, bottom),

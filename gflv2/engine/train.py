@@ -150,7 +150,7 @@ def train(
             gradient_clip_val=config.train.clip_grad_norm,
             check_val_every_n_epoch=config.train.evaluate_every,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # our samplers divide the data by themselves
+            use_distributed_sampler=False,  # our samplers share out the data themselves
             enable_progress_bar=progress and sys.stderr.isatty(),
             enable_model_summary=False,
             logger=TensorBoardLogger(folder, name=None, version=""),
@@ -185,7 +185,7 @@ def train(
         try:
             trainer.fit(module, train_loader, val_loader, ckpt_path=checkpoint_file, weights_only=True)
         except BaseException:
-            # What was best until then is what the user has paid for; the current weights may be NaN.
+            # Keep the best weights so far; the current ones may be NaN.
             if trainer.is_global_zero and best is not None and best.best_model_path:
                 _export_best(model, best.best_model_path, folder)
             raise
@@ -364,7 +364,7 @@ def _finish(result: TrainResult) -> None:
     _log.info("trained for %.1f min; weights: %s", result.seconds / 60, result.best_weights)
 
 
-# Each of these is Lightning's advice or note about something that is meant here.
+# Lightning warns of what is intended here.
 _IGNORED_WARNINGS = (
     r".*does not have many workers.*",  # `data.workers` is the user's choice
     r".*module\(s\) in eval mode at the start of training.*",  # BatchNorm with its running statistics
@@ -377,7 +377,7 @@ _IGNORED_WARNINGS = (
 
 @contextlib.contextmanager
 def _quiet_lightning(progress: bool) -> Iterator[None]:
-    """Lightning says what goes wrong and nothing else; our own lines are shown unless ``progress`` is off."""
+    """Lightning logs warnings only; our own lines are shown unless ``progress`` is off."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     own_level, handler = _log.level, None

@@ -106,7 +106,7 @@ class ATSSHead(DenseHead):
         valid = valid_cells(shapes, self.strides, padded_sizes, batch=len(positive), device=positive.device)
         counted = (valid & (assignment.index >= 0)).to(predicted.dtype)
 
-        # 1. The box of every positive point; elsewhere the prediction itself, which costs nothing at weight 0.
+        # 1. The box of every positive point; elsewhere the prediction itself, whose weight is 0.
         target = predicted.detach()
         padded, _ = pad_boxes(boxes)
         if padded.shape[1]:

@@ -16,7 +16,7 @@ AVERAGE_EPS = torch.finfo(torch.float32).eps  # mmdet adds it to an average fact
 
 
 class _Loss(nn.Module):
-    """What the three share."""
+    """Reduction, weight and average factor, which all three have in common."""
 
     def __init__(self, reduction: str, loss_weight: float) -> None:
         super().__init__()

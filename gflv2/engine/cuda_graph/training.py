@@ -90,7 +90,7 @@ class CapturedTrainingStep:
         self._boxes = torch.zeros(batch, max_boxes, 4, device=device)
         self._labels = torch.zeros(batch, max_boxes, dtype=torch.int64, device=device)
         self._counts = torch.zeros(batch, dtype=torch.int64, device=device)
-        # A box without area covers nothing: it stands for one that does not exist.
+        # Unused slots hold boxes without area, which cover no point.
         self._ignore_boxes = torch.zeros(batch, max_ignore_boxes, 4, device=device) if max_ignore_boxes else None
         self._names: tuple[str, ...] = ()
         self._replay = Replay(self._run, device, graph=graph, before=self._forget_gradients)
@@ -108,7 +108,7 @@ class CapturedTrainingStep:
         self._weights, self._moments = Weights(model), _moments(optimizer)
 
     def _warm_up(self, steps: int, before: _State) -> None:
-        """A few steps, and everything as before them."""
+        """Run a few steps, then restore what they changed."""
         device = self._images.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
             # PyTorch warns that an optimiser made for graphs runs without one; here that is meant.
@@ -156,7 +156,7 @@ class CapturedTrainingStep:
                 )
         static = self._images
         check_tensor(images, "images", shape=tuple(static.shape), dtypes=(static.dtype,), device=static.device)
-        # All checks come first: what is refused leaves the buffers as they are.
+        # All checks come before the first copy: a call that is refused leaves the buffers unchanged.
         if isinstance(boxes, Tensor):
             self._check_padded(boxes, labels, counts)
         else:
@@ -186,16 +186,16 @@ class CapturedTrainingStep:
 
     def run(self) -> dict[str, Tensor]:
         """Replay, or call, the step on what the buffers hold."""
-        # The copy is the caller's: a graph writes the next losses where it wrote these.
+        # A copy, because the next replay overwrites these losses.
         return dict(zip(self._names, self._replay().clone().unbind(), strict=True))
 
     def _forget_gradients(self) -> None:
-        """Without gradients backward writes new ones; a graph, to the same place in its memory each time."""
+        """Backward then allocates new gradients; in a graph, always at the same addresses."""
         self._optimizer.zero_grad(set_to_none=True)
         self._model.zero_grad(set_to_none=True)
 
     def _run(self) -> Tensor:
-        """What is recorded."""
+        """One step on the buffers: what a graph records."""
         with half_precision(self._autocast, self._images.device):
             losses = self._model.loss(
                 self._images, self._boxes, self._labels, self._padded_sizes, self._ignore_boxes, self._counts
@@ -243,7 +243,7 @@ class CapturedTrainingStep:
 
 
 class _State:
-    """What a training step changes, and its way back."""
+    """A copy of what a training step changes."""
 
     def __init__(self, model: SingleStageDetector, optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
         self._optimizer, self._scaler = optimizer, scaler
@@ -258,7 +258,7 @@ class _State:
             for tensor, value in self._tensors:
                 tensor.copy_(value)
             for moment in _moments(self._optimizer):
-                # One that the warm-up made is 0 at the start, for every optimiser that is let in.
+                # One that the warm-up created starts at 0 in every optimiser that is accepted.
                 known = self._moments.get(id(moment))
                 moment.zero_() if known is None else moment.copy_(known)
         if self._scaler is not None:
@@ -276,7 +276,7 @@ def _moments(optimizer: Optimizer) -> list[Tensor]:
 
 
 def check_optimizer(optimizer: Any, scaler: Any) -> None:
-    """Let in what can be recorded: optimisers that read neither the learning rate nor their state on the host."""
+    """Refuse optimisers that cannot be recorded, because they read the learning rate or their state on the host."""
     if not isinstance(optimizer, (SGD, Adam, AdamW)):
         bad_type("optimizer", "a torch.optim.SGD, Adam or AdamW", optimizer)
     if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
@@ -288,7 +288,7 @@ def check_optimizer(optimizer: Any, scaler: Any) -> None:
                 # foreach and the plain loop take `alpha=lr`, a number: a tensor would be read on the host.
                 bad_value(name, "SGD with fused=True, which reads its learning rate on the device", _shown(group))
             if group["momentum"] and group["dampening"]:
-                # The first step differs from the others then; a graph has one form.
+                # With it the first step differs from the others; a graph records one form.
                 bad_value(name, "dampening=0", _shown(group))
         elif not group["capturable"]:
             bad_value(name, f"{kind} with capturable=True, which counts its steps on the device", _shown(group))
