@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gflv2.config import TestConfig
 from gflv2.models.conv import ConvUnit, Scale, init_normal
 from gflv2.nn import ATSSAssigner
-from gflv2.ops import Assignment, Decoded, Predictor, batched_nms
+from gflv2.ops import Assignment, Detections, Predictor, batched_nms
 from gflv2.ops.checks import bad_value
 
 TEST = TestConfig()  # defaults of everything that detects
@@ -35,24 +35,6 @@ class HeadOutput(NamedTuple):
     scales: Tensor
     predictor: Predictor | None = None
     quality_logits: Tensor | None = None
-
-
-class Detections(NamedTuple):
-    """What was found in one image, best first.
-
-    Attributes:
-        boxes: (N, 4) xyxy in pixels.
-        scores: (N,).
-        labels: (N,) int64.
-        distributions: (N, 4, R) probabilities of the bins of each side (left, top, right, bottom), or None.
-        points: (N,) int64, flat index of the point that gave each box.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    distributions: Tensor | None
-    points: Tensor
 
 
 class DenseHead(nn.Module):
@@ -160,44 +142,19 @@ class DenseHead(nn.Module):
     def detect(
         self,
         output: HeadOutput,
-        image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
-        scale_factors: Tensor | None = None,
-        *,
-        pre_topk: int = TEST.pre_topk,
-        score_thr: float = TEST.score_thr,
+        *sizes: Any,
         iou_thr: float = TEST.iou_thr,
         max_detections: int = TEST.max_detections,
-        return_distributions: bool = False,
+        **options: Any,
     ) -> list[Detections]:
         """Detections of each image, best first.
 
         Args:
             output: of ``forward``.
-            image_sizes: (height, width) of each resized, unpadded image, to which boxes are clipped; None: no clipping.
-            scale_factors: (B, 2) resized / original (width, height), by which boxes are divided; None: no change.
-            pre_topk: points kept on each level. score_thr: scores must exceed it. iou_thr: of the class-wise NMS.
-            max_detections: kept in each image.
-            return_distributions: also return the four distributions of each box.
+            sizes, options: as ``GFLHead.decode``.
+            iou_thr: of the class-wise NMS. max_detections: kept in each image.
         """
-        decoded = self.decode(
-            output,
-            image_sizes,
-            scale_factors,
-            pre_topk=pre_topk,
-            score_thr=score_thr,
-            return_distributions=return_distributions,
-        )
-        return suppress(decoded, score_thr=score_thr, iou_thr=iou_thr, max_detections=max_detections)
-
-
-def suppress(decoded: Decoded, *, score_thr: float, iou_thr: float, max_detections: int) -> list[Detections]:
-    """Class-wise NMS of every image's candidates, with what belongs to the boxes that are kept."""
-    kept = batched_nms(decoded, iou_thr=iou_thr, score_thr=score_thr, max_detections=max_detections)
-    found = []
-    for image, (boxes, scores, labels, rows) in enumerate(kept):
-        distributions = None if decoded.distributions is None else decoded.distributions[image][rows]
-        found.append(Detections(boxes, scores, labels, distributions, decoded.points[image][rows]))
-    return found
+        return batched_nms(self.decode(output, *sizes, **options), iou_thr=iou_thr, max_detections=max_detections)
 
 
 def shapes_of(levels: Sequence[Tensor]) -> list[tuple[int, int]]:

@@ -12,9 +12,10 @@ from gflv2.config import Config, HeadConfig
 from gflv2.models.atss_head import ATSSHead
 from gflv2.models.backbones import build_backbone, keep_norms_in_eval
 from gflv2.models.coco_names import COCO_NAMES
-from gflv2.models.dense_head import Detections, HeadOutput
+from gflv2.models.dense_head import HeadOutput
 from gflv2.models.fpn import FPN
 from gflv2.models.gfl_head import GFLHead
+from gflv2.ops import Detections
 from gflv2.ops.checks import bad_value, check_choice, check_tensor
 
 _Detector = TypeVar("_Detector", bound="SingleStageDetector")
@@ -91,7 +92,8 @@ class SingleStageDetector(nn.Module):
     ) -> list[Detections]:
         """Detections of each image, best first. Settings that are None come from ``config.test``.
 
-        Switch to ``eval()`` first: dropout and the like would be active otherwise. Arguments as ``DenseHead.detect``.
+        Switch to ``eval()`` first: dropout and the like would be active otherwise. Arguments as ``GFLHead.decode``,
+        and those of the NMS as ``DenseHead.detect``.
         """
         options = self.config.test.options(
             pre_topk=pre_topk, score_thr=score_thr, iou_thr=iou_thr, max_detections=max_detections

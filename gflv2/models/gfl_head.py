@@ -210,7 +210,15 @@ class GFLHead(DenseHead):
         score_thr: float = TEST.score_thr,
         return_distributions: bool = False,
     ) -> Decoded:
-        """Candidates of each image before NMS; arguments as ``detect``."""
+        """Candidates of each image before NMS.
+
+        Args:
+            output: of ``forward``.
+            image_sizes: (height, width) of each resized, unpadded image, to which boxes are clipped; None: no clipping.
+            scale_factors: (B, 2) resized / original (width, height), by which boxes are divided; None: no change.
+            pre_topk: points kept on each level. score_thr: scores must exceed it.
+            return_distributions: also return the four distributions of each box.
+        """
         return decode(
             output.class_logits,
             output.box_logits,

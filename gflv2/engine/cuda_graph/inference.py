@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from gflv2.engine.cuda_graph.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
-from gflv2.models.dense_head import Detections, suppress
 from gflv2.models.detector import SingleStageDetector
-from gflv2.ops import Decoded
+from gflv2.ops import Decoded, Detections, batched_nms
 from gflv2.ops.checks import bad_value, check_count, check_pairs, check_tensor
 
 
@@ -50,11 +49,11 @@ class CapturedInference:
     ) -> None:
         if model.training:
             bad_value("model", "a model in eval mode: call model.eval()", "one in training mode")
-        self._nms = model.config.test.options(
+        chosen = model.config.test.options(
             pre_topk=pre_topk, score_thr=score_thr, iou_thr=iou_thr, max_detections=max_detections
         )
-        self._decode = {"pre_topk": self._nms.pop("pre_topk"), "score_thr": self._nms["score_thr"]}
-        self._decode["return_distributions"] = return_distributions
+        self._nms = {name: chosen.pop(name) for name in ("iou_thr", "max_detections")}
+        self._decode = {**chosen, "return_distributions": return_distributions}
         self._model, self._autocast, self._weights = model, autocast, Weights(model)
 
         weight = next(model.parameters())
@@ -84,7 +83,7 @@ class CapturedInference:
             image_sizes: (height, width) of each resized, unpadded image, to which boxes are clipped; None: (H, W).
             scale_factors: (B, 2) resized / original (width, height), by which boxes are divided; None: no change.
         """
-        return suppress(self.decode(images, image_sizes, scale_factors), **self._nms)
+        return batched_nms(self.decode(images, image_sizes, scale_factors), **self._nms)
 
     def decode(
         self,
