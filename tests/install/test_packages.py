@@ -83,6 +83,12 @@ def test_an_sdist_and_the_wheel_built_from_it(sources: Path, environment: Enviro
     environment.install(wheel)
     assert check(environment).is_relative_to(environment.python.parent.parent)
 
+    with tarfile.open(sdist) as archive:
+        archive.extractall(dist, filter="data")
+    unpacked = dist / sdist.name.removesuffix(".tar.gz")
+    environment.install(unpacked, "--editable", **WITHOUT_LIBRARY)
+    assert check(environment) == unpacked / "gflv2"
+
 
 def held(inside: Counter[str], folder: str) -> list[str]:
     """The files directly in a folder of an archive, each as often as it is there."""

@@ -10,6 +10,7 @@ import torch
 import gflv2
 from gflv2 import GFLV2, list_models, load_config
 from gflv2.checkpoint.official_keys import from_official, to_official
+from gflv2.models.detector import SingleStageDetector
 from tests.models.fill import on_meta, without_gradient
 
 OFFICIAL = {
@@ -180,3 +181,14 @@ def test_layout_of_res2net_stem():
     assert [from_official(key, "res2net101d") for key in theirs] == keys
     assert [to_official(key, "resnet50") for key in keys] == keys
     assert [from_official(key, "res2net101_26w_4s") for key in keys] == keys
+
+
+def test_the_facade_adds_no_tensor_to_the_module_that_is_trained():
+    torch.manual_seed(0)
+    plain = SingleStageDetector(load_config("gflv2_lite0", {"model.num_classes": 3}), class_names=["a", "b"])
+    torch.manual_seed(0)
+    facade = GFLV2("gflv2_lite0", num_classes=3)
+    ours, theirs = facade.state_dict(), plain.state_dict()
+    assert list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert plain.class_names == ["class 0", "class 1", "class 2"], "two names do not fit three classes"
+    assert type(facade.train(False)) is GFLV2
