@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -12,7 +14,7 @@ from gflv2.config import Config, HeadConfig
 from gflv2.models.atss_head import ATSSHead
 from gflv2.models.backbones import build_backbone, keep_norms_in_eval
 from gflv2.models.coco_names import COCO_NAMES
-from gflv2.models.dense_head import HeadOutput
+from gflv2.models.dense_head import DenseHead, HeadOutput
 from gflv2.models.fpn import FPN
 from gflv2.models.gfl_head import GFLHead
 from gflv2.ops import Detections
@@ -104,39 +106,16 @@ class SingleStageDetector(nn.Module):
 
 
 def build_head(num_classes: int, in_channels: int, config: HeadConfig) -> GFLHead | ATSSHead:
-    """The head that ``config.kind`` names."""
+    """The head that ``config.kind`` names. A head's arguments have the names of the settings, but for ``channels``."""
     check_choice(config.kind, "head.kind", ("gfl", "atss"))
-    common = {
-        "feat_channels": config.channels,
-        "stacked_convs": config.stacked_convs,
-        "strides": config.strides,
-        "gn_groups": config.gn_groups,
-        "depthwise": config.depthwise,
-        "atss_topk": config.atss_topk,
-        "ignore_iof_thr": config.ignore_iof_thr,
-        "loss_weights": config.loss_weights,
-        "weight_floor": config.weight_floor,
-    }
-    if config.kind == "atss":
-        if config.legacy_background:
-            bad_value("head.legacy_background", "False for head.kind 'atss'", True)
-        return ATSSHead(num_classes, in_channels, **common)
-    return GFLHead(
-        num_classes,
-        in_channels,
-        reg_max=config.reg_max,
-        reg_topk=config.reg_topk,
-        add_topk=config.add_topk,
-        add_mean=config.add_mean,
-        add_variance=config.add_variance,
-        reg_channels=config.reg_channels,
-        quality_init=config.quality_init,
-        legacy_background=config.legacy_background,
-        quality=config.quality,
-        composition=config.composition,
-        beta=config.beta,
-        **common,
-    )
+    options = dataclasses.asdict(config)
+    kind, options["feat_channels"] = options.pop("kind"), options.pop("channels")
+    if kind == "gfl":
+        return GFLHead(num_classes, in_channels, **options)
+    if config.legacy_background:
+        bad_value("head.legacy_background", "False for head.kind 'atss'", True)
+    common = inspect.signature(DenseHead).parameters
+    return ATSSHead(num_classes, in_channels, **{name: options[name] for name in options if name in common})
 
 
 def _check_strides(backbone: nn.Module, strides: Sequence[int], levels: int) -> None:
