@@ -41,7 +41,6 @@ class ATSSHead(DenseHead):
     """
 
     legacy_background = False
-
     loss_names = "focal, GIoU, centerness"
 
     def __init__(
