@@ -233,7 +233,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+def _build(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     fields = {}
     for name, hint in typing.get_type_hints(cls).items():
         key = prefix + name
@@ -253,7 +253,7 @@ def settings() -> dict[str, tuple[Any, Any]]:
     return _settings(Config, "")
 
 
-def _settings(cls: type, prefix: str) -> dict[str, tuple[Any, Any]]:
+def _settings(cls: Any, prefix: str) -> dict[str, tuple[Any, Any]]:
     found: dict[str, tuple[Any, Any]] = {}
     default = cls()
     for name, hint in typing.get_type_hints(cls).items():

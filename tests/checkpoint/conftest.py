@@ -1,14 +1,3 @@
-"""One thread: several test processes share the cores, and a small model gains nothing from more."""
+"""One thread, as for the models."""
 
-from __future__ import annotations
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from tests.models.conftest import one_thread  # noqa: F401
