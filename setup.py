@@ -93,11 +93,20 @@ def explain(output: str) -> str:
     return " ".join(rest[:2])[:400] or "the build failed without a message"
 
 
+def link_folders() -> None:
+    """What an editable install needs and git has: gflv2/kernels and gflv2/configs as links. An sdist has no links."""
+    for name in ("kernels", "configs"):
+        if not (ROOT / "gflv2" / name).exists():
+            (ROOT / "gflv2" / name).symlink_to(Path("..") / name)
+
+
 class CMakeBuild(build_ext):
     """Builds the one extension with CMake, and writes the record beside it."""
 
     def run(self) -> None:
         super().run()
+        if self.inplace:
+            link_folders()
         record = json.dumps(self.record, indent=2) + "\n"
         folders = [Path(self.build_lib) / "gflv2"] + ([ROOT / "gflv2"] if self.inplace else [])
         for folder in folders:
@@ -177,8 +186,9 @@ class CMakeBuild(build_ext):
             self.record["cuda"].update(built["cuda"], built=True)
 
 
+# Packages are built from the top-level folders, not through the links.
 setup(
-    packages=[*find_packages(include=["gflv2", "gflv2.*"]), "gflv2.kernels", "gflv2.configs"],
+    packages=sorted({*find_packages(include=["gflv2", "gflv2.*"]), "gflv2.kernels", "gflv2.configs"}),
     package_dir={"gflv2": "gflv2", "gflv2.kernels": "kernels", "gflv2.configs": "configs"},
     # `optional`: setuptools then accepts that the library may be absent.
     ext_modules=[Extension("gflv2._native", sources=[], optional=True)],

@@ -14,7 +14,7 @@ from benchmarks.harness.cases import Case
 from benchmarks.harness.operation import Inputs, Operation
 from benchmarks.training_step import images_of, model_of
 from gflv2 import GFLV2
-from gflv2.models.towers import HeadOutput
+from gflv2.models.dense_head import HeadOutput
 
 
 class Inference(Operation):

@@ -27,7 +27,7 @@ from gflv2.data import Batch, CocoDetection, make_loader
 from gflv2.engine.evaluate import evaluate
 from gflv2.engine.memory import keep_freed_memory
 from gflv2.engine.schedule import lr_factor, make_optimizer
-from gflv2.models.towers import HeadOutput
+from gflv2.models.dense_head import HeadOutput
 from gflv2.ops import backends
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,7 +57,7 @@ class Trainee:
         self.rows: list[pairs.Row] = []
 
     def step(self, batch: Batch, clock: Callable[[], float]) -> Measured:
-        """One step of training, as `gflv2.engine.module` makes it."""
+        """One step of training, as `gflv2.engine.lightning_module` makes it."""
         with use_backend(self.backend):
             start = clock()
             output = self.model(batch.images)

@@ -19,7 +19,7 @@ from benchmarks.harness.candidates import BEST, Candidate, Settings
 from benchmarks.harness.cases import Case
 from benchmarks.harness.operation import Inputs, Operation
 from gflv2 import GFLV2
-from gflv2.models.towers import HeadOutput
+from gflv2.models.dense_head import HeadOutput
 
 WITHOUT_LOSS = "without the loss"
 

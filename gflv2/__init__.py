@@ -6,20 +6,13 @@ needs the extra ``train``: ``pip install "gflv2[train]"``.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
-# In a checkout the Triton kernels lie beside this package (`kernels/`); an install puts them inside it. Extending the
-# search path is what lets `import gflv2.kernels` work in both.
-_CHECKOUT = Path(__file__).resolve().parent.parent
-if not (Path(__file__).parent / "kernels").is_dir() and (_CHECKOUT / "kernels" / "__init__.py").is_file():
-    __path__.append(str(_CHECKOUT))
+from gflv2.version import __version__
 
 _LAZY = {
-    "GFLV2": ("gflv2.models.detector", "GFLV2"),
-    "list_models": ("gflv2.models.registry", "list_models"),
+    "GFLV2": ("gflv2.detector", "GFLV2"),
+    "list_models": ("gflv2.config", "list_models"),
     "load_config": ("gflv2.config", "load_config"),
     "use_backend": ("gflv2.ops.backends", "use_backend"),
     "explain": ("gflv2.ops.backends", "explain"),
@@ -29,9 +22,8 @@ _LAZY = {
 
 if TYPE_CHECKING:
     from gflv2 import nn, ops
-    from gflv2.config import load_config
-    from gflv2.models.detector import GFLV2
-    from gflv2.models.registry import list_models
+    from gflv2.config import list_models, load_config
+    from gflv2.detector import GFLV2
     from gflv2.ops.backends import explain, use_backend
 
 __all__ = ["GFLV2", "__version__", "explain", "list_models", "load_config", "nn", "ops", "use_backend"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import difflib
 import importlib
 import json
@@ -16,13 +15,19 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gflv2 import __version__
+from gflv2.version import __version__
+
+if TYPE_CHECKING:
+    from gflv2.detector import GFLV2
 
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
+# What the command line keeps to itself; what it builds the model from.
+_OWN = ("run", "takes_overrides", "traceback", "json")
+_OF_THE_MODEL = ("config", "weights", "overrides", "device")
 _USER_ERRORS = (OSError, ValueError, TypeError, ModuleNotFoundError)
 
 
@@ -33,8 +38,8 @@ class UsageError(ValueError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0, 1 (failed while running) or 2 (the user's error)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Read when torch is imported. Threads that spin while they wait steal the processor from the data workers, and from
-    # everybody on a shared machine: a training step took 11 s instead of 1.3 s on two busy cores.
+    # OpenMP reads this when torch is imported. Threads that spin while they wait take processor time from the data
+    # workers and from other programs: on two busy cores a training step took 11 s instead of 1.3 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     traceback = "--traceback" in arguments or os.environ.get("GFLV2_TRACEBACK", "0") == "1"
     arguments = [argument for argument in arguments if argument != "--traceback"]
@@ -58,9 +63,10 @@ def _run(arguments: Sequence[str]) -> int:
         return importlib.import_module(f"gflv2.{arguments[0]}").main(list(arguments[1:])) or 0
     rest, raw = _split_overrides(arguments)
     options = _parser().parse_args(rest)
-    if raw and not getattr(options, "takes_overrides", False):
+    if "takes_overrides" in options:
+        options.overrides = parse_overrides(raw)
+    elif raw:
         raise UsageError(f"unrecognized argument --{next(iter(raw))}")
-    options.overrides = parse_overrides(raw) if raw else {}
     return options.run(options) or 0
 
 
@@ -118,66 +124,21 @@ def parse_overrides(raw: dict[str, str]) -> dict[str, Any]:
     Raises:
         UsageError: an unknown key (the message names the nearest) or a value of another type.
     """
-    from gflv2.config import Config
-
-    known = _settings(Config)
-    for key in raw:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            section = [other for other in known if other.startswith(key + ".")]
-            hint = f"; did you mean --{near[0]}?" if near and not section else ""
-            hint = f": it is a section, of {', '.join(section)}" if section else hint
-            raise UsageError(f"unknown setting --{key}{hint} (gflv2 configs NAME prints all)")
-    from gflv2.extras import missing_package
+    from gflv2.config import parse_setting
 
     try:
-        import jsonargparse
-    except ModuleNotFoundError as error:
-        raise missing_package(error, "gflv2's command line") from error
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_class_arguments(Config)
-    values = {}
-    for key, text in raw.items():
-        try:
-            parsed = parser.parse_args([f"--{key}={text}"], defaults=False)
-        except (jsonargparse.ArgumentError, argparse.ArgumentError) as error:
-            raise UsageError(f"--{key}: expected {_type_name(known[key][0])}, got {text!r}") from error
-        values[key] = parsed.as_flat().__dict__[key]
-    return values
-
-
-def _settings(cls: type, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted key → (type, default) of every setting."""
-    found: dict[str, tuple[Any, Any]] = {}
-    default, hints = cls(), typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            found.update(_settings(hint, f"{prefix}{field.name}."))
-        else:
-            found[prefix + field.name] = hint, getattr(default, field.name)
-    return found
-
-
-def _type_name(hint: Any) -> str:
-    text = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
-    names = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
-    parts = [part.strip() for part in (text or str(hint)).split("|")]
-    shown = []
-    for part in parts:
-        inner = re.fullmatch(r"list\[(\w+)\]", part)
-        plural = {"int": "integers, for example [480,640]", "float": "numbers, for example [1,2,0.25]"}
-        shown.append(f"a list of {plural.get(inner[1], inner[1])}" if inner else names.get(part, "null"))
-    return " or ".join(shown)
+        return {key: parse_setting(key, text, "--") for key, text in raw.items()}
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
 
 
 def _settings_help() -> str:
-    from gflv2.config import Config
+    from gflv2.config import settings
 
     lines = ["settings, as --SECTION.KEY VALUE (lists as [1,2], nothing as null); here with the general defaults,", ""]
     lines[0] += "\n`gflv2 configs NAME` prints those of a configuration:"
     sections = ("model.", "data.", "train.", "test.")
-    for key, (_, default) in _settings(Config).items():
+    for key, (_, default) in settings().items():
         if key.startswith(sections):
             lines.append(f"  --{key:<34} {json.dumps(default)}")
     return "\n".join(lines)
@@ -186,118 +147,78 @@ def _settings_help() -> str:
 # ---- the verbs ----------------------------------------------------------------
 
 
+def _hand_on(function: Callable[..., Any], options: argparse.Namespace, *model: Any) -> Any:
+    """Call a verb's function; the command line's options have the names of its arguments."""
+    given = {name: value for name, value in vars(options).items() if name not in _OWN}
+    if model:
+        given = {name: value for name, value in given.items() if name not in _OF_THE_MODEL}
+    return function(*model, **given)
+
+
 def _train(options: argparse.Namespace) -> None:
     from gflv2.engine.train import train
 
-    train(
-        options.config,
-        train_data=options.train,
-        val_data=options.val,
-        train_images=options.train_images,
-        val_images=options.val_images,
-        overrides=options.overrides,
-        weights=options.weights,
-        pretrained=options.pretrained,
-        resume=options.resume,
-        output=options.output,
-        overwrite=options.overwrite,
-        accelerator=options.accelerator,
-        devices=options.devices,
-        num_nodes=options.num_nodes,
-        max_steps=options.max_steps,
-        limit_train_batches=options.limit_train_batches,
-        limit_val_batches=options.limit_val_batches,
-        progress=options.progress,
-    )
+    _hand_on(train, options)
 
 
 def _val(options: argparse.Namespace) -> None:
     from gflv2.engine.evaluate import evaluate
 
-    model = _model(options.model, options.weights, options.overrides, options.device)
-    result = evaluate(
-        model,
-        options.data,
-        image_dir=options.images,
-        batch_size=options.batch_size,
-        engine=options.engine,
-        progress=options.progress,
-        save_detections=options.detections,
-    )
-    print(result)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result.to_dict(), indent=2))
+    model = _model(options.config, options.weights, options.overrides, options.device)
+    _show(_hand_on(evaluate, options, model), options.json)
 
 
 def _predict(options: argparse.Namespace) -> int:
     from gflv2.engine.predict import predict_files
 
     model = _model(options.config or options.weights, options.weights, options.overrides, options.device)
-    report = predict_files(
-        model,
-        options.files,
-        options.output,
-        threshold=options.threshold,
-        batch_size=options.batch_size,
-        distributions=options.distributions,
-        pictures=options.pictures,
-        progress=options.progress,
-    )
+    report = _hand_on(predict_files, options, model)
     print(report)
     return 1 if report.failures else 0  # the other images were predicted all the same
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from gflv2.models.checkpoint import convert
+    from gflv2.checkpoint import convert
 
-    path = convert(
-        options.source,
-        options.target,
-        options.layout,
-        background=options.background,
-        config=options.config,
-        ema=options.ema,
-    )
-    print(f"wrote {path}")
+    print(f"wrote {_hand_on(convert, options)}")
 
 
 def _bench(options: argparse.Namespace) -> None:
     from gflv2.engine.bench import bench
 
-    result = bench(
-        options.config,
-        weights=options.weights,
-        overrides=options.overrides,
-        batch_size=options.batch_size,
-        image_size=options.size,
-        device=options.device,
-        precision=options.precision,
-        channels_last=options.channels_last,
-        seconds=options.seconds,
-    )
+    model = _model(options.config, options.weights, options.overrides, options.device, trained=False)
+    _show(_hand_on(bench, options, model), options.json)
+
+
+def _show(result: Any, path: Path | None) -> None:
+    """Print a result, and write its numbers to a file where one is named."""
     print(result)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result.to_dict(), indent=2))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result.to_dict(), indent=2))
 
 
-def _model(source: str | Path, weights: str | None, overrides: dict[str, Any], device: str | None) -> Any:
-    """The detector of a configuration and weights, or of weights that carry their configuration."""
+def _model(
+    source: str | Path, weights: str | None, overrides: dict[str, Any], device: str | None, *, trained: bool = True
+) -> GFLV2:
+    """The detector of a configuration and weights, or of weights that carry their configuration.
+
+    ``trained``: a configuration without weights is an error.
+    """
     import torch
 
-    from gflv2.config import config_names, load_config
-    from gflv2.models.detector import GFLV2
+    from gflv2.config import list_models, load_config
+    from gflv2.detector import GFLV2
 
-    is_config = str(source) in config_names() or Path(source).suffix in (".yaml", ".yml")
+    is_config = str(source) in list_models() or Path(source).suffix in (".yaml", ".yml")
     if is_config:
         load_config(source)  # a wrong name or key is told before a missing file
-        if weights is None:
+        if weights is None and trained:
             raise UsageError(f"--weights: expected a checkpoint for the configuration {str(source)!r}, got none")
     elif weights is None or weights == source:
         source, weights = None, source
         if not Path(weights).is_file():
-            near = difflib.get_close_matches(str(weights), config_names(), n=1)
+            near = difflib.get_close_matches(str(weights), list_models(), n=1)
             hint = f"; did you mean the configuration {near[0]!r}?" if near else ""
             raise FileNotFoundError(f"{str(weights)!r} is neither a file of weights nor a configuration{hint}")
     settings = {key.replace(".", "__"): value for key, value in overrides.items()}
@@ -308,7 +229,7 @@ def _model(source: str | Path, weights: str | None, overrides: dict[str, Any], d
 
 
 def _configs(options: argparse.Namespace) -> None:
-    from gflv2.config import config_names, load_config
+    from gflv2.config import list_models, load_config
 
     if options.name is not None:
         import yaml
@@ -316,7 +237,7 @@ def _configs(options: argparse.Namespace) -> None:
         print(yaml.safe_dump(load_config(options.name).to_dict(), sort_keys=False), end="")
         return
     rows = [("name", "backbone", "authors' AP: minival", "test-dev", "authors' FPS, RTX 2080 Ti")]
-    for name in config_names():
+    for name in list_models():
         config = load_config(name)
         numbers = (config.authors.ap_minival, config.authors.ap_test_dev, config.authors.fps_2080ti)
         rows.append((name, config.model.backbone.name, *("–" if n is None else f"{n:.1f}" for n in numbers)))
@@ -395,8 +316,10 @@ def _add_train(verbs: Any) -> None:
         help="a name that `gflv2 configs` lists, or a YAML file (--resume: by default the run's)",
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--train", metavar="JSON", help="COCO annotations of the training set")
-    data.add_argument("--val", metavar="JSON", help="COCO annotations for the evaluation of each epoch")
+    data.add_argument("--train", dest="train_data", metavar="JSON", help="COCO annotations of the training set")
+    data.add_argument(
+        "--val", dest="val_data", metavar="JSON", help="COCO annotations for the evaluation of each epoch"
+    )
     data.add_argument(
         "--train-images", metavar="FOLDER", help="images of --train (default: looked for beside the file)"
     )
@@ -437,14 +360,20 @@ def _add_val(verbs: Any) -> None:
     note = "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.01."
     parser = _verb(verbs, "val", _val, "evaluate a detector on COCO data: overall, per size, per class", epilog=note)
     parser.add_argument(
-        "model", metavar="CONFIG|WEIGHTS", help="a checkpoint of gflv2, or a configuration with --weights"
+        "config", metavar="CONFIG|WEIGHTS", help="a checkpoint of gflv2, or a configuration with --weights"
     )
     parser.add_argument("--data", required=True, metavar="JSON", help="COCO annotations")
-    parser.add_argument("--images", metavar="FOLDER", help="their images (default: looked for beside the file)")
+    parser.add_argument(
+        "--images", dest="image_dir", metavar="FOLDER", help="their images (default: looked for beside the file)"
+    )
     parser.add_argument("--weights", metavar="FILE", help="checkpoint for a configuration")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument(
-        "--detections", type=Path, metavar="FILE", help="write the detections to this file (COCO results)"
+        "--detections",
+        dest="save_detections",
+        type=Path,
+        metavar="FILE",
+        help="write the detections to this file (COCO results)",
     )
     parser.add_argument("--engine", default="pycocotools", choices=("pycocotools", "faster-coco-eval"))
     _add_model_options(parser)
@@ -453,7 +382,7 @@ def _add_val(verbs: Any) -> None:
 def _add_predict(verbs: Any) -> None:
     note = "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.2."
     parser = _verb(verbs, "predict", _predict, "detect objects in images: pictures and one JSON file", epilog=note)
-    parser.add_argument("files", nargs="+", metavar="FILE|FOLDER|PATTERN", help="images")
+    parser.add_argument("patterns", nargs="+", metavar="FILE|FOLDER|PATTERN", help="images")
     parser.add_argument(
         "--weights", required=True, metavar="FILE", help="checkpoint; those of gflv2 carry their configuration"
     )
@@ -475,6 +404,7 @@ def _add_bench(verbs: Any) -> None:
     parser.add_argument("--batch-size", type=_positive, default=1, metavar="N")
     parser.add_argument(
         "--size",
+        dest="image_size",
         nargs=2,
         type=_positive,
         metavar=("HEIGHT", "WIDTH"),
@@ -490,7 +420,7 @@ def _add_bench(verbs: Any) -> None:
 def _add_convert(verbs: Any) -> None:
     parser = _verb(verbs, "convert", _convert, "write a checkpoint in another layout, by default the authors'")
     parser.add_argument("source", metavar="SOURCE", help="a checkpoint of gflv2, the authors, mmengine, Lightning, …")
-    parser.add_argument("target", metavar="TARGET", help="the file to write")
+    parser.add_argument("path", metavar="TARGET", help="the file to write")
     parser.add_argument("--layout", default="official", choices=("official", "mmengine", "gflv2", "state_dict"))
     parser.add_argument(
         "--background",

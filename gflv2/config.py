@@ -2,21 +2,27 @@
 
 A configuration has five parts: ``model``, ``data``, ``train``, ``test`` and ``authors`` (what the authors published for
 it). ``load_config`` takes a name of `configs/`, a path or a mapping, and applies overrides written as dotted keys:
-``load_config("gflv2_r50_fpn_1x", {"train.epochs": 3, "model.head.reg_topk": 8})``. Unknown keys are errors that list
-the valid ones.
+``load_config("gflv2_r50_fpn_1x", {"train.epochs": 3, "model.head.reg_topk": 8})``. jsonargparse checks and converts the
+values, those of YAML files and those of the command line alike.
 """
 
 from __future__ import annotations
 
-import copy
+import argparse
 import dataclasses
 import difflib
-import types
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from gflv2.extras import missing_package
+
+FOLDER = Path(__file__).parent / "configs"  # in a checkout a link to the top-level folder
 
 
 @dataclass
@@ -62,8 +68,8 @@ class HeadConfig:
     add_mean: bool = True
     add_variance: bool = False
     reg_channels: int = 64
-    # Start of reg_conf: "normal" as the authors, N(0, 0.01); "kaiming" for Adam, whose equal steps drive the ReLUs
-    # that start so near 0 below it, from where they do not return: the quality becomes a constant.
+    # Start of reg_conf. "normal": N(0, 0.01), as the authors. "kaiming": for Adam, whose first steps have the same size
+    # for every weight. They push ReLUs that start near 0 below it, where they stay: the quality becomes a constant.
     quality_init: str = "normal"
     legacy_background: bool = False  # keep the authors' unused (C+1)-th class channel
     atss_topk: int = 9
@@ -129,10 +135,16 @@ class TrainConfig:
 
 @dataclass
 class TestConfig:
-    pre_topk: int = 1000
-    score_thr: float = 0.05
-    iou_thr: float = 0.6
-    max_detections: int = 100
+    """From a head's logits to detections. These are the defaults of every part that detects."""
+
+    pre_topk: int = 1000  # points kept on each level
+    score_thr: float = 0.05  # scores must exceed it
+    iou_thr: float = 0.6  # of the class-wise NMS
+    max_detections: int = 100  # kept in each image
+
+    def options(self, **given: float | None) -> dict[str, Any]:
+        """All settings as keyword arguments; one that is given and not None stands in place of the configured one."""
+        return {**dataclasses.asdict(self), **{name: value for name, value in given.items() if value is not None}}
 
 
 @dataclass
@@ -158,22 +170,16 @@ class Config:
         return dataclasses.asdict(self)
 
 
-def config_folder() -> Path:
-    """Folder of the named configurations: inside an installed package, or `configs/` of the checkout."""
-    installed = Path(__file__).parent / "configs"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
-
-
-def config_names() -> list[str]:
-    """Names that ``load_config`` accepts, sorted."""
-    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that ``load_config`` and ``GFLV2`` accept, sorted; ``pattern`` as in a shell, for example ``"*dcn*"``."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml") if fnmatch(path.stem, pattern))
 
 
 def load_config(source: str | Path | Mapping | Config | None, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a configuration and apply ``overrides`` (dotted keys).
 
     Args:
-        source: a name from ``config_names()``, the path of a YAML file, a nested mapping, a ``Config`` (copied), or
+        source: a name from ``list_models()``, the path of a YAML file, a nested mapping, a ``Config`` (copied), or
             None for the defaults. A YAML file may start from another one with a top-level ``base: NAME``.
         overrides: ``{"train.epochs": 3, ...}``.
 
@@ -184,94 +190,127 @@ def load_config(source: str | Path | Mapping | Config | None, overrides: Mapping
     if source is None:
         values: dict[str, Any] = {}
     elif isinstance(source, Config):
-        values = source.to_dict()
+        values = _flatten(source.to_dict())
     elif isinstance(source, Mapping):
-        values = _with_base(copy.deepcopy(dict(source)))  # the overrides below must not reach the caller's mapping
+        values = _with_base(source)
     else:
         values = _read_yaml(source)
-    for key, value in (overrides or {}).items():
-        _set_dotted(values, key, value)
-    return _build(Config, values, "")
+    values |= _flatten(overrides or {})
+    return _build(Config, {key: parse_setting(key, value) for key, value in values.items()})
 
 
 def _read_yaml(source: str | Path) -> dict[str, Any]:
-    import yaml
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "A configuration file") from error
 
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
-        path = config_folder() / f"{source}.yaml"
+        path = FOLDER / f"{source}.yaml"
     if not path.is_file():
-        near = difflib.get_close_matches(str(source), config_names(), n=1)
+        near = difflib.get_close_matches(str(source), list_models(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        names = ", ".join(config_names())
+        names = ", ".join(list_models())
         raise FileNotFoundError(f"config: no file and no named configuration {str(source)!r}.{hint} Names: {names}")
     values = yaml.safe_load(path.read_text()) or {}
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} must hold a mapping, got {type(values).__name__}")
-    values.setdefault("name", path.stem)
-    return _with_base(values)
+    return _with_base({"name": path.stem, **values})
 
 
-def _with_base(values: dict[str, Any]) -> dict[str, Any]:
+def _with_base(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested sections → dotted keys, over those of the file that ``base`` names."""
+    values = dict(values)
     base = values.pop("base", None)
-    return values if base is None else _merge(_read_yaml(base), values)
+    return {**({} if base is None else _read_yaml(base)), **_flatten(values)}
 
 
-def _merge(base: dict, top: dict) -> dict:
-    merged = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        inner = values.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise ValueError(f"override {key!r}: {parent!r} is a value, not a section")
-        values = inner
-    values[last] = value
-
-
-def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    unknown = set(values) - set(hints)
-    if unknown:
-        raise ValueError(f"config: unknown key {where + sorted(unknown)[0]!r}; expected one of {sorted(hints)}")
-    fields = {}
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        hint = hints[name]
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _build(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    fields = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        key = prefix + name
         if dataclasses.is_dataclass(hint):
-            if not isinstance(value, Mapping):
-                raise TypeError(f"config: {where + name!r} must be a section of keys, got {value!r}")
-            fields[name] = _build(hint, value, f"{where}{name}.")
-        else:
-            fields[name] = _coerce(value, hint, where + name)
+            fields[name] = _build(hint, values, key + ".")
+        elif key in values:
+            fields[name] = values[key]
     return cls(**fields)
 
 
-def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """Check ``value`` against the field's type; an int is accepted for a float, and YAML's ``1e-4`` string too."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-        origin = typing.get_origin(hint)
-    if origin is list:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError(f"config: {where!r} must be a list, got {value!r}")
-        (inner,) = typing.get_args(hint)
-        return [_coerce(item, inner, where) for item in value]
-    if hint is float and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
-    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif hint in (bool, str) and isinstance(value, hint):
-        return value
-    raise TypeError(f"config: {where!r} must be of type {hint.__name__}, got {value!r}")
+# ---- one setting ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def settings() -> dict[str, tuple[Any, Any]]:
+    """Dotted key → (type, general default) of every setting."""
+    return _settings(Config, "")
+
+
+def _settings(cls: Any, prefix: str) -> dict[str, tuple[Any, Any]]:
+    found: dict[str, tuple[Any, Any]] = {}
+    default = cls()
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            found |= _settings(hint, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = hint, getattr(default, name)
+    return found
+
+
+def parse_setting(key: str, value: Any, prefix: str = "") -> Any:
+    """A value, or its text, as the type of its field: ``("train.lr", "1e-3")`` → 0.001, ``"[480,640]"`` → a list.
+
+    Args:
+        key: dotted.
+        prefix: what stands before the key in messages: "--" on a command line.
+
+    Raises:
+        ValueError: no such setting; the message names the nearest. TypeError: a value of another type.
+    """
+    if key not in settings():
+        _refuse_unknown(key, prefix)
+    hint, _ = settings()[key]
+    if isinstance(value, str) and hint is str:
+        return value  # also one that YAML would read as a number or as null
+    try:
+        return _parser().parse_object({key: value}, defaults=False)[key]
+    except argparse.ArgumentError as error:
+        raise TypeError(f"{prefix}{key}: expected {_expected(hint)}, got {value!r}") from error
+
+
+def _refuse_unknown(key: str, prefix: str) -> NoReturn:
+    near = difflib.get_close_matches(key, settings(), n=1)
+    section = [other for other in settings() if other.startswith(key + ".")]
+    hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+    hint = f": it is a section, of {', '.join(section)}" if section else hint
+    raise ValueError(f"unknown setting {prefix}{key}{hint} (gflv2 configs NAME prints all)")
+
+
+@cache
+def _parser() -> Any:
+    try:
+        import jsonargparse
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "A configuration") from error
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def _expected(hint: Any) -> str:
+    """A field's type in words: ``list[int] | None`` → "a list of integers, for example [480,640] or null"."""
+    text = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    names = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "None": "null"}
+    plural = {"int": "integers, for example [480,640]", "float": "numbers, for example [1,2,0.25]"}
+    shown = []
+    for part in text.split(" | "):
+        inner = re.fullmatch(r"list\[(\w+)\]", part)
+        shown.append(f"a list of {plural[inner[1]]}" if inner else names[part])
+    return " or ".join(shown)

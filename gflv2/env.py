@@ -1,7 +1,7 @@
 """What this installation can do: versions, what was built, which backend each operation uses and why not the others.
 
-``python -m gflv2.env`` prints it, ``--json`` as JSON. It answers on a broken installation too: each part that cannot be
-read says why, and the rest goes on.
+``python -m gflv2.env`` prints it, ``--json`` as JSON. It works on a broken installation too: a part that cannot be read
+says why, and the others are shown.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 _FOLDER = Path(__file__).resolve().parent
 # What a bug report needs to name; the core first, then the extras.
 _PACKAGES = (
-    "torch numpy triton torchvision timm lightning torchmetrics pycocotools jsonargparse matplotlib onnx onnxruntime"
+    "torch numpy triton torchvision timm lightning pycocotools jsonargparse matplotlib onnx onnxruntime"
 ).split()
 _OPTIONS = ("GFLV2_", "TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 

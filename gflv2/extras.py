@@ -15,7 +15,7 @@ _EXTRA_OF = {
 
 
 def missing_package(error: ModuleNotFoundError, what: str) -> ModuleNotFoundError:
-    """The same error with the pip line that mends it; an error about any other module is returned unchanged.
+    """The same error with the pip line that fixes it; an error about any other module is returned unchanged.
 
     Args:
         error: what the import raised.

@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 
+from gflv2 import GFLV2
 from gflv2.cli import UsageError, main, parse_overrides
-from gflv2.config import config_names, load_config
+from gflv2.config import list_models, load_config
 from gflv2.data import shapes
-from gflv2.models.detector import GFLV2
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_configs_lists_the_authors_numbers_as_theirs(capsys) -> None:
     text = capsys.readouterr().out
     (line,) = (line for line in text.splitlines() if line.startswith("gflv2_r50_fpn_1x"))
     assert line.split() == ["gflv2_r50_fpn_1x", "resnet50", "41.0", "41.1", "19.4"]
-    assert all(name in text for name in config_names())
+    assert all(name in text for name in list_models())
     assert "authors" in text and "not measured here" in text
 
 

@@ -35,9 +35,9 @@ _MEANING = {
 
 def configurations() -> list[str]:
     """Rows of the configurations' table, the authors' models first, weakest first."""
-    from gflv2.config import config_names, load_config
+    from gflv2.config import list_models, load_config
 
-    configs = [load_config(name) for name in config_names()]
+    configs = [load_config(name) for name in list_models()]
     configs.sort(key=lambda c: (c.authors.ap_minival is None, c.authors.ap_minival or 0, c.name))
     rows = []
     for config in configs:

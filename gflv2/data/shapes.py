@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from gflv2.sides import SIDES
+
 CLASS_NAMES = ("ellipse", "rectangle", "triangle", "star", "cross")
-SIDES = ("left", "top", "right", "bottom")
 
 _FINE = 4  # masks are drawn this many times larger and averaged: smooth edges, and boxes exact to a quarter of a pixel
 _BAND = 0.15  # the part of the box next to a side that has to be visible for the side to be seen
@@ -189,21 +190,9 @@ def _outline(rng: np.random.Generator, name: str) -> np.ndarray:
         corners = 0.8 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=float)
     else:  # cross
         a = 0.3
-        arms = [
-            [-a, -1],
-            [a, -1],
-            [a, -a],
-            [1, -a],
-            [1, a],
-            [a, a],
-            [a, 1],
-            [-a, 1],
-            [-a, a],
-            [-1, a],
-            [-1, -a],
-            [-a, -a],
-        ]
-        corners = np.array(arms, dtype=float)
+        arm = np.array([[-a, -1], [a, -1], [a, -a]])
+        quarters = ([[1, 0], [0, 1]], [[0, 1], [-1, 0]], [[-1, 0], [0, -1]], [[0, -1], [1, 0]])
+        corners = np.concatenate([arm @ np.array(turn, dtype=float) for turn in quarters])
     stretch = math.exp(rng.uniform(-0.35, 0.35))
     corners = corners * (stretch, 1 / stretch)
     # Rectangles and crosses are turned little, so that many box sides coincide with an edge.
@@ -237,12 +226,12 @@ def _ramp(rng: np.random.Generator, box: tuple, height: int, width: int) -> np.n
 
 
 def _motion(rng: np.random.Generator, shape: np.ndarray, box: tuple) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The shape smeared over a straight way round its position, and the sides that this leaves ambiguous."""
+    """The shape smeared along a straight path around its position, and the sides that this makes ambiguous."""
     axis = int(rng.integers(2))  # 0: up and down, 1: sideways
     extent = (box[3] - box[1], box[2] - box[0])[axis]
     share = rng.uniform(0.08, 0.3)
     half = max(1, round(0.5 * share * extent))
-    # Shifting a padded copy lets the part beyond the picture's edge come in as emptiness, not from the other side.
+    # A padded copy is shifted: emptiness moves in over the picture's edge, and nothing comes in from the other side.
     padding = [(half, half) if i == axis else (0, 0) for i in range(2)]
     padded = np.pad(shape, padding)
     total = np.cumsum(np.concatenate([np.zeros_like(padded.take([0], axis)), padded], axis), axis, dtype=np.float32)

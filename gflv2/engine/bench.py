@@ -6,16 +6,14 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gflv2.config import Config
-from gflv2.models.detector import GFLV2
+from gflv2.models.detector import SingleStageDetector
 from gflv2.ops.checks import bad_value, check_choice
 
 _PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
@@ -76,10 +74,8 @@ class BenchResult:
 
 
 def bench(
-    config: str | Path | Config,
+    model: SingleStageDetector,
     *,
-    weights: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
     batch_size: int = 1,
     image_size: tuple[int, int] | None = None,
     device: str | torch.device | None = None,
@@ -90,18 +86,17 @@ def bench(
     """Measure a detector on images of noise.
 
     Args:
-        config: a named configuration, a YAML file, or a checkpoint that carries its configuration.
-        weights: a checkpoint; None: random weights, which find next to nothing, so that NMS costs next to nothing.
-        overrides: settings like ``{"data.test_short_side": 640}``.
+        model: a ``GFLV2``; it is put into evaluation mode. With random weights it finds next to nothing, so that NMS
+            costs next to nothing.
         batch_size: images of a call.
         image_size: (height, width), rounded up to the configuration's padding; None: its test size, in landscape.
-        device: None: a GPU if there is one.
+        device: where to run, and where the model stays; None: where it is.
         precision: "32", or "bf16" or "16" with autocast.
         channels_last: memory layout of images and weights.
         seconds: how long to measure, at least; and five calls at least.
 
     Raises:
-        ValueError: a size, precision or time that makes no sense. FileNotFoundError: no such configuration or file.
+        ValueError: a size, precision or time that makes no sense.
     """
     check_choice(precision, "precision", tuple(_PRECISIONS))
     if batch_size < 1:
@@ -110,9 +105,8 @@ def bench(
         bad_value("image_size", "positive (height, width)", image_size)
     if seconds < 0:
         bad_value("seconds", "a number ≥ 0", seconds)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    settings = {key.replace(".", "__"): value for key, value in (overrides or {}).items()}
-    model = GFLV2(config, weights=weights, **settings).to(device).eval()
+    device = next(model.parameters()).device if device is None else torch.device(device)
+    model = model.to(device).eval()
     data = model.config.data
     height, width = (_padded(side, data.pad_divisor) for side in image_size or (data.test_short_side, data.long_side))
     images = torch.randn(batch_size, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)

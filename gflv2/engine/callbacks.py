@@ -21,7 +21,7 @@ class NonFiniteLoss(RuntimeError):
 class StopAtNonFiniteLoss(Callback):
     """Raise ``NonFiniteLoss`` and name the first iteration whose loss is NaN or infinite.
 
-    On a GPU the losses are looked at every ``every`` iterations only, because a look waits for the device.
+    On a GPU the losses are read every ``every`` iterations only, because reading waits for the device.
     """
 
     def __init__(self, every: int = 20) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of results: the boxes on the image, and the four learned distributions of one box.
+"""Pictures of detections: the boxes on the image, and the four learned distributions of one box. Arrays go in.
 
 Drawn by matplotlib without pyplot, so that no global state, window or thread is touched.
 """
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from gflv2.extras import missing_package
+from gflv2.sides import SIDES
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,10 +24,7 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from gflv2.engine.results import Result
-
 _DPI = 100
-_SIDES = ("left", "top", "right", "bottom")
 _CLASS_COLORS = (
     "#e8590c #1971c2 #2f9e44 #9c36b5 #e03131 #0c8599 #f08c00 #6741d9 #c2255c #5c940d #1864ab #a61e4d".split()
 )
@@ -41,56 +39,23 @@ _FAINT = "#868e96"
 _NEGLIGIBLE = 0.02
 
 
-def plot_boxes(result: Result, threshold: float = 0.3) -> Image.Image:
-    """The image at its own size with the boxes of score ≥ ``threshold``, each with its class and score."""
-    height, width = result.size
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
-    axes = figure.add_axes((0, 0, 1, 1))
-    _show_image(axes, result.image)
-    line = max(1.5, 0.003 * max(height, width))
-    font = min(max(9.0, 0.02 * max(height, width)), 40.0)
-    for index in _shown(result, threshold)[::-1]:
-        _draw_box(axes, result, index, line, font)
-    return _render(figure)
+class Drawing(NamedTuple):
+    """An image and the boxes on it.
 
-
-def plot_distributions(result: Result, index: int = 0, threshold: float = 0.3) -> Image.Image:
-    """One box with the distribution that each of its sides was read from.
-
-    Left, the whole image with the boxes of score ≥ ``threshold``. Right, the surroundings of box ``index``: above
-    it the distributions of its left and right side over the image's x, beside it those of top and bottom over y;
-    the same probabilities shade the image along the side. Below, one chart a side: probability over the distance
-    from the feature point (the cross) in pixels. The colour tells the entropy: blue-green a sharp side, red an
-    ambiguous one.
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (N, 4), x1, y1, x2, y2 in pixels.
+        scores: (N,). labels: (N,) class indices, which choose the colours. names: N class names.
     """
-    count = len(result)
-    if result.distributions is None:
-        raise ValueError("distributions: this model predicts none (its head regresses distances directly)")
-    if count == 0:
-        return plot_boxes(result, threshold)
-    if not -count <= index < count:
-        raise IndexError(f"distributions: expected the index of one of {count} detections, got {index}")
-    index %= count
-    sides = _sides_of(result, index)
-    window = _window(result, index, sides)
 
-    layout = _layout(result.size, window)
-    _show_image(layout.image, result.image)
-    for other in _shown(result, threshold)[::-1]:
-        if other != index:
-            _draw_box(layout.image, result, other, 1.5, 10.0)
-    _draw_box(layout.image, result, index, 3.0, 12.0)
-
-    _show_image(layout.zoom, result.image)
-    _draw_zoom(layout.zoom, result, index, sides, window)
-    _draw_margins(layout, result, index, sides, window)
-    for axes, side in zip(layout.charts, sides, strict=True):
-        _draw_chart(axes, side, sides)
-    _draw_legend(layout.figure)
-    return _render(layout.figure)
+    image: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: list[str]
 
 
-class _Side:
+class Side:
     """One side of one box: its bins in image pixels, their probabilities, and what they amount to."""
 
     def __init__(self, name: str, point: float, positions: np.ndarray, probabilities: np.ndarray) -> None:
@@ -110,16 +75,67 @@ class _Side:
         self.color = _SHARPNESS(float(np.clip((self.entropy - _SHARP) / (_AMBIGUOUS - _SHARP), 0, 1)))
 
 
-def _sides_of(result: Result, index: int) -> list[_Side]:
-    positions = result.bin_positions()[index].double().numpy()
-    probabilities = result.distributions[index].double().numpy()
-    point = result.points[index].tolist()
-    return [_Side(name, point[side % 2], positions[side], probabilities[side]) for side, name in enumerate(_SIDES)]
+def sides_of(point: np.ndarray, positions: np.ndarray, probabilities: np.ndarray) -> list[Side]:
+    """The four sides of one box.
+
+    Args:
+        point: (2,) the feature point (x, y) that the box was predicted at.
+        positions, probabilities: (4, R), of the bins: where in the image, and how likely.
+    """
+    return [Side(name, point[side % 2], positions[side], probabilities[side]) for side, name in enumerate(SIDES)]
 
 
-def _window(result: Result, index: int, sides: list[_Side]) -> tuple[float, float, float, float]:
+def plot_boxes(drawing: Drawing, threshold: float = 0.3) -> Image.Image:
+    """The image at its own size with the boxes of score ≥ ``threshold``, each with its class and score."""
+    height, width = drawing.image.shape[:2]
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    _show_image(axes, drawing.image)
+    line = max(1.5, 0.003 * max(height, width))
+    font = min(max(9.0, 0.02 * max(height, width)), 40.0)
+    for index in _shown(drawing, threshold):
+        _draw_box(axes, drawing, index, line, font)
+    return _render(figure)
+
+
+def plot_distributions(
+    drawing: Drawing, index: int, point: np.ndarray, sides: list[Side], threshold: float = 0.3
+) -> Image.Image:
+    """One box with the distribution that each of its sides was read from.
+
+    Left, the whole image with the boxes of score ≥ ``threshold``. Right, the surroundings of box ``index``: above
+    it the distributions of its left and right side over the image's x, beside it those of top and bottom over y;
+    the same probabilities shade the image along the side. Below, one chart a side: probability over the distance
+    from the feature point (the cross) in pixels. The colour tells the entropy: blue-green a sharp side, red an
+    ambiguous one.
+    """
+    box = drawing.boxes[index]
+    window = _window(box, sides)
+    layout = _layout(drawing.image.shape[:2], window)
+    _show_image(layout.image, drawing.image)
+    for other in _shown(drawing, threshold):
+        if other != index:
+            _draw_box(layout.image, drawing, other, 1.5, 10.0)
+    _draw_box(layout.image, drawing, index, 3.0, 12.0)
+
+    _show_image(layout.zoom, drawing.image)
+    _draw_zoom(layout.zoom, box, point, sides, window)
+    _draw_margins(layout, sides, window)
+    layout.above.set_title(
+        f"{drawing.names[index]} {drawing.scores[index]:.2f}: where the model puts each side",
+        fontsize=11,
+        color=_INK,
+        loc="left",
+    )
+    for axes, side in zip(layout.charts, sides, strict=True):
+        _draw_chart(axes, side, sides)
+    _draw_legend(layout.figure)
+    return _render(layout.figure)
+
+
+def _window(box: np.ndarray, sides: list[Side]) -> tuple[float, float, float, float]:
     """x1, y1, x2, y2 of the part of the picture plane that holds the box and every bin that matters."""
-    x1, y1, x2, y2 = result.boxes[index].tolist()
+    x1, y1, x2, y2 = box
     for side in sides:
         seen = side.probabilities > _NEGLIGIBLE
         low, high = float(side.low[seen].min()), float((side.low + side.width)[seen].max())
@@ -129,7 +145,7 @@ def _window(result: Result, index: int, sides: list[_Side]) -> tuple[float, floa
             y1, y2 = min(y1, low), max(y2, high)
     margin = 0.12 * max(x2 - x1, y2 - y1)
     x1, y1, x2, y2 = x1 - margin, y1 - margin, x2 + margin, y2 + margin
-    # Neither a sliver nor wider than the layout's place for it.
+    # Keep the aspect within what the layout has room for.
     width, height = x2 - x1, y2 - y1
     grow_x, grow_y = max(0.0, 0.7 * height - width) / 2, max(0.0, width / 1.6 - height) / 2
     return x1 - grow_x, y1 - grow_y, x2 + grow_x, y2 + grow_y
@@ -161,7 +177,7 @@ def _layout(size: tuple[int, int], window: tuple[float, float, float, float]) ->
     chart_w = (total_width - 0.6 - border - 3 * 0.35) / 4
     return _Layout(
         figure,
-        # In the middle of what is left of the zoom, at the height of zoom and margin together.
+        # Centred in the space to the left of the zoom; vertically, on zoom and margin together.
         place(
             (zoom_x - 0.5 + border - image_w) / 2,
             max(bottom + (zoom_h + gap + margin - image_h) / 2, bottom),
@@ -181,9 +197,9 @@ def _fit(aspect: float, width: float, height: float) -> tuple[float, float]:
 
 
 def _draw_zoom(
-    axes: Axes, result: Result, index: int, sides: list[_Side], window: tuple[float, float, float, float]
+    axes: Axes, box: np.ndarray, point: np.ndarray, sides: list[Side], window: tuple[float, float, float, float]
 ) -> None:
-    x1, y1, x2, y2 = result.boxes[index].tolist()
+    x1, y1, x2, y2 = box
     axes.set(xlim=(window[0], window[2]), ylim=(window[3], window[1]), facecolor="#e9ecef")
     # One line for each bin, as opaque as it is probable: a sharp side is one or two lines, an ambiguous a fan.
     for side in sides:
@@ -194,36 +210,29 @@ def _draw_zoom(
                 draw(position, *ends, color=side.color, linewidth=3.0, alpha=float(0.15 + 0.85 * share))
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=2.6))
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=_INK, linewidth=1.2))
-    x, y = result.points[index].tolist()
+    x, y = point
     axes.plot([x], [y], marker="+", markersize=13, markeredgewidth=3.6, color="white", clip_on=True)
     axes.plot([x], [y], marker="+", markersize=12, markeredgewidth=1.6, color=_INK, clip_on=True)
 
 
-def _draw_margins(layout: _Layout, result: Result, index: int, sides: list[_Side], window: tuple) -> None:
+def _draw_margins(layout: _Layout, sides: list[Side], window: tuple) -> None:
     above, beside = layout.above, layout.beside
     left, top, right, bottom = sides
     above.set(xlim=(window[0], window[2]), ylim=(0, 1.18 * max(left.probabilities.max(), right.probabilities.max())))
     beside.set(ylim=(window[3], window[1]), xlim=(0, 1.18 * max(top.probabilities.max(), bottom.probabilities.max())))
-    for side in (left, right):
-        above.bar(
-            side.low, side.probabilities, side.width, align="edge", color=side.color, edgecolor="white", linewidth=0.6
-        )
-        above.axvline(side.mean, color=_INK, linewidth=1.2)
-    for side in (top, bottom):
-        beside.barh(
-            side.low, side.probabilities, side.width, align="edge", color=side.color, edgecolor="white", linewidth=0.6
-        )
-        beside.axhline(side.mean, color=_INK, linewidth=1.2)
+    for side in sides:
+        bars, line = (above.bar, above.axvline) if side.horizontal else (beside.barh, beside.axhline)
+        style = {"color": side.color, "edgecolor": "white", "linewidth": 0.6}
+        bars(side.low, side.probabilities, side.width, align="edge", **style)
+        line(side.mean, color=_INK, linewidth=1.2)
     for axes, edge in ((above, "bottom"), (beside, "left")):
         axes.set(xticks=[], yticks=[])
         for name, spine in axes.spines.items():
             spine.set_visible(name == edge)
             spine.set_color(_FAINT)
-    name, score = result.names[index], result.scores[index].item()
-    above.set_title(f"{name} {score:.2f}: where the model puts each side", fontsize=11, color=_INK, loc="left")
 
 
-def _draw_chart(axes: Axes, side: _Side, sides: list[_Side]) -> None:
+def _draw_chart(axes: Axes, side: Side, sides: list[Side]) -> None:
     order = np.argsort(side.distances)
     distance, share = side.distances[order], side.probabilities[order]
     axes.bar(distance, share, side.width[order] * 0.9, color=side.color)
@@ -258,8 +267,9 @@ def _draw_legend(figure: Figure) -> None:
         axes.text(x, 0.5, text, ha=align, va="center", fontsize=9, color=_INK, transform=axes.transAxes)
 
 
-def _shown(result: Result, threshold: float) -> list[int]:
-    return [index for index, score in enumerate(result.scores.tolist()) if score >= threshold]
+def _shown(drawing: Drawing, threshold: float) -> np.ndarray:
+    """The boxes to draw, the best last."""
+    return np.flatnonzero(drawing.scores >= threshold)[::-1]
 
 
 def _show_image(axes: Axes, image: np.ndarray) -> None:
@@ -270,17 +280,17 @@ def _show_image(axes: Axes, image: np.ndarray) -> None:
         spine.set_visible(False)
 
 
-def _draw_box(axes: Axes, result: Result, index: int, line: float, font: float) -> None:
+def _draw_box(axes: Axes, drawing: Drawing, index: int, line: float, font: float) -> None:
     """``line`` and ``font`` in pixels of the canvas."""
-    x1, y1, x2, y2 = result.boxes[index].tolist()
-    color = _CLASS_COLORS[int(result.labels[index]) % len(_CLASS_COLORS)]
+    x1, y1, x2, y2 = drawing.boxes[index]
+    color = _CLASS_COLORS[int(drawing.labels[index]) % len(_CLASS_COLORS)]
     points = 72 / _DPI  # matplotlib measures lines and text in points
     frame = {"fill": False, "joinstyle": "miter"}
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, edgecolor="white", linewidth=(line + 1.4) * points, **frame))
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, edgecolor=color, linewidth=line * points, **frame))
-    inside = y1 < 0.04 * result.size[0]
+    inside = y1 < 0.04 * drawing.image.shape[0]
     axes.annotate(
-        f"{result.names[index]} {result.scores[index].item():.2f}",
+        f"{drawing.names[index]} {drawing.scores[index]:.2f}",
         (x1, y1),
         xytext=(0, -1 if inside else 1),
         textcoords="offset points",

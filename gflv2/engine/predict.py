@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gflv2.data.batch import collate
 from gflv2.data.transforms import preprocess
+from gflv2.engine.image_sources import SUFFIXES, ImageError, read_source
 from gflv2.engine.results import Result
-from gflv2.engine.sources import SUFFIXES, ImageError, read_source
+from gflv2.models.dense_head import shapes_of
+from gflv2.models.detector import SingleStageDetector
 
 __all__ = ["FilesReport", "ImageError", "expand", "predict", "predict_files"]
 
 
 def predict(
-    model: nn.Module,
+    model: SingleStageDetector,
     source: Any,
     *,
     score_thr: float | None = None,
@@ -57,15 +59,9 @@ def predict(
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size: expected an integer ≥ 1, got {batch_size!r}")
-    test = model.config.test
-    limits = {
-        "pre_topk": test.pre_topk,
-        "score_thr": test.score_thr if score_thr is None else score_thr,
-        "iou_thr": test.iou_thr if iou_thr is None else iou_thr,
-        "max_detections": test.max_detections if max_detections is None else max_detections,
-    }
+    limits = model.config.test.options(score_thr=score_thr, iou_thr=iou_thr, max_detections=max_detections)
     if not 0 <= limits["score_thr"] <= 1:
-        raise ValueError(f"score_thr: expected a number from 0 to 1, got {score_thr!r}")
+        raise ValueError(f"score_thr: expected a number from 0 to 1, got {limits['score_thr']!r}")
     if isinstance(source, (list, tuple)):
         results = []
         for start in range(0, len(source), batch_size):
@@ -77,7 +73,7 @@ def predict(
 
 
 def _predict_batch(
-    model: nn.Module, images: Sequence[tuple[Tensor, Path | None]], limits: dict[str, Any]
+    model: SingleStageDetector, images: Sequence[tuple[Tensor, Path | None]], limits: dict[str, Any]
 ) -> list[Result]:
     data = model.config.data
     device = next(model.parameters()).device
@@ -89,7 +85,6 @@ def _predict_batch(
         found = head.detect(
             output, batch.image_sizes, batch.scale_factors, return_distributions=has_distributions, **limits
         )
-    shapes = [(level.shape[2], level.shape[3]) for level in output.class_logits]
     projection = head.integral.project.detach().float().cpu() if has_distributions else None
     names = tuple(model.class_names)
     results = []
@@ -97,7 +92,7 @@ def _predict_batch(
         boxes = detections.boxes.cpu()
         solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         # Indexing outside of inference mode also makes ordinary tensors of them.
-        points, strides, levels = _locate(detections.points.cpu()[solid], shapes, head.strides)
+        points, strides, levels = _locate(detections.points.cpu()[solid], shapes_of(output.class_logits), head.strides)
         results.append(
             Result(
                 boxes=boxes[solid],
@@ -127,7 +122,7 @@ def _locate(flat: Tensor, shapes: list[tuple[int, int]], strides: Sequence[float
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: SingleStageDetector) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module is as it was (a frozen stage may differ from its parent)."""
     states = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -191,7 +186,7 @@ def expand(patterns: str | Path | Sequence[str | Path]) -> tuple[list[Path], dic
 
 
 def predict_files(
-    model: nn.Module,
+    model: SingleStageDetector,
     patterns: str | Path | Sequence[str | Path],
     output: str | Path,
     *,

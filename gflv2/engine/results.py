@@ -12,7 +12,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     import PIL.Image
 
-SIDES = ("left", "top", "right", "bottom")
 # A side grows from its point towards smaller coordinates (left, top) or larger ones (right, bottom).
 _DIRECTION = torch.tensor([-1.0, -1.0, 1.0, 1.0])
 
@@ -85,11 +84,23 @@ class Result:
             distributions: False; True: also a panel that shows the four distributions of the best box; an index:
                 of that box, whatever its score.
         """
-        from gflv2.engine.plot import plot_boxes, plot_distributions
+        from gflv2.engine import plot
 
+        arrays = (tensor.double().numpy() for tensor in (self.boxes, self.scores, self.labels))
+        drawing = plot.Drawing(self.image, *arrays, self.names)
         if distributions is False:
-            return plot_boxes(self, threshold)
-        return plot_distributions(self, 0 if distributions is True else distributions, threshold)
+            return plot.plot_boxes(drawing, threshold)
+        self._need_distributions("distributions")
+        count, index = len(self), 0 if distributions is True else distributions
+        if not count:
+            return plot.plot_boxes(drawing, threshold)
+        if not -count <= index < count:
+            raise IndexError(f"distributions: expected the index of one of {count} detections, got {index}")
+        index %= count
+        bins = (self.points, self.bin_positions(), self.distributions)
+        point, positions, probabilities = (tensor[index].double().numpy() for tensor in bins)
+        sides = plot.sides_of(point, positions, probabilities)
+        return plot.plot_distributions(drawing, index, point, sides, threshold)
 
     def save(self, path: str | Path, threshold: float = 0.3, distributions: bool | int = False) -> Path:
         """Write ``plot(threshold, distributions)`` to ``path`` (its suffix gives the format) and return the path."""

@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 
+from gflv2 import checkpoint
 from gflv2.config import Config, load_config
 from gflv2.engine.memory import keep_freed_memory
 from gflv2.engine.schedule import scaled_lr
 from gflv2.extras import missing_package
+from gflv2.models.detector import SingleStageDetector
 from gflv2.ops.checks import check_choice
 
 try:
@@ -32,7 +34,7 @@ except ModuleNotFoundError as error:
 from gflv2.data import CocoDetection, make_loader
 from gflv2.engine.callbacks import AverageWeights, EpochLines, ProgressBar, StopAtNonFiniteLoss
 from gflv2.engine.evaluate import CocoEvaluator
-from gflv2.engine.module import DetectorModule
+from gflv2.engine.lightning_module import DetectorModule
 
 _log = logging.getLogger("gflv2")
 
@@ -108,8 +110,6 @@ def train(
         FileNotFoundError, FileExistsError, ValueError, TypeError: what the arguments or the configuration get wrong.
         NonFiniteLoss: the loss became NaN or infinite.
     """
-    from gflv2.models.detector import GFLV2
-
     checkpoint_file, resume_folder = _resume_point(resume)
     if config is None:
         if resume_folder is None:
@@ -131,12 +131,13 @@ def train(
 
     with _quiet_lightning(progress):
         lightning.seed_everything(config.train.seed)
-        model = GFLV2(
+        model = SingleStageDetector(
             config,
-            weights=start,
             class_names=train_set.class_names,
             pretrained=pretrained and start is None and checkpoint_file is None,
         )
+        if start is not None:
+            checkpoint.load_weights(model, start)
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,
@@ -149,7 +150,7 @@ def train(
             gradient_clip_val=config.train.clip_grad_norm,
             check_val_every_n_epoch=config.train.evaluate_every,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # our samplers divide the data by themselves
+            use_distributed_sampler=False,  # our samplers share out the data themselves
             enable_progress_bar=progress and sys.stderr.isatty(),
             enable_model_summary=False,
             logger=TensorBoardLogger(folder, name=None, version=""),
@@ -184,7 +185,7 @@ def train(
         try:
             trainer.fit(module, train_loader, val_loader, ckpt_path=checkpoint_file, weights_only=True)
         except BaseException:
-            # What was best until then is what the user has paid for; the current weights may be NaN.
+            # Keep the best weights so far; the current ones may be NaN.
             if trainer.is_global_zero and best is not None and best.best_model_path:
                 _export_best(model, best.best_model_path, folder)
             raise
@@ -218,8 +219,6 @@ def _start_from(weights: str | Path, config: Config) -> tuple[Any, Config]:
 
     The data sets are made before the detector; without this they would keep another mean than the detector's.
     """
-    from gflv2.models import checkpoint
-
     start = checkpoint.read(weights)
     _, _, settings = checkpoint.resolve(start, config)
     return start, load_config(config, {key: settings[key] for key in settings if key.startswith("data.")})
@@ -330,8 +329,6 @@ def _describe(
 
 def _export(model: Any, best_checkpoint: str, folder: Path, is_first: bool, seconds: float) -> TrainResult:
     """Write ``weights/last.pt`` and, from the best checkpoint, ``weights/best.pt``."""
-    from gflv2.models import checkpoint
-
     last = folder / "weights" / "last.pt"
     if is_first:
         last.parent.mkdir(parents=True, exist_ok=True)
@@ -343,8 +340,6 @@ def _export(model: Any, best_checkpoint: str, folder: Path, is_first: bool, seco
 
 
 def _export_best(model: Any, best_checkpoint: str, folder: Path | None) -> tuple[dict[str, Any], int]:
-    from gflv2.models import checkpoint
-
     content = torch.load(best_checkpoint, map_location="cpu", weights_only=True)
     # With averaged weights, "state_dict" holds the average.
     model.load_state_dict({key.removeprefix("model."): value for key, value in content["state_dict"].items()})
@@ -369,7 +364,7 @@ def _finish(result: TrainResult) -> None:
     _log.info("trained for %.1f min; weights: %s", result.seconds / 60, result.best_weights)
 
 
-# Each of these is Lightning's advice or note about something that is meant here.
+# Lightning warns of what is intended here.
 _IGNORED_WARNINGS = (
     r".*does not have many workers.*",  # `data.workers` is the user's choice
     r".*module\(s\) in eval mode at the start of training.*",  # BatchNorm with its running statistics
@@ -382,7 +377,7 @@ _IGNORED_WARNINGS = (
 
 @contextlib.contextmanager
 def _quiet_lightning(progress: bool) -> Iterator[None]:
-    """Lightning says what goes wrong and nothing else; our own lines are shown unless ``progress`` is off."""
+    """Lightning logs warnings only; our own lines are shown unless ``progress`` is off."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     own_level, handler = _log.level, None

@@ -1,4 +1,4 @@
-"""The ATSS head (arXiv 1912.02424): the ablation without distributions, on the same towers and assignment.
+"""The ATSS head (arXiv 1912.02424): the ablation without distributions, with the same towers and assignment.
 
 One class logit, four box deltas and one centerness logit for each point. Boxes are coded as that paper's code does by
 default: deltas from the square anchor of side 8·stride (the point is its centre), the centre's in units of 0.1, the
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,8 @@ from torch.nn import functional as F
 
 from gflv2.extras import missing_package
 from gflv2.models.conv import init_normal
-from gflv2.models.head import suppress
-from gflv2.models.towers import CLASS_PRIOR_BIAS, Detections, HeadOutput, TowerHead, split_levels
-from gflv2.ops import Decoded, giou, normalisers
+from gflv2.models.dense_head import CLASS_PRIOR_BIAS, TEST, DenseHead, HeadOutput, shapes_of, split_levels
+from gflv2.ops import Assignment, Decoded, giou, normalisers
 from gflv2.ops.checks import bad_value, compute_dtype
 from gflv2.ops.levels import flatten_levels
 from gflv2.ops.reference.boxes import boxes_to_distances, pad_boxes, points_of_levels, strides_of_points, valid_cells
@@ -34,43 +34,24 @@ CENTRE_STD, SIZE_STD = 0.1, 0.2
 MAX_LOG_RATIO = math.log(1000 / 16)  # keeps exp() of an untrained network's size delta finite
 
 
-class ATSSHead(TowerHead):
+class ATSSHead(DenseHead):
     """Classes, boxes and centerness on every level of a pyramid. Arguments as ``GFLHead``.
 
     ``loss_weights``: focal, GIoU, centerness.
     """
 
     legacy_background = False
+    loss_names = "focal, GIoU, centerness"
 
     def __init__(
         self,
         num_classes: int,
         in_channels: int = 256,
         *,
-        feat_channels: int = 256,
-        stacked_convs: int = 4,
-        strides: Sequence[int] = (8, 16, 32, 64, 128),
-        gn_groups: int = 32,
-        depthwise: bool = False,
-        atss_topk: int = 9,
-        ignore_iof_thr: float = 0.0,
         loss_weights: Sequence[float] = (1.0, 2.0, 1.0),
-        weight_floor: float = 1e-12,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            in_channels,
-            feat_channels,
-            stacked_convs,
-            strides,
-            gn_groups,
-            depthwise,
-            atss_topk,
-            ignore_iof_thr,
-        )
-        if len(loss_weights) != 3:
-            bad_value("head.loss_weights", "three numbers (focal, GIoU, centerness)", list(loss_weights))
-        self.loss_weights, self.weight_floor = tuple(loss_weights), weight_floor
+        super().__init__(num_classes, in_channels, loss_weights=loss_weights, **common)
         self.atss_cls = nn.Conv2d(self.tower_channels, num_classes, 3, padding=1)
         self.atss_reg = nn.Conv2d(self.tower_channels, 4, 3, padding=1)
         self.atss_centerness = nn.Conv2d(self.tower_channels, 1, 3, padding=1)
@@ -80,8 +61,7 @@ class ATSSHead(TowerHead):
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutput:
         """L levels (B, in_channels, H_l, W_l) → class logits, deltas before the level's scale, centerness logits."""
-        self.check_features(features)
-        pairs = [self.towers(feature) for feature in features]
+        pairs = self.towers(features)
         centerness = torch.cat([self.atss_centerness(boxes).flatten(1) for _, boxes in pairs], dim=1)
         return HeadOutput(
             [self.atss_cls(classes) for classes, _ in pairs],
@@ -97,7 +77,7 @@ class ATSSHead(TowerHead):
 
     def _geometry(self, output: HeadOutput) -> tuple[Tensor, Tensor]:
         """Points (A, 2) in pixels and their strides (A,)."""
-        shapes = [(level.shape[2], level.shape[3]) for level in output.class_logits]
+        shapes = shapes_of(output.class_logits)
         kind = {"device": output.class_logits[0].device, "dtype": compute_dtype(output.box_logits[0].dtype)}
         return points_of_levels(shapes, self.strides, **kind), strides_of_points(shapes, self.strides, **kind)
 
@@ -109,25 +89,23 @@ class ATSSHead(TowerHead):
         ]
         return deltas_to_boxes(flatten_levels(scaled), points, ANCHOR_SCALE * strides)
 
-    def loss(
+    def losses(
         self,
         output: HeadOutput,
+        assignment: Assignment,
         boxes: Sequence[Tensor] | Tensor,
-        labels: Sequence[Tensor] | Tensor,
         padded_sizes: Sequence[tuple[int, int]] | None = None,
-        ignore_boxes: Sequence[Tensor] | Tensor | None = None,
         counts: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Focal, GIoU and centerness loss as 0-d tensors; arguments as ``GFLHead.loss``."""
-        assignment = self.assign(output, boxes, labels, padded_sizes, ignore_boxes, counts)
+        """Focal, GIoU and centerness loss of an assignment; arguments as ``GFLHead.targets``."""
         points, _ = self._geometry(output)
         predicted = self.boxes(output)
         positive = assignment.index > 0
-        shapes = [(level.shape[2], level.shape[3]) for level in output.class_logits]
+        shapes = shapes_of(output.class_logits)
         valid = valid_cells(shapes, self.strides, padded_sizes, batch=len(positive), device=positive.device)
         counted = (valid & (assignment.index >= 0)).to(predicted.dtype)
 
-        # 1. The box of every positive point; elsewhere the prediction itself, which costs nothing at weight 0.
+        # 1. The box of every positive point; elsewhere the prediction itself, whose weight is 0.
         target = predicted.detach()
         padded, _ = pad_boxes(boxes)
         if padded.shape[1]:
@@ -161,8 +139,8 @@ class ATSSHead(TowerHead):
         image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
         scale_factors: Tensor | None = None,
         *,
-        pre_topk: int = 1000,
-        score_thr: float = 0.05,
+        pre_topk: int = TEST.pre_topk,
+        score_thr: float = TEST.score_thr,
         return_distributions: bool = False,
     ) -> Decoded:
         """Candidates of each image before NMS; arguments as ``GFLHead.decode``, without distributions."""
@@ -186,29 +164,6 @@ class ATSSHead(TowerHead):
             boxes = boxes / torch.as_tensor(scale_factors, dtype=boxes.dtype, device=boxes.device).repeat(1, 2)[:, None]
         scores = torch.where(scores > score_thr, scores, 0.0)
         return Decoded(boxes, scores, points, (scores > 0).any(-1).sum(1))
-
-    def detect(
-        self,
-        output: HeadOutput,
-        image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
-        scale_factors: Tensor | None = None,
-        *,
-        pre_topk: int = 1000,
-        score_thr: float = 0.05,
-        iou_thr: float = 0.6,
-        max_detections: int = 100,
-        return_distributions: bool = False,
-    ) -> list[Detections]:
-        """Detections of each image, best first; arguments as ``GFLHead.detect``."""
-        decoded = self.decode(
-            output,
-            image_sizes,
-            scale_factors,
-            pre_topk=pre_topk,
-            score_thr=score_thr,
-            return_distributions=return_distributions,
-        )
-        return suppress(decoded, score_thr=score_thr, iou_thr=iou_thr, max_detections=max_detections)
 
 
 def deltas_to_boxes(deltas: Tensor, points: Tensor, sides: Tensor) -> Tensor:

@@ -1,98 +1,55 @@
-"""The detector: backbone, pyramid and head, and the three things it does: forward, loss, detect."""
+"""A one-stage detector as a module: backbone, pyramid and head, and the three things it does: forward, loss, detect."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from gflv2.config import Config, HeadConfig, load_config
+from gflv2.config import Config, HeadConfig
 from gflv2.models.atss_head import ATSSHead
 from gflv2.models.backbones import build_backbone, keep_norms_in_eval
-from gflv2.models.checkpoint.names import COCO_NAMES
+from gflv2.models.coco_names import COCO_NAMES
+from gflv2.models.dense_head import DenseHead, HeadOutput
 from gflv2.models.fpn import FPN
-from gflv2.models.head import GFLHead
-from gflv2.models.towers import Detections, HeadOutput
+from gflv2.models.gfl_head import GFLHead
+from gflv2.ops import Detections
 from gflv2.ops.checks import bad_value, check_choice, check_tensor
 
-if TYPE_CHECKING:
-    from gflv2.engine.capture_inference import CapturedInference
-    from gflv2.engine.capture_training import CapturedTrainingStep
-    from gflv2.models.checkpoint import Checkpoint
+_Detector = TypeVar("_Detector", bound="SingleStageDetector")
 
 
-class GFLV2(nn.Module):
-    """A one-stage detector with distribution-guided localisation quality (arXiv 2011.12885).
+class SingleStageDetector(nn.Module):
+    """Backbone, feature pyramid and dense head, built from a configuration; it reads no weights but a backbone's.
 
     Args:
-        config: the name of a model (``list_models()``), the path of a YAML file, a mapping or a ``Config``. None: what
-            the file ``weights`` was saved with, or what its keys tell. A checkpoint's path: the same as ``weights``.
-        weights: a checkpoint: this project's, the authors', mmengine's, or a backbone's; a path, or what
-            ``gflv2.models.checkpoint.read`` returned.
-        num_classes: instead of the configuration's. None: that of the weights where the configuration leaves it open.
-        class_names: one for each class; None: those of the weights, else COCO's for 80 classes, else "class 0", ….
-        pretrained: start from the backbone weights that the configuration names. Not together with ``weights``.
-        legacy: keep the authors' unused background channel (C + 1 class channels), for their exact numbers.
-        overrides: single settings, dots written as two underscores: ``model__head__reg_topk=8``.
+        config: the settings; kept, not copied.
+        class_names: one for each class; None, or of another number: COCO's for 80 classes, else "class 0", ….
+        pretrained: start from the backbone weights that the configuration names.
 
     Attributes:
         config: a ``Config``. class_names: a list of ``config.model.num_classes`` names.
         backbone, neck, bbox_head: the three parts; the keys of ``state_dict`` are those of the official checkpoints.
 
     Raises:
-        FileNotFoundError: no such configuration or file. ValueError, TypeError: settings that do not fit together.
+        ValueError: settings that do not fit together.
     """
 
-    def __init__(
-        self,
-        config: str | Path | Mapping | Config | None = None,
-        *,
-        weights: str | Path | Checkpoint | None = None,
-        num_classes: int | None = None,
-        class_names: Sequence[str] | None = None,
-        pretrained: bool = False,
-        legacy: bool = False,
-        **overrides: Any,
-    ) -> None:
+    def __init__(self, config: Config, *, class_names: Sequence[str] | None = None, pretrained: bool = False) -> None:
         super().__init__()
-        if weights is None and str(config).endswith((".pth", ".pt", ".ckpt", ".safetensors")):
-            config, weights = None, config
-        if weights is not None and pretrained:
-            bad_value("pretrained", "False, since weights are given", pretrained)
-        settings = {key.replace("__", "."): value for key, value in overrides.items()}
-        if class_names is not None:
-            if num_classes not in (None, len(class_names)):
-                bad_value("class_names", f"{num_classes} names, one for each class", list(class_names))
-            num_classes = len(class_names)
-        if num_classes is not None:
-            settings["model.num_classes"] = num_classes
-        if legacy:
-            settings["model.head.legacy_background"] = True
-        checkpoint, known_names = None, None
-        if weights is not None:
-            from gflv2.models import checkpoint as files
-
-            checkpoint = weights if isinstance(weights, files.Checkpoint) else files.read(weights)
-            config, known_names, found = files.resolve(checkpoint, config, settings.get("model.num_classes"))
-            settings = {**found, **settings}
-        elif config is None:
-            bad_value("config", "the name of a model, a path, a mapping or a Config, unless weights are given", None)
-
-        self.config = load_config(config, settings)
-        model = self.config.model
-        self.class_names = _names(model.num_classes, class_names, known_names)
+        model = config.model
+        self.config, self.class_names = config, _names(model.num_classes, class_names)
         self.backbone = build_backbone(model.backbone, pretrained=pretrained)
         _check_strides(self.backbone, model.head.strides, model.neck.levels)
         channels = self.backbone.feature_info.channels()
         self.neck = FPN(channels, model.neck.channels, model.neck.levels, depthwise=model.neck.depthwise)
         self.bbox_head = build_head(model.num_classes, model.neck.channels, model.head)
-        if checkpoint is not None:
-            files.load_weights(self, checkpoint)
 
-    def train(self, mode: bool = True) -> GFLV2:
+    def train(self: _Detector, mode: bool = True) -> _Detector:
         """Training mode; the backbone's BatchNorm layers stay in eval mode as the configuration says."""
         super().train(mode)
         keep_norms_in_eval(self.backbone, self.config.model.backbone)
@@ -119,7 +76,7 @@ class GFLV2(nn.Module):
         ignore_boxes: Sequence[Tensor] | Tensor | None = None,
         counts: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted losses of a batch; minimise their sum. Arguments as ``GFLHead.loss``."""
+        """The weighted losses of a batch; minimise their sum. Arguments as ``DenseHead.loss``."""
         return self.bbox_head.loss(self(images), boxes, labels, padded_sizes, ignore_boxes, counts)
 
     @torch.no_grad()
@@ -137,82 +94,28 @@ class GFLV2(nn.Module):
     ) -> list[Detections]:
         """Detections of each image, best first. Settings that are None come from ``config.test``.
 
-        Switch to ``eval()`` first: dropout and the like would be active otherwise. Arguments as ``GFLHead.detect``.
+        Switch to ``eval()`` first: dropout and the like would be active otherwise. Arguments as ``GFLHead.decode``,
+        and those of the NMS as ``DenseHead.detect``.
         """
-        given = {"pre_topk": pre_topk, "score_thr": score_thr, "iou_thr": iou_thr, "max_detections": max_detections}
-        settings = {name: getattr(self.config.test, name) if value is None else value for name, value in given.items()}
-        output = self(images)
-        return self.bbox_head.detect(
-            output, image_sizes, scale_factors, return_distributions=return_distributions, **settings
+        options = self.config.test.options(
+            pre_topk=pre_topk, score_thr=score_thr, iou_thr=iou_thr, max_detections=max_detections
         )
-
-    def predict(self, source: Any, **options: Any) -> Any:
-        """Detections of a photograph (path, PIL image, array, tensor) or of a list; see ``gflv2.engine.predict``."""
-        from gflv2.engine.predict import predict
-
-        return predict(self, source, **options)
-
-    def capture_training_step(
-        self, optimizer: torch.optim.Optimizer, shape: Sequence[int], *, max_boxes: int, **options: Any
-    ) -> CapturedTrainingStep:
-        """The whole training step for images of one shape (B, 3, H, W), on a GPU as one CUDA graph.
-
-        ``step(images, boxes, labels)`` → losses. Options: see `gflv2.engine.capture_training.CapturedTrainingStep`.
-        """
-        from gflv2.engine.capture_training import CapturedTrainingStep
-
-        return CapturedTrainingStep(self, optimizer, shape, max_boxes=max_boxes, **options)
-
-    def capture_inference(self, shape: Sequence[int], **options: Any) -> CapturedInference:
-        """``detect`` for images of one shape (B, 3, H, W), on a GPU as one CUDA graph and the NMS after it.
-
-        Options: see `gflv2.engine.capture_inference.CapturedInference`.
-        """
-        from gflv2.engine.capture_inference import CapturedInference
-
-        return CapturedInference(self, shape, **options)
-
-    def save(self, path: str | Path) -> Path:
-        """Write weights, configuration and class names to one file that ``GFLV2(weights=path)`` reads."""
-        from gflv2.models import checkpoint as files
-
-        return files.save(self, path)
+        return self.bbox_head.detect(
+            self(images), image_sizes, scale_factors, return_distributions=return_distributions, **options
+        )
 
 
 def build_head(num_classes: int, in_channels: int, config: HeadConfig) -> GFLHead | ATSSHead:
-    """The head that ``config.kind`` names."""
+    """The head that ``config.kind`` names. A head's arguments have the names of the settings, but for ``channels``."""
     check_choice(config.kind, "head.kind", ("gfl", "atss"))
-    common = {
-        "feat_channels": config.channels,
-        "stacked_convs": config.stacked_convs,
-        "strides": config.strides,
-        "gn_groups": config.gn_groups,
-        "depthwise": config.depthwise,
-        "atss_topk": config.atss_topk,
-        "ignore_iof_thr": config.ignore_iof_thr,
-        "loss_weights": config.loss_weights,
-        "weight_floor": config.weight_floor,
-    }
-    if config.kind == "atss":
-        if config.legacy_background:
-            bad_value("head.legacy_background", "False for head.kind 'atss'", True)
-        return ATSSHead(num_classes, in_channels, **common)
-    return GFLHead(
-        num_classes,
-        in_channels,
-        reg_max=config.reg_max,
-        reg_topk=config.reg_topk,
-        add_topk=config.add_topk,
-        add_mean=config.add_mean,
-        add_variance=config.add_variance,
-        reg_channels=config.reg_channels,
-        quality_init=config.quality_init,
-        legacy_background=config.legacy_background,
-        quality=config.quality,
-        composition=config.composition,
-        beta=config.beta,
-        **common,
-    )
+    options = dataclasses.asdict(config)
+    kind, options["feat_channels"] = options.pop("kind"), options.pop("channels")
+    if kind == "gfl":
+        return GFLHead(num_classes, in_channels, **options)
+    if config.legacy_background:
+        bad_value("head.legacy_background", "False for head.kind 'atss'", True)
+    common = inspect.signature(DenseHead).parameters
+    return ATSSHead(num_classes, in_channels, **{name: options[name] for name in options if name in common})
 
 
 def _check_strides(backbone: nn.Module, strides: Sequence[int], levels: int) -> None:
@@ -222,9 +125,9 @@ def _check_strides(backbone: nn.Module, strides: Sequence[int], levels: int) -> 
         bad_value("head.strides", f"{have}, the strides of the {len(have)} levels that backbone and neck give", strides)
 
 
-def _names(num_classes: int, *candidates: Sequence[str] | None) -> list[str]:
-    """The first list of names that fits; COCO's for 80 classes; else "class 0", "class 1", …."""
-    for names in (*candidates, COCO_NAMES):
+def _names(num_classes: int, given: Sequence[str] | None) -> list[str]:
+    """The given names where they fit; COCO's for 80 classes; else "class 0", "class 1", …."""
+    for names in (given, COCO_NAMES):
         if names is not None and len(names) == num_classes:
             return list(names)
     return [f"class {label}" for label in range(num_classes)]

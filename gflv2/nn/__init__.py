@@ -11,8 +11,9 @@ device, and nothing waits for the device.
 """
 
 from gflv2.nn.assigner import AssignResult, ATSSAssigner
-from gflv2.nn.distribution import DGQP, Integral
+from gflv2.nn.distribution import Integral
 from gflv2.nn.losses import DistributionFocalLoss, GIoULoss, QualityFocalLoss
+from gflv2.nn.quality import DGQP
 
 __all__ = [
     "ATSSAssigner",

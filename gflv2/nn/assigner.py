@@ -11,11 +11,11 @@ from torch import Tensor
 from gflv2.ops import Assignment, atss
 from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor
 
-_SIDES = 1e-4  # relative difference of sides that may come from rounding alone
+_ROUNDING = 1e-4  # relative difference of sides that may come from rounding alone
 
 
 class AssignResult(NamedTuple):
-    """What one image's priors learn, under mmdet's names.
+    """The assignment of one image's priors, under mmdet's names.
 
     Attributes:
         num_gts: number of boxes.
@@ -63,7 +63,7 @@ class ATSSAssigner:
         gt_instances: Any,
         gt_instances_ignore: Any = None,
     ) -> AssignResult:
-        """One image as mmdet asks for it.
+        """Assign one image, with mmdet's arguments.
 
         Args:
             pred_instances: has ``priors``, (A, 4) squares (x1, y1, x2, y2), all of a level of one size (its side is
@@ -121,7 +121,7 @@ def square_sides(priors: Tensor, counts: Sequence[int]) -> list[float] | None:
     sides = []
     for count in counts:
         low, high = next(found) if count else (1.0, 1.0)
-        if not 0 < high or high - low > _SIDES * high:
+        if not 0 < high or high - low > _ROUNDING * high:
             return None
         sides.append((low + high) / 2)
     return sides

@@ -16,7 +16,7 @@ AVERAGE_EPS = torch.finfo(torch.float32).eps  # mmdet adds it to an average fact
 
 
 class _Loss(nn.Module):
-    """What the three share."""
+    """Reduction, weight and average factor, which all three have in common."""
 
     def __init__(self, reduction: str, loss_weight: float) -> None:
         super().__init__()
@@ -93,15 +93,8 @@ class QualityFocalLoss(_Loss):
         return self.loss_weight * loss
 
 
-class DistributionFocalLoss(_Loss):
-    """Distribution Focal Loss (arXiv 2006.04388, equation 6) of box sides.
-
-    Args:
-        reduction: "none", "mean" or "sum". loss_weight: factor of the result.
-    """
-
-    def __init__(self, reduction: str = "mean", loss_weight: float = 1.0) -> None:
-        super().__init__(reduction, loss_weight)
+class _PairLoss(_Loss):
+    """A loss of N predictions and as many targets of their kind."""
 
     def forward(
         self,
@@ -111,12 +104,9 @@ class DistributionFocalLoss(_Loss):
         avg_factor: float | Tensor | None = None,
         reduction_override: str | None = None,
     ) -> Tensor:
-        """The loss of N sides.
+        """The loss of N rows; the class says what ``pred``, ``target`` and ``weight`` hold.
 
         Args:
-            pred: (N, n + 1) logits of the bins.
-            target: (N,) distances in bins, in [0, n]; others are clamped to it (mmdet needs [0, n)).
-            weight: (N,).
             avg_factor: a number or a tensor of one.
 
         Returns:
@@ -125,11 +115,31 @@ class DistributionFocalLoss(_Loss):
         Raises:
             TypeError, ValueError: a wrong shape, dtype or device, or a reduction that does not exist.
         """
-        return self.loss_weight * dfl(pred, target, **self._reduced(weight, avg_factor, reduction_override))
+        return self.loss_weight * self._loss(pred, target, **self._reduced(weight, avg_factor, reduction_override))
 
 
-class GIoULoss(_Loss):
-    """1 − GIoU (arXiv 1902.09630) of aligned boxes.
+class DistributionFocalLoss(_PairLoss):
+    """Distribution Focal Loss (arXiv 2006.04388, equation 6) of N box sides.
+
+    ``pred``: (N, n + 1) logits of the bins. ``target``: (N,) distances in bins, in [0, n]; others are clamped to it
+    (mmdet needs [0, n)). ``weight``: (N,).
+
+    Args:
+        reduction: "none", "mean" or "sum". loss_weight: factor of the result.
+    """
+
+    def __init__(self, reduction: str = "mean", loss_weight: float = 1.0) -> None:
+        super().__init__(reduction, loss_weight)
+
+    def _loss(self, pred: Tensor, target: Tensor, **options: Any) -> Tensor:
+        return dfl(pred, target, **options)
+
+
+class GIoULoss(_PairLoss):
+    """1 − GIoU (arXiv 1902.09630) of N pairs of boxes.
+
+    ``pred``, ``target``: (N, 4) boxes (x1, y1, x2, y2). ``weight``: (N,), or (N, 4), whose mean over the sides counts.
+    (For weights that are all 0 mmdet asks the device, and returns a 0-d 0 also for "none".)
 
     Args:
         eps: least area of union and enclosing box, in the square of the boxes' unit.
@@ -140,33 +150,10 @@ class GIoULoss(_Loss):
         super().__init__(reduction, loss_weight)
         self.eps = eps
 
-    def forward(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        avg_factor: float | Tensor | None = None,
-        reduction_override: str | None = None,
-    ) -> Tensor:
-        """The loss of N pairs.
-
-        Args:
-            pred, target: (N, 4) boxes (x1, y1, x2, y2).
-            weight: (N,), or (N, 4), whose mean over the sides counts. (For weights that are all 0 mmdet asks the
-                device, and returns a 0-d 0 also for "none".)
-            avg_factor: a number or a tensor of one.
-
-        Returns:
-            (N,) for "none", else 0-d.
-
-        Raises:
-            TypeError, ValueError: a wrong shape, dtype or device, or a reduction that does not exist.
-        """
+    def _loss(self, pred: Tensor, target: Tensor, *, weight: Tensor | None, **options: Any) -> Tensor:
         if isinstance(weight, Tensor) and weight.dim() == 2:
             check_tensor(pred, "pred", shape=(None, 4))
             if weight.shape != pred.shape:
                 bad_value("weight", f"shape ({len(pred)},) or {tuple(pred.shape)}", weight)
             weight = weight.mean(1)
-        return self.loss_weight * giou(
-            pred, target, eps=self.eps, **self._reduced(weight, avg_factor, reduction_override)
-        )
+        return giou(pred, target, eps=self.eps, weight=weight, **options)

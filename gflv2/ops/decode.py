@@ -38,14 +38,17 @@ class Detections(NamedTuple):
         boxes: (K, 4), (x1, y1, x2, y2) in the unit of the candidates.
         scores: (K,) joint scores.
         labels: (K,) int64 classes.
-        rows: (K,) int64, which candidate (of N) each one is; `Decoded.distributions[image, rows]` are its
-            distributions.
+        rows: (K,) int64, which candidate (of N) each one is.
+        points: (K,) int64, flat index of the point that gave each box.
+        distributions: (K, 4, R) probabilities of the bins of each side (left, top, right, bottom), or None.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     rows: Tensor
+    points: Tensor
+    distributions: Tensor | None = None
 
 
 def decode(
@@ -166,13 +169,16 @@ def batched_nms(
     except ImportError as error:
         raise ImportError('batched_nms: NMS is torchvision\'s: pip install "gflv2[train]", or torchvision') from error
     results = []
-    for boxes, scores in zip(decoded.boxes, decoded.scores, strict=True):
+    for image, (boxes, scores) in enumerate(zip(decoded.boxes, decoded.scores, strict=True)):
         rows, labels = (scores > score_thr).nonzero(as_tuple=True)
         kept = scores[rows, labels]
         order = nms(boxes[rows], kept, labels, iou_thr)[:max_detections]
         if decoded.legacy_background:
             order = order[labels[order] < scores.shape[1] - 1]
-        results.append(Detections(boxes[rows[order]], kept[order], labels[order], rows[order]))
+        rows = rows[order]
+        distributions = None if decoded.distributions is None else decoded.distributions[image][rows]
+        points = decoded.points[image][rows]
+        results.append(Detections(boxes[rows], kept[order], labels[order], rows, points, distributions))
     return results
 
 

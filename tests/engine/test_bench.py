@@ -7,14 +7,14 @@ import json
 import pytest
 import torch
 
+from gflv2 import GFLV2
 from gflv2.cli import main
 from gflv2.engine.bench import bench
-from gflv2.models.detector import GFLV2
 
 
 def test_counts_and_sizes() -> None:
-    result = bench("gflv2_lite0", image_size=(40, 64), batch_size=2, seconds=0, overrides={"model.num_classes": 3})
     model = GFLV2("gflv2_lite0", num_classes=3)
+    result = bench(model, image_size=(40, 64), batch_size=2, seconds=0)
     assert result.image_size == (64, 64), "padded to 32"
     assert result.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert 0 < result.trained <= result.parameters
@@ -37,9 +37,11 @@ def test_weights_of_a_file(tmp_path) -> None:
     model = GFLV2("gflv2_lite0", num_classes=2)
     torch.nn.init.constant_(model.bbox_head.gfl_cls.bias, 3.0)  # everything scores above the threshold
     path = model.save(tmp_path / "model.pt")
-    for arguments in ({"config": path}, {"config": "gflv2_lite0", "weights": path}):
-        result = bench(**arguments, image_size=(64, 64), seconds=0)
-        assert result.config == "gflv2_lite0" and 0 < result.detections <= 100
+    options = ["--size", "64", "64", "--seconds", "0", "--device", "cpu", "--json", str(tmp_path / "bench.json")]
+    for arguments in ([str(path)], ["gflv2_lite0", "--weights", str(path)]):
+        assert main(["bench", *arguments, *options]) == 0
+        numbers = json.loads((tmp_path / "bench.json").read_text())
+        assert numbers["config"] == "gflv2_lite0" and 0 < numbers["detections"] <= 100
 
 
 @pytest.mark.parametrize(
@@ -53,4 +55,4 @@ def test_weights_of_a_file(tmp_path) -> None:
 )
 def test_errors_name_the_argument(arguments, text) -> None:
     with pytest.raises(ValueError, match=text):
-        bench("gflv2_lite0", **arguments)
+        bench(GFLV2("gflv2_lite0"), **arguments)

@@ -38,6 +38,12 @@ def make_result(count: int = 2, projection: torch.Tensor | None = None) -> Resul
     )
 
 
+def sides_of(result: Result) -> list[plot.Side]:
+    """Those of box 0."""
+    bins = (result.points, result.bin_positions(), result.distributions)
+    return plot.sides_of(*(tensor[0].double().numpy() for tensor in bins))
+
+
 def differs(picture: Image.Image) -> np.ndarray:
     """(H, W) where the picture is not the grey of the image."""
     return (np.abs(np.asarray(picture).astype(int) - 128) > 20).any(-1)
@@ -104,7 +110,7 @@ def test_numbers_of_the_sides():
     assert positions.shape == (2, 4, BINS)
     assert positions[0, 0, :3].tolist() == [80, 72, 64] and positions[0, 2, :3].tolist() == [80, 88, 96]
     assert positions[0, 1, :3].tolist() == [64, 56, 48] and positions[0, 3, :3].tolist() == [64, 72, 80]
-    left, top, right, bottom = plot._sides_of(result, 0)
+    left, top, right, bottom = sides_of(result)
     assert [side.mean for side in (left, top, right, bottom)] == pytest.approx([40, 30, 144, 104])
     uniform = 8 * np.sqrt((BINS**2 - 1) / 12)
     expected = [0, 8 * np.sqrt(0.75 * 0.25), uniform, 0]
@@ -116,7 +122,7 @@ def test_numbers_of_the_sides():
 
 
 def test_colour_tells_the_entropy():
-    left, top, right, _ = plot._sides_of(make_result(), 0)
+    left, top, right, _ = sides_of(make_result())
     blueness = [side.color[2] - side.color[0] for side in (left, top, right)]
     assert blueness[0] == blueness[1] > 0 > blueness[2]
 
@@ -124,7 +130,7 @@ def test_colour_tells_the_entropy():
 def test_bars_lie_at_the_bins():
     # Unequal bins: each bar reaches half-way to its neighbours.
     projection = torch.cat([torch.arange(9.0), torch.arange(10.0, 26.0, 2.0)])
-    left, _, right, _ = plot._sides_of(make_result(projection=projection), 0)
+    left, _, right, _ = sides_of(make_result(projection=projection))
     for side in (left, right):
         high = side.low + side.width
         assert (side.low < side.positions).all() and (side.positions < high).all()
@@ -135,13 +141,13 @@ def test_bars_lie_at_the_bins():
 
 def test_window_holds_the_box_and_every_bin_that_matters():
     result = make_result()
-    sides = plot._sides_of(result, 0)
-    x1, y1, x2, y2 = plot._window(result, 0, sides)
+    sides = sides_of(result)
+    x1, y1, x2, y2 = plot._window(result.boxes[0].double().numpy(), sides)
     assert x1 < 40 and y1 < 30 and y2 > 104
     assert x2 > 80 + 16 * STRIDE  # the evenly spread side reaches to the last bin
     sharp = make_result()
     sharp.distributions[:, 2] = sharp.distributions[:, 0]
-    assert plot._window(sharp, 0, plot._sides_of(sharp, 0))[2] < x2
+    assert plot._window(sharp.boxes[0].double().numpy(), sides_of(sharp))[2] < x2
 
 
 def test_save(tmp_path):

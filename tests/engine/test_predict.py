@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from gflv2 import GFLV2
+from gflv2.engine.image_sources import read_source
 from gflv2.engine.predict import ImageError, expand, predict, predict_files
-from gflv2.engine.sources import read_source
 from gflv2.ops import integral
 
 NAMES = ["circle", "square", "star"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from gflv2.engine.replay import Replay
+from gflv2.engine.cuda_graph.replay import Replay
 
 CUDA = torch.device("cuda", 0)
 

@@ -15,13 +15,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from gflv2 import GFLV2, checkpoint
 from gflv2.config import TrainConfig, load_config
 from gflv2.data import shapes
 from gflv2.engine.callbacks import AverageWeights, NonFiniteLoss
 from gflv2.engine.schedule import lr_factor, make_optimizer, scaled_lr, warmup_factor
 from gflv2.engine.train import TrainResult, train
-from gflv2.models import checkpoint
-from gflv2.models.detector import GFLV2
 
 # The lightest detector that has every part: about 0.2 s for an iteration of 4 images on one core.
 TINY = {

@@ -1,6 +1,6 @@
 """The recording itself: captured training and inference against plain loops, on the GPU, for each kind of kernel.
 
-The rest of what they promise is tested on a CPU (tests/engine/test_capture.py).
+The rest of what they promise is tested on a CPU (tests/engine/test_cuda_graph.py).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=built)
+            shutil.copytree(source, folder / name, symlinks=True, ignore=built)
         else:
             shutil.copy2(source, folder / name)
     return folder
@@ -28,7 +28,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def sources(pristine: Path, tmp_path: Path) -> Path:
     """A copy of the sources that a test may build in."""
-    return Path(shutil.copytree(pristine, tmp_path / "gflv2"))
+    return Path(shutil.copytree(pristine, tmp_path / "gflv2", symlinks=True))
 
 
 @pytest.fixture

@@ -46,9 +46,9 @@ class Environment:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def run(self, code: str, **variables: str) -> str:
+    def run(self, code: str, *arguments: str, **variables: str) -> str:
         """The output of a Python program started outside the sources."""
-        done = self._run([str(self.python), "-c", code], variables)
+        done = self._run([str(self.python), "-c", code, *arguments], variables)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 

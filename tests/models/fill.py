@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gflv2 import GFLV2
-from gflv2.models.layout import to_official
+from gflv2.checkpoint.official_keys import to_official
 from tests.shared import fill_weight
 
 # The authors' configuration of each golden detector → ours; "nodcn" cases are the same models without deformation.

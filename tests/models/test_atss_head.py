@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import generalized_box_iou_loss
 
 from gflv2.models.atss_head import ATSSHead, centerness, deltas_to_boxes
-from gflv2.models.towers import HeadOutput
+from gflv2.models.dense_head import HeadOutput
 
 
 def test_deltas():

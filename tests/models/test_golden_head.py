@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from gflv2.models.head import GFLHead
-from gflv2.models.towers import HeadOutput
+from gflv2.models.dense_head import HeadOutput
+from gflv2.models.gfl_head import GFLHead
 from gflv2.ops import gfl_loss, normalisers
 from tests.models.fill import without_gradient
 from tests.shared import Golden, golden, golden_cases, head_weights, rounding_of_scale
@@ -110,7 +110,8 @@ def test_targets(name):
     case = load(name)
     head = build(case)
     boxes, labels, sizes = truth(case)
-    targets = head.targets(run(case, head)[1], boxes, labels, sizes)
+    _, output = run(case, head)
+    targets = head.targets(output, head.assign(output, boxes, labels, sizes), boxes, sizes)
     background = case.meta["num_classes"]
     expected = torch.cat(case.levels("labels"), dim=1)
     found = torch.where(targets.labels < 0, background, targets.labels)
@@ -129,7 +130,8 @@ def test_losses(name, dtype):
     head = build(case).to(dtype)
     boxes, labels, sizes = truth(case)
     _, output = run(case, head)
-    levels = losses_by_level(head, output, head.targets(output, boxes, labels, sizes))
+    targets = head.targets(output, head.assign(output, boxes, labels, sizes), boxes, sizes)
+    levels = losses_by_level(head, output, targets)
     losses = head.loss(output, boxes, labels, sizes)
     for ours, theirs in (("loss_qfl", "loss_cls"), ("loss_giou", "loss_bbox"), ("loss_dfl", "loss_dfl")):
         assert losses[ours].item() == pytest.approx(sum(levels[theirs]).item(), rel=1e-5, abs=1e-7)

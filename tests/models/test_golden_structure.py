@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gflv2.models.layout import from_official, official_key_map
+from gflv2.checkpoint.official_keys import from_official, to_official
 from tests.models.fill import detector_of, on_meta
 from tests.shared import golden, golden_cases
 
@@ -15,7 +15,7 @@ def test_structure(case):
     meta = golden(case).meta
     model = on_meta(lambda: detector_of(case))
     name = model.config.model.backbone.name
-    official = official_key_map(model.state_dict(), name)
+    official = {key: to_official(key, name) for key in model.state_dict()}
     assert all(from_official(theirs, name) == ours for ours, theirs in official.items())
 
     parameters = dict(model.named_parameters())

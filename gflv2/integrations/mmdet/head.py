@@ -123,7 +123,7 @@ class GFLV2Head(GFLHead):
         if with_nms and cfg.nms.get("type", "nms") == "nms" and set(cfg.nms) <= _PLAIN_NMS:
             most = cfg.get("max_per_img", -1)
             found = batched_nms(decoded, iou_thr=cfg.nms["iou_threshold"], max_detections=most if most > 0 else None)
-            return [InstanceData(bboxes=boxes, scores=scores, labels=labels) for boxes, scores, labels, _ in found]
+            return [InstanceData(bboxes=boxes, scores=scores, labels=labels) for boxes, scores, labels, *_ in found]
         # Another kind of NMS: mmdet's own code; the boxes are rescaled already.
         candidates = self._candidates(decoded)
         return [

@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Inert:
-    """Takes any arguments and any state, and keeps none of it."""
+    """Accepts any arguments and any state, and keeps nothing."""
 
     __slots__ = ()
 
@@ -31,7 +31,7 @@ class Inert:
 
 
 class InertDict:
-    """Stands for a subclass of dict; gives an ``OrderedDict``, the one kind that the reader fills and gives a state."""
+    """Stands for a subclass of dict; makes an ``OrderedDict``, for which alone the reader sets both items and state."""
 
     def __new__(cls, *args: Any) -> OrderedDict:  # type: ignore[misc]
         return OrderedDict(args[-1]) if args and isinstance(args[-1], Mapping) else OrderedDict()

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import gflv2
-from gflv2.models.checkpoint.errors import CheckpointError
-from gflv2.models.checkpoint.infer import backbone_name, split_class_channels
-from gflv2.models.checkpoint.loading import add_background, class_names, model_config
-from gflv2.models.checkpoint.reading import DESCRIPTION, FORMAT, VERSION, Checkpoint, read
-from gflv2.models.layout import from_official, to_official
+from gflv2.checkpoint.errors import CheckpointError
+from gflv2.checkpoint.infer import backbone_name, class_layer, split_class_channels
+from gflv2.checkpoint.loading import add_background, class_names, model_config
+from gflv2.checkpoint.official_keys import from_official, to_official
+from gflv2.checkpoint.reading import DESCRIPTION, FORMAT, VERSION, Checkpoint, read
 from gflv2.ops.checks import check_choice
+from gflv2.version import __version__
 
 LAYOUTS = ("official", "mmengine", "gflv2", "state_dict")
 
@@ -25,7 +25,7 @@ LAYOUTS = ("official", "mmengine", "gflv2", "state_dict")
 def describe_model(model: nn.Module) -> dict[str, Any]:
     """What travels with the weights, as plain types: format, version, configuration (with mean and std), class names.
 
-    A program that saves checkpoints of its own puts it under the key ``"gflv2"``, and ``load`` finds it there.
+    A program that saves checkpoints of its own puts it under the key ``"gflv2"``, and ``read`` finds it there.
     """
     return _description(model.config.to_dict(), model.class_names)
 
@@ -34,7 +34,7 @@ def _description(config: dict[str, Any], names: Any) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "gflv2_version": gflv2.__version__,
+        "gflv2_version": __version__,
         "config": config,
         "class_names": None if names is None else list(names),
     }
@@ -68,7 +68,7 @@ def convert(
     * ``"official"``: mmcv's, which the authors' code loads: {"meta": {"CLASSES", …}, "state_dict"}, their key names, in
       the file format that torch versions before 1.6 read too.
     * ``"mmengine"``: the same keys, class names in ``meta["dataset_meta"]``.
-    * ``"gflv2"``: this project's; ``load`` needs nothing else.
+    * ``"gflv2"``: this project's; ``GFLV2(path)`` needs nothing else.
     * ``"state_dict"``: the bare tensors, under this project's names.
 
     The authors' GFLV2 has one more class channel than classes. It is written with weight 0 and bias −1000: its score is
@@ -146,7 +146,7 @@ def _check_official(settings: Any, checkpoint: Checkpoint) -> None:
 
 
 def _set_background(state: dict[str, Tensor], classes: int, has: bool, wanted: bool) -> None:
-    layer = "bbox_head.gfl_cls" if "bbox_head.gfl_cls.weight" in state else "bbox_head.atss_cls"
+    layer = class_layer(state)
     weight, bias = state[f"{layer}.weight"], state[f"{layer}.bias"]
     if has and not wanted:
         weight, bias = weight[:classes], bias[:classes]
@@ -199,7 +199,7 @@ def _write_safetensors(state: dict[str, Tensor], description: dict[str, Any] | N
 
 
 def _atomically(write: Any, path: Path) -> Path:
-    """Write beside ``path`` and rename: an interruption or a full disk leaves no half checkpoint under that name."""
+    """Write beside ``path`` and rename: an interruption or a full disk leaves no half-written checkpoint there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
     os.close(handle)

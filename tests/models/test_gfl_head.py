@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gflv2.models.atss_head import ATSSHead
-from gflv2.models.head import GFLHead
+from gflv2.models.gfl_head import GFLHead
 from gflv2.ops import dgqp, dgqp_statistics
 from tests.models.fill import without_gradient
 
@@ -177,8 +177,8 @@ def test_ignore_boxes_take_their_points_out_of_the_loss():
     head = head_of(ignore_iof_thr=0.5)
     output = head(features())
     ignore = [torch.tensor([[0.0, 0, 128, 96]]), torch.zeros(0, 4)]
-    plain = head.targets(output, boxes(), LABELS)
-    masked = head.targets(output, boxes(), LABELS, ignore_boxes=ignore)
+    plain = head.targets(output, head.assign(output, boxes(), LABELS), boxes())
+    masked = head.targets(output, head.assign(output, boxes(), LABELS, ignore_boxes=ignore), boxes())
     assert plain.label_weights.min() == 1
     assert (masked.label_weights[0] == 0).any() and masked.label_weights[1].min() == 1
 
@@ -186,7 +186,8 @@ def test_ignore_boxes_take_their_points_out_of_the_loss():
 def test_padding_does_not_count():
     head = head_of()
     output = head(features())
-    targets = head.targets(output, *EMPTY, padded_sizes=[(96, 128), (64, 64)])
+    sizes = [(96, 128), (64, 64)]
+    targets = head.targets(output, head.assign(output, *EMPTY, sizes), EMPTY[0], sizes)
     counted = targets.label_weights.sum(1)
     assert counted.tolist() == [POINTS, 8 * 8 + 4 * 4 + 2 * 2]
 

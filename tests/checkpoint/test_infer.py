@@ -6,11 +6,11 @@ import pytest
 import timm
 import torch
 
+from gflv2 import GFLV2
+from gflv2.checkpoint import CheckpointError, infer_config, interpret
+from gflv2.checkpoint.infer import backbone_name, split_class_channels
 from gflv2.config import load_config
-from gflv2.models.checkpoint import CheckpointError, infer_config, interpret
-from gflv2.models.checkpoint.infer import backbone_name, split_class_channels
-from gflv2.models.detector import GFLV2
-from tests.models.checkpoint_files import NARROW, TINY, mmcv_file, official
+from tests.checkpoint.checkpoint_files import NARROW, TINY, mmcv_file, official
 from tests.shared import golden, golden_cases
 
 STRUCTURES = {

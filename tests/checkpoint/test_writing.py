@@ -11,10 +11,10 @@ import zipfile
 import pytest
 import torch
 
-from gflv2.models.checkpoint import CheckpointError, convert, describe_model, interpret, load, load_weights, read, save
-from gflv2.models.detector import GFLV2
-from tests.models.checkpoint_files import TINY, equal, mmcv_file, official, randomise, tiny, weights
-from tests.models.test_checkpoint_infer import STRUCTURES, golden_state
+from gflv2 import GFLV2
+from gflv2.checkpoint import CheckpointError, convert, describe_model, interpret, load_weights, read, save
+from tests.checkpoint.checkpoint_files import TINY, equal, mmcv_file, official, randomise, tiny, weights
+from tests.checkpoint.test_infer import STRUCTURES, golden_state
 from tests.shared import golden_cases
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
@@ -45,7 +45,7 @@ def test_a_file_alone_restores_everything(options, ending, tmp_path):
     model = named(**options)
     path = tmp_path / "folder" / f"mine.{ending}"
     model.save(path)
-    for restored in (load(path), GFLV2(path)):
+    for restored in (GFLV2(path), GFLV2(weights=read(path))):
         assert restored.class_names == NAMES
         assert dataclasses.asdict(restored.config) == dataclasses.asdict(model.config)
         assert equal(restored.state_dict(), model.state_dict())
@@ -121,10 +121,10 @@ def test_lightning_checkpoint_with_our_description(tmp_path):
         "gflv2": describe_model(model),
     }
     torch.save(content, tmp_path / "last.ckpt")
-    restored = load(tmp_path / "last.ckpt")
+    restored = GFLV2(weights=tmp_path / "last.ckpt")
     assert equal(restored.state_dict(), model.state_dict()) and restored.class_names == NAMES
     with pytest.warns(UserWarning, match="integral.project is not"):  # doubled like everything else
-        trained = load(tmp_path / "last.ckpt", ema=False).state_dict()
+        trained = GFLV2(weights=read(tmp_path / "last.ckpt", ema=False)).state_dict()
     assert torch.equal(trained["bbox_head.gfl_reg.weight"], 2 * model.bbox_head.gfl_reg.weight)
 
 
@@ -173,7 +173,7 @@ def test_background_channel_of_converted_files(layout, tmp_path):
     assert zipfile.is_zipfile(path) == (layout == "mmengine")  # the authors' torch may be older than the zip format
     checkpoint = read(path)
     assert checkpoint.layout == ("mmcv" if layout == "official" else "mmengine")
-    restored = load(path)
+    restored = GFLV2(weights=path)
     assert equal(restored.state_dict(), model.state_dict()) and restored.class_names == NAMES
     assert restored.config.model == model.config.model
     plain = torch.load(convert(model, tmp_path / "plain.pth", layout, background=False), weights_only=True)
@@ -187,7 +187,7 @@ def test_the_authors_trained_channel_survives_a_conversion(tmp_path):
     convert(tmp_path / "a.pth", tmp_path / "ours.pth", "gflv2", background=True)
     convert(tmp_path / "ours.pth", tmp_path / "b.pth", "official")
     assert equal(torch.load(tmp_path / "b.pth", weights_only=True)["state_dict"], state)
-    restored = load(tmp_path / "ours.pth")
+    restored = GFLV2(weights=tmp_path / "ours.pth")
     assert restored.bbox_head.legacy_background and restored.class_names == NAMES
 
 
@@ -195,7 +195,7 @@ def test_gflv1_is_written_without_background(tmp_path):
     model = named("gflv1_r50_fpn_1x", **R18)
     content = torch.load(convert(model, tmp_path / "v1.pth"), weights_only=True)
     assert equal(content["state_dict"], model.state_dict())
-    assert equal(load(tmp_path / "v1.pth").state_dict(), model.state_dict())
+    assert equal(GFLV2(weights=tmp_path / "v1.pth").state_dict(), model.state_dict())
 
 
 def test_what_loading_tolerates_is_written_in_full(tmp_path):
@@ -225,7 +225,7 @@ def test_a_bare_file_needs_its_configuration_to_become_ours(tmp_path):
     with pytest.raises(CheckpointError, match="do not tell its backbone"):
         convert(tmp_path / "bare.pth", tmp_path / "ours.pth", "gflv2")
     convert(tmp_path / "bare.pth", tmp_path / "ours.pth", "gflv2", config=model.config)
-    restored = load(tmp_path / "ours.pth")
+    restored = GFLV2(weights=tmp_path / "ours.pth")
     assert equal(restored.state_dict(), model.state_dict())
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from gflv2.engine.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
+from gflv2.engine.cuda_graph.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
+from gflv2.models.detector import SingleStageDetector
 from gflv2.ops.atss import check_padded_sizes
 from gflv2.ops.checks import bad_type, bad_value, check_count, check_number, check_tensor
 from gflv2.ops.reduction import INTEGERS
-
-if TYPE_CHECKING:
-    from gflv2.models.detector import GFLV2
 
 
 class CapturedTrainingStep:
@@ -33,7 +31,7 @@ class CapturedTrainingStep:
         optimizer: SGD with ``fused=True``; Adam or AdamW with ``capturable=True``; with a scaler fused in any case.
         shape: (B, 3, H, W) of the images.
         max_boxes: of one image.
-        padded_sizes: as `GFLV2.loss`, of every batch to come; None: all cells count.
+        padded_sizes: as ``model.loss``, of every batch to come; None: all cells count.
         max_ignore_boxes: of one image; for models whose ``ignore_iof_thr`` > 0.
         autocast: None, ``torch.bfloat16`` or ``torch.float16``: what forward and losses run in.
         scaler: a ``torch.amp.GradScaler``; its scale is updated within the step.
@@ -49,7 +47,7 @@ class CapturedTrainingStep:
 
     def __init__(
         self,
-        model: GFLV2,
+        model: SingleStageDetector,
         optimizer: Optimizer,
         shape: Sequence[int],
         *,
@@ -92,7 +90,7 @@ class CapturedTrainingStep:
         self._boxes = torch.zeros(batch, max_boxes, 4, device=device)
         self._labels = torch.zeros(batch, max_boxes, dtype=torch.int64, device=device)
         self._counts = torch.zeros(batch, dtype=torch.int64, device=device)
-        # A box without area covers nothing: it stands for one that does not exist.
+        # Unused slots hold boxes without area, which cover no point.
         self._ignore_boxes = torch.zeros(batch, max_ignore_boxes, 4, device=device) if max_ignore_boxes else None
         self._names: tuple[str, ...] = ()
         self._replay = Replay(self._run, device, graph=graph, before=self._forget_gradients)
@@ -103,17 +101,17 @@ class CapturedTrainingStep:
             self._warm_up(warmup, before)
             self._replay.record()
         except BaseException:
-            # Out of memory, for one: the caller goes on with what he had.
+            # Out of memory, for one: the caller's optimiser must work as before.
             _set_rates(optimizer, rates)
             self._forget_gradients()
             raise
         self._weights, self._moments = Weights(model), _moments(optimizer)
 
     def _warm_up(self, steps: int, before: _State) -> None:
-        """A few steps, and everything as before them."""
+        """Run a few steps, then restore what they changed."""
         device = self._images.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), warnings.catch_warnings():
-            # PyTorch wonders why an optimiser made for graphs runs without one.
+            # PyTorch warns that an optimiser made for graphs runs without one; here that is meant.
             warnings.filterwarnings("ignore", message=r".*constructed with capturable=True.*")
             try:
                 self._replay.warm_up(steps)
@@ -140,7 +138,7 @@ class CapturedTrainingStep:
                 ``ignore_iof_thr`` is 0.
 
         Returns:
-            The weighted losses as `GFLV2.loss`, 0-d, of the weights before the step; without gradients.
+            The weighted losses as ``model.loss``, 0-d, of the weights before the step; without gradients.
         """
         self.copy_in(images, boxes, labels, counts=counts, ignore_boxes=ignore_boxes)
         return self.run()
@@ -158,12 +156,12 @@ class CapturedTrainingStep:
                 )
         static = self._images
         check_tensor(images, "images", shape=tuple(static.shape), dtypes=(static.dtype,), device=static.device)
-        # All checks come first: what is refused leaves the buffers as they are.
+        # All checks come before the first copy: a call that is refused leaves the buffers unchanged.
         if isinstance(boxes, Tensor):
             self._check_padded(boxes, labels, counts)
         else:
             self._check_ragged(boxes, labels, counts)
-        ignoring = ignore_boxes is not None and self._model.bbox_head.ignore_iof_thr > 0
+        ignoring = ignore_boxes is not None and self._model.bbox_head.assigner.ignore_iof_thr > 0
         if ignoring:
             slots = 0 if self._ignore_boxes is None else self._ignore_boxes.shape[1]
             _check_list(ignore_boxes, "ignore_boxes", len(static), slots, "max_ignore_boxes", (4,), self._boxes)
@@ -188,16 +186,16 @@ class CapturedTrainingStep:
 
     def run(self) -> dict[str, Tensor]:
         """Replay, or call, the step on what the buffers hold."""
-        # The copy is the caller's: a graph writes the next losses where it wrote these.
+        # A copy, because the next replay overwrites these losses.
         return dict(zip(self._names, self._replay().clone().unbind(), strict=True))
 
     def _forget_gradients(self) -> None:
-        """Without gradients backward writes new ones; a graph, to the same place in its memory each time."""
+        """Backward then allocates new gradients; in a graph, always at the same addresses."""
         self._optimizer.zero_grad(set_to_none=True)
         self._model.zero_grad(set_to_none=True)
 
     def _run(self) -> Tensor:
-        """What is recorded."""
+        """One step on the buffers: what a graph records."""
         with half_precision(self._autocast, self._images.device):
             losses = self._model.loss(
                 self._images, self._boxes, self._labels, self._padded_sizes, self._ignore_boxes, self._counts
@@ -245,9 +243,9 @@ class CapturedTrainingStep:
 
 
 class _State:
-    """What a training step changes, and its way back."""
+    """A copy of what a training step changes."""
 
-    def __init__(self, model: GFLV2, optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
+    def __init__(self, model: SingleStageDetector, optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
         self._optimizer, self._scaler = optimizer, scaler
         trained = (p for group in optimizer.param_groups for p in group["params"])
         tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers(), trained)}
@@ -260,7 +258,7 @@ class _State:
             for tensor, value in self._tensors:
                 tensor.copy_(value)
             for moment in _moments(self._optimizer):
-                # One that the warm-up made is 0 at the start, for every optimiser that is let in.
+                # One that the warm-up created starts at 0 in every optimiser that is accepted.
                 known = self._moments.get(id(moment))
                 moment.zero_() if known is None else moment.copy_(known)
         if self._scaler is not None:
@@ -278,7 +276,7 @@ def _moments(optimizer: Optimizer) -> list[Tensor]:
 
 
 def check_optimizer(optimizer: Any, scaler: Any) -> None:
-    """Let in what can be recorded: optimisers that read neither the learning rate nor their state on the host."""
+    """Refuse optimisers that cannot be recorded, because they read the learning rate or their state on the host."""
     if not isinstance(optimizer, (SGD, Adam, AdamW)):
         bad_type("optimizer", "a torch.optim.SGD, Adam or AdamW", optimizer)
     if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
@@ -290,7 +288,7 @@ def check_optimizer(optimizer: Any, scaler: Any) -> None:
                 # foreach and the plain loop take `alpha=lr`, a number: a tensor would be read on the host.
                 bad_value(name, "SGD with fused=True, which reads its learning rate on the device", _shown(group))
             if group["momentum"] and group["dampening"]:
-                # The first step differs from the others then; a graph has one form.
+                # With it the first step differs from the others; a graph records one form.
                 bad_value(name, "dampening=0", _shown(group))
         elif not group["capturable"]:
             bad_value(name, f"{kind} with capturable=True, which counts its steps on the device", _shown(group))

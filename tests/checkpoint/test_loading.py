@@ -11,9 +11,9 @@ import timm
 import torch
 import torchvision
 
-from gflv2.models.checkpoint import COCO_NAMES, CheckpointError, interpret, load, load_weights, save
-from gflv2.models.detector import GFLV2
-from tests.models.checkpoint_files import NARROW, TINY, equal, mmcv_file, official, tiny, weights
+from gflv2 import GFLV2
+from gflv2.checkpoint import COCO_NAMES, CheckpointError, interpret, load_weights, save
+from tests.checkpoint.checkpoint_files import NARROW, TINY, equal, mmcv_file, official, tiny, weights
 
 CLASS_KEYS = {"bbox_head.gfl_cls.weight", "bbox_head.gfl_cls.bias"}
 NAMES = ["a", "b", "c", "d", "e"]
@@ -257,7 +257,7 @@ def test_wrong_backbone_is_named():
 def test_backbone_alone_needs_a_configuration(tmp_path):
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "backbone.pth")
     with pytest.raises(CheckpointError, match="a backbone alone; name the detector"):
-        load(tmp_path / "backbone.pth")
+        GFLV2(weights=tmp_path / "backbone.pth")
 
 
 # ---- building a model for a file -----------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def official_file(folder, names=NAMES, classes=5):
 
 def test_official_file_alone_gives_model_and_names(tmp_path):
     source, path = official_file(tmp_path)
-    for model in (load(path), GFLV2(path), GFLV2(weights=path)):
+    for model in (GFLV2(path), GFLV2(weights=path)):
         assert model.class_names == NAMES
         assert equal(model.state_dict(), source.state_dict())
         assert model.config.model.backbone.name == "resnet18"
@@ -284,14 +284,14 @@ def test_official_file_alone_gives_model_and_names(tmp_path):
 
 def test_official_file_in_legacy_mode(tmp_path):
     source, path = official_file(tmp_path)
-    model = load(path, legacy=True)
+    model = GFLV2(weights=path, legacy=True)
     assert model.bbox_head.legacy_background
     assert equal(model.state_dict(), official(source.state_dict()))
 
 
 def test_coco_names_where_a_file_of_80_classes_has_none(tmp_path):
     _, path = official_file(tmp_path, names=None, classes=80)
-    assert load(path).class_names == list(COCO_NAMES)
+    assert GFLV2(weights=path).class_names == list(COCO_NAMES)
     assert len(COCO_NAMES) == len(set(COCO_NAMES)) == 80
 
 

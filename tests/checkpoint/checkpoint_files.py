@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gflv2.models.detector import GFLV2
+from gflv2 import GFLV2
 
 TINY = {
     "model__backbone__name": "test_resnet",

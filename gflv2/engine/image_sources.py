@@ -1,4 +1,4 @@
-"""The kinds of image that ``predict`` takes, read into one: a uint8 tensor (3, H, W), RGB, upright."""
+"""The kinds of image that ``predict`` takes, all read as a uint8 tensor (3, H, W), RGB, upright."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_source(source: Any, *, bgr: bool = False, name: str = "source") -> tupl
         path = _check_path(source, name)
         return _read_file(path), path
     if isinstance(source, Image.Image):
-        # A PIL image reads its file only now; the file's name is the best name for a damaged one.
+        # Pillow reads the file only now, so a damaged one shows here: the message names it.
         file = getattr(source, "filename", "") or None
         try:
             image = F.pil_to_tensor(to_rgb(ImageOps.exif_transpose(source)))
@@ -78,7 +78,7 @@ def _read_file(path: Path) -> Tensor:
     except FileNotFoundError:
         raise
     except Exception as error:
-        # Pillow's readers raise whatever a damaged file makes of them: SyntaxError, struct.error, and more.
+        # Damaged files make Pillow's readers raise SyntaxError, struct.error and others.
         text = str(error)
         raise ImageError(text if str(path) in text else f"image file {str(path)!r} cannot be read: {text}") from error
 
@@ -94,7 +94,7 @@ def _from_array(array: np.ndarray, bgr: bool, name: str) -> Tensor:
         hint = "; transpose (3, H, W) to (H, W, 3)" if array.ndim == 3 and array.shape[0] in (1, 3) else ""
         hint = "; give a batch as a list of images" if array.ndim == 4 else hint
         raise ValueError(f"{name}: expected an array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W), {_got(array)}{hint}")
-    # A copy also mends what torch refuses: negative strides (image[..., ::-1]) and read-only memory.
+    # The copy also allows what torch refuses: negative strides (image[..., ::-1]) and read-only memory.
     image = torch.from_numpy(np.array(np.moveaxis(array, 2, 0), order="C"))
     return _rgb(image, bgr)
 

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gflv2.checkpoint import describe_model
+from gflv2.engine.evaluate import CocoEvaluator
 from gflv2.engine.schedule import lr_factor, make_optimizer
 from gflv2.extras import missing_package
-from gflv2.models.checkpoint import describe_model
+from gflv2.models.detector import SingleStageDetector
 
 try:
     import lightning
@@ -21,14 +23,14 @@ class DetectorModule(lightning.LightningModule):
     """Losses, optimiser, schedule and evaluation of one detector.
 
     Args:
-        model: a ``GFLV2``; its ``config.train`` says how it is trained.
-        evaluator: a ``CocoEvaluator`` that collects the detections of each validation epoch; None: no validation.
+        model: its ``config.train`` says how it is trained.
+        evaluator: collects the detections of each validation epoch; None: no validation.
 
     Attributes:
         metrics: the latest validation's numbers as plain values, ``EvalResult.to_dict()``.
     """
 
-    def __init__(self, model: torch.nn.Module, evaluator: Any = None) -> None:
+    def __init__(self, model: SingleStageDetector, evaluator: CocoEvaluator | None = None) -> None:
         super().__init__()
         self.model = model
         self.evaluator = evaluator

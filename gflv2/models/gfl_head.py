@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gflv2.models.conv import init_normal
-from gflv2.models.quality import QualityPredictor, statistics_width
-from gflv2.models.towers import CLASS_PRIOR_BIAS, Detections, HeadOutput, TowerHead, split_levels
+from gflv2.models.dense_head import CLASS_PRIOR_BIAS, TEST, DenseHead, HeadOutput, split_levels
+from gflv2.nn import Integral
+from gflv2.nn.quality import QualityPredictor, statistics_width
 from gflv2.ops import (
+    Assignment,
     Decoded,
     GFLTargets,
     Predictor,
-    batched_nms,
     decode,
     dgqp,
     dgqp_statistics,
@@ -26,15 +28,7 @@ from gflv2.ops import (
 from gflv2.ops.checks import bad_value, check_choice
 
 
-class Integral(nn.Module):
-    """Holds ``project``, the values 0 … n of the bins; their expectation is a side's distance in strides."""
-
-    def __init__(self, reg_max: int) -> None:
-        super().__init__()
-        self.register_buffer("project", torch.linspace(0, reg_max, reg_max + 1))
-
-
-class GFLHead(TowerHead):
+class GFLHead(DenseHead):
     """Classes, box distributions and localisation quality on every level of a pyramid.
 
     ::
@@ -51,8 +45,6 @@ class GFLHead(TowerHead):
     Args:
         num_classes: C.
         in_channels: channels of the pyramid.
-        feat_channels, stacked_convs, gn_groups: width, depth and norm groups of the towers.
-        strides: pixels per cell, one a level.
         reg_max: n; distances from 0 to n strides.
         quality: where r comes from: ``"statistics"`` (GFLV2); ``"cls"``, ``"reg"``, ``"both"``: the last features of
             the class tower, of the box tower, of both; None: no r, J = σ(c) (GFLV1).
@@ -60,18 +52,20 @@ class GFLHead(TowerHead):
         reg_topk, add_topk, add_mean, add_variance: the statistics: the k largest probabilities, the mean and the
             variance of these k. ``reg_channels``: hidden width of ``reg_conf``, ``quality_init`` its start.
         legacy_background: one more class channel, trained towards 0 and dropped after NMS, as in the authors' files.
-        depthwise: depthwise-separable towers, for light models.
-        atss_topk, ignore_iof_thr, beta, loss_weights, weight_floor: of assignment and losses, see ``gflv2.ops``.
+        beta: exponent of QFL.
+        common: of every dense head. ``feat_channels``, ``stacked_convs``, ``gn_groups``, ``depthwise``: width, depth,
+            norm groups and form of the towers. ``strides``: pixels per cell, one a level. ``atss_topk``,
+            ``ignore_iof_thr``: see ``gflv2.ops.atss``. ``loss_weights``: QFL, GIoU, DFL. ``weight_floor``: see
+            ``gflv2.ops.normalisers``.
     """
+
+    loss_names = "QFL, GIoU, DFL"
 
     def __init__(
         self,
         num_classes: int,
         in_channels: int = 256,
         *,
-        feat_channels: int = 256,
-        stacked_convs: int = 4,
-        strides: Sequence[int] = (8, 16, 32, 64, 128),
         reg_max: int = 16,
         reg_topk: int = 4,
         add_mean: bool = True,
@@ -79,39 +73,22 @@ class GFLHead(TowerHead):
         add_topk: bool = True,
         reg_channels: int = 64,
         quality_init: str = "normal",
-        gn_groups: int = 32,
         legacy_background: bool = False,
         quality: str | None = "statistics",
         composition: str = "product",
-        depthwise: bool = False,
-        atss_topk: int = 9,
-        ignore_iof_thr: float = 0.0,
         beta: float = 2.0,
-        loss_weights: Sequence[float] = (1.0, 2.0, 0.25),
-        weight_floor: float = 1e-12,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            num_classes,
-            in_channels,
-            feat_channels,
-            stacked_convs,
-            strides,
-            gn_groups,
-            depthwise,
-            atss_topk,
-            ignore_iof_thr,
-        )
+        super().__init__(num_classes, in_channels, **common)
         check_choice(quality, "head.quality", ("statistics", "cls", "reg", "both", None))
         check_choice(composition, "head.composition", ("product", "composed"))
         if composition == "composed" and quality != "statistics":
             bad_value("head.quality", "'statistics', since head.composition is 'composed'", quality)
-        if len(loss_weights) != 3:
-            bad_value("head.loss_weights", "three numbers (QFL, GIoU, DFL)", list(loss_weights))
         self.reg_max = reg_max
         self.reg_topk, self.add_topk, self.add_mean, self.add_variance = reg_topk, add_topk, add_mean, add_variance
         self.quality, self.composition = quality, composition
         self.legacy_background = legacy_background
-        self.beta, self.loss_weights, self.weight_floor = beta, tuple(loss_weights), weight_floor
+        self.beta = beta
 
         width = self.tower_channels
         statistics = 0
@@ -131,8 +108,7 @@ class GFLHead(TowerHead):
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutput:
         """L levels (B, in_channels, H_l, W_l) → logits."""
-        self.check_features(features)
-        pairs = [self.towers(feature) for feature in features]
+        pairs = self.towers(features)
         box_logits = [self.gfl_reg(boxes) for _, boxes in pairs]
         scales = self.level_scales()
         if self.composition == "composed":
@@ -194,14 +170,12 @@ class GFLHead(TowerHead):
     def targets(
         self,
         output: HeadOutput,
+        assignment: Assignment,
         boxes: Sequence[Tensor] | Tensor,
-        labels: Sequence[Tensor] | Tensor,
         padded_sizes: Sequence[tuple[int, int]] | None = None,
-        ignore_boxes: Sequence[Tensor] | Tensor | None = None,
         counts: Tensor | None = None,
     ) -> GFLTargets:
-        """Assignment, IoU targets and weights of all points; constants. Arguments as ``loss``."""
-        assignment = self.assign(output, boxes, labels, padded_sizes, ignore_boxes, counts)
+        """IoU targets and weights of all points, constants; ``assignment`` is of ``assign``, the rest as ``loss``."""
         return gfl_targets(
             output.class_logits,
             output.box_logits,
@@ -212,35 +186,14 @@ class GFLHead(TowerHead):
             **self._arguments(output),
         )
 
-    def loss(
-        self,
-        output: HeadOutput,
-        boxes: Sequence[Tensor] | Tensor,
-        labels: Sequence[Tensor] | Tensor,
-        padded_sizes: Sequence[tuple[int, int]] | None = None,
-        ignore_boxes: Sequence[Tensor] | Tensor | None = None,
-        counts: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The three weighted losses of a batch as 0-d tensors; their sum is to be minimised.
-
-        Args:
-            output: of ``forward``.
-            boxes: B tensors (G_i, 4), xyxy in pixels of the network's input. G_i may be 0. Or one tensor (B, G, 4),
-                padded, with ``counts``.
-            labels: B tensors (G_i,), int64, 0 … C − 1. Or one (B, G).
-            padded_sizes: (height, width) of each image after its own padding; points beyond it do not count. None: all
-                count.
-            ignore_boxes: B tensors (·, 4), or one (B, K, 4); points inside them do not count where
-                ``ignore_iof_thr`` > 0.
-            counts: (B,) integers: how many of the padded boxes of each image exist.
-        """
-        targets = self.targets(output, boxes, labels, padded_sizes, ignore_boxes, counts)
-        norms = normalisers(targets.sums, weight_floor=self.weight_floor)
+    def losses(self, output: HeadOutput, assignment: Assignment, *truth: Any) -> dict[str, Tensor]:
+        """QFL, GIoU and DFL of an assignment; arguments as ``targets``."""
+        targets = self.targets(output, assignment, *truth)
         losses = gfl_loss(
             output.class_logits,
             output.box_logits,
             targets,
-            norms,
+            normalisers(targets.sums, weight_floor=self.weight_floor),
             beta=self.beta,
             loss_weights=self.loss_weights,
             **self._arguments(output),
@@ -253,11 +206,19 @@ class GFLHead(TowerHead):
         image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
         scale_factors: Tensor | None = None,
         *,
-        pre_topk: int = 1000,
-        score_thr: float = 0.05,
+        pre_topk: int = TEST.pre_topk,
+        score_thr: float = TEST.score_thr,
         return_distributions: bool = False,
     ) -> Decoded:
-        """Candidates of each image before NMS; arguments as ``detect``."""
+        """Candidates of each image before NMS.
+
+        Args:
+            output: of ``forward``.
+            image_sizes: (height, width) of each resized, unpadded image, to which boxes are clipped; None: no clipping.
+            scale_factors: (B, 2) resized / original (width, height), by which boxes are divided; None: no change.
+            pre_topk: points kept on each level. score_thr: scores must exceed it.
+            return_distributions: also return the four distributions of each box.
+        """
         return decode(
             output.class_logits,
             output.box_logits,
@@ -269,45 +230,3 @@ class GFLHead(TowerHead):
             return_distributions=return_distributions,
             **self._arguments(output),
         )
-
-    def detect(
-        self,
-        output: HeadOutput,
-        image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
-        scale_factors: Tensor | None = None,
-        *,
-        pre_topk: int = 1000,
-        score_thr: float = 0.05,
-        iou_thr: float = 0.6,
-        max_detections: int = 100,
-        return_distributions: bool = False,
-    ) -> list[Detections]:
-        """Detections of each image, best first.
-
-        Args:
-            output: of ``forward``.
-            image_sizes: (height, width) of each resized, unpadded image, to which boxes are clipped; None: no clipping.
-            scale_factors: (B, 2) resized / original (width, height), by which boxes are divided; None: no change.
-            pre_topk: points kept on each level. score_thr: scores must exceed it. iou_thr: of the class-wise NMS.
-            max_detections: kept in each image.
-            return_distributions: also return the four distributions of each box.
-        """
-        decoded = self.decode(
-            output,
-            image_sizes,
-            scale_factors,
-            pre_topk=pre_topk,
-            score_thr=score_thr,
-            return_distributions=return_distributions,
-        )
-        return suppress(decoded, score_thr=score_thr, iou_thr=iou_thr, max_detections=max_detections)
-
-
-def suppress(decoded: Decoded, *, score_thr: float, iou_thr: float, max_detections: int) -> list[Detections]:
-    """Class-wise NMS of every image's candidates, with what belongs to the boxes that are kept."""
-    kept = batched_nms(decoded, iou_thr=iou_thr, score_thr=score_thr, max_detections=max_detections)
-    found = []
-    for image, (boxes, scores, labels, rows) in enumerate(kept):
-        distributions = None if decoded.distributions is None else decoded.distributions[image][rows]
-        found.append(Detections(boxes, scores, labels, distributions, decoded.points[image][rows]))
-    return found

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gflv2.engine.capture_training import CapturedTrainingStep
+from gflv2.engine.cuda_graph.training import CapturedTrainingStep
 from gflv2.models.atss_head import ATSSHead
 from tests.engine.captured import MAX_BOXES, SHAPE, batch, learning, padded, plain_loop, tiny_model
 from tests.engine.waits import recordable

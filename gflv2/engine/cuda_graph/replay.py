@@ -1,6 +1,6 @@
 """A function on tensors that stay where they are: recorded once as a CUDA graph and replayed, or called each time.
 
-Both forms run the same function on the same buffers, so that all of it but the recording itself is tested on a CPU.
+Both forms run the same function on the same buffers: a CPU tests everything but the recording itself.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Replay(Generic[Result]):
 
     @contextlib.contextmanager
     def _beside_the_current_stream(self) -> Iterator[None]:
-        """As PyTorch asks: what the current stream has seen (nodes of autograd too) cannot be recorded on another."""
+        """A side stream: what the current stream has used, autograd nodes too, cannot be recorded on another."""
         if not self.recorded:
             yield
             return
@@ -87,14 +87,14 @@ class Replay(Generic[Result]):
 
 
 class Weights:
-    """The tensors of a model, held: a graph uses their addresses even when the model has others by now."""
+    """Holds the tensors of a model: a graph uses their addresses, even after the model has got others."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._held = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
 
     def check(self) -> None:
-        """Raise ValueError where the model has been moved since; the first tensor tells."""
+        """Raise ValueError if the model has been moved since; its first tensor is looked at."""
         if next(self._model.parameters()).data_ptr() != self._held[0].data_ptr():
             bad_value("model", "weights where they lay at the capture: capture again after model.to()", "moved weights")
 
@@ -115,7 +115,7 @@ def check_shape(shape: Any) -> tuple[int, int, int, int]:
 
 
 def check_autocast(dtype: Any, device: torch.device) -> None:
-    """``autocast``: None, or the half precision that the network runs in; and none around the recording."""
+    """Check ``autocast`` (None, or the half precision of the network), and that none surrounds the recording."""
     if dtype not in (None, torch.bfloat16, torch.float16):
         bad_value("autocast", "None, torch.bfloat16 or torch.float16", dtype)
     if torch.is_autocast_enabled(device.type):

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gflv2.models.checkpoint.errors import CheckpointError, shorten
-from gflv2.models.checkpoint.inert import Inert, stand_ins
+from gflv2.checkpoint.errors import CheckpointError, shorten
+from gflv2.checkpoint.inert import Inert, stand_ins
 
 FORMAT = "gflv2"
 VERSION = 1
@@ -134,7 +134,7 @@ def _refuse_known_strangers(path: Path) -> None:
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
-    """Say what the file asked for. PyTorch's own text advises to switch the protection off, so it is not passed on."""
+    """An error that says what the file asked for, without PyTorch's advice to switch the protection off."""
     reason = " ".join(str(error.__context__ or error).removeprefix("WeightsUnpickler error:").split())
     if "Unsupported operand" in reason:
         return CheckpointError(
@@ -146,7 +146,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
         try:
             names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or names
         except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
-            pass  # the list is a convenience; the first name stands in the error already
+            pass  # the error already names the first one
     things = f"the Python object{'s' if len(names) > 1 else ''} {shorten(names)}" if names else f"more ({reason})"
     return CheckpointError(
         f"weights: {path} is refused: besides tensors it asks for {things}, and building that could run code from it. "

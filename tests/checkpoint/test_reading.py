@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from gflv2.models.checkpoint import CheckpointError, interpret, read
-from tests.models.checkpoint_files import RAN, ConfigDict, equal, mmcv_file, mmengine_file, save_with_foreign_classes
+from gflv2.checkpoint import CheckpointError, interpret, read
+from tests.checkpoint.checkpoint_files import (
+    RAN,
+    ConfigDict,
+    equal,
+    mmcv_file,
+    mmengine_file,
+    save_with_foreign_classes,
+)
 
 NAMES = ["cat", "dog"]
 BOTH_FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gflv2.engine.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
-from gflv2.models.head import suppress
-from gflv2.models.towers import Detections
-from gflv2.ops import Decoded
+from gflv2.engine.cuda_graph.replay import Replay, Weights, check_autocast, check_shape, half_precision, to_device
+from gflv2.models.detector import SingleStageDetector
+from gflv2.ops import Decoded, Detections, batched_nms
 from gflv2.ops.checks import bad_value, check_count, check_pairs, check_tensor
-
-if TYPE_CHECKING:
-    from gflv2.models.detector import GFLV2
 
 
 class CapturedInference:
@@ -27,8 +23,8 @@ class CapturedInference:
     Args:
         model: in eval mode. Its weights may change in place later (``load_state_dict``), not move.
         shape: (B, 3, H, W) of the images.
-        pre_topk, score_thr, iou_thr, max_detections: as `GFLV2.detect`; None: ``model.config.test``. Fixed.
-        return_distributions: as `GFLV2.detect`. Fixed.
+        pre_topk, score_thr, iou_thr, max_detections: as ``model.detect``; None: ``model.config.test``. Fixed.
+        return_distributions: as ``model.detect``. Fixed.
         autocast: None, ``torch.bfloat16`` or ``torch.float16``: what the network runs in.
         warmup: calls before the recording.
         graph: None: a CUDA graph on a GPU, on a CPU the same code without one. False: never one.
@@ -39,7 +35,7 @@ class CapturedInference:
 
     def __init__(
         self,
-        model: GFLV2,
+        model: SingleStageDetector,
         shape: Sequence[int],
         *,
         pre_topk: int | None = None,
@@ -53,11 +49,11 @@ class CapturedInference:
     ) -> None:
         if model.training:
             bad_value("model", "a model in eval mode: call model.eval()", "one in training mode")
-        given = {"pre_topk": pre_topk, "score_thr": score_thr, "iou_thr": iou_thr, "max_detections": max_detections}
-        chosen = {name: getattr(model.config.test, name) if value is None else value for name, value in given.items()}
-        self._nms = {name: chosen[name] for name in ("score_thr", "iou_thr", "max_detections")}
-        self._decode = {name: chosen[name] for name in ("pre_topk", "score_thr")}
-        self._decode["return_distributions"] = return_distributions
+        chosen = model.config.test.options(
+            pre_topk=pre_topk, score_thr=score_thr, iou_thr=iou_thr, max_detections=max_detections
+        )
+        self._nms = {name: chosen.pop(name) for name in ("iou_thr", "max_detections")}
+        self._decode = {**chosen, "return_distributions": return_distributions}
         self._model, self._autocast, self._weights = model, autocast, Weights(model)
 
         weight = next(model.parameters())
@@ -87,7 +83,7 @@ class CapturedInference:
             image_sizes: (height, width) of each resized, unpadded image, to which boxes are clipped; None: (H, W).
             scale_factors: (B, 2) resized / original (width, height), by which boxes are divided; None: no change.
         """
-        return suppress(self.decode(images, image_sizes, scale_factors), **self._nms)
+        return batched_nms(self.decode(images, image_sizes, scale_factors), **self._nms)
 
     def decode(
         self,

@@ -9,8 +9,8 @@ import torch
 
 import gflv2
 from gflv2 import GFLV2, list_models, load_config
-from gflv2.models.layout import from_official, official_key_map, to_official
-from gflv2.models.registry import create_model
+from gflv2.checkpoint.official_keys import from_official, to_official
+from gflv2.models.detector import SingleStageDetector
 from tests.models.fill import on_meta, without_gradient
 
 OFFICIAL = {
@@ -41,12 +41,12 @@ def test_registry():
     assert set(list_models()) >= set(OFFICIAL) | OURS
     assert list_models("*dcn*") == sorted(name for name in list_models() if "dcn" in name)
     with pytest.raises(FileNotFoundError, match="gflv2_r50_fpn_1x"):
-        create_model("gflv2_r50_fpn_1y")
+        GFLV2("gflv2_r50_fpn_1y")
 
 
 @pytest.mark.parametrize("name", sorted(set(OFFICIAL) | OURS))
 def test_every_named_model_builds(name):
-    model = on_meta(lambda: create_model(name))
+    model = on_meta(lambda: GFLV2(name))
     assert model.config.name == name
     assert model.config.model.num_classes == len(model.class_names) == 80
     trains = [p for p in model.parameters() if p.requires_grad]
@@ -177,7 +177,18 @@ def test_wrong_images(lite):
 def test_layout_of_res2net_stem():
     keys = ["backbone.conv1.3.weight", "backbone.bn1.running_var", "backbone.layer1.0.bn1.weight", "neck.x"]
     theirs = ["backbone.stem.3.weight", "backbone.stem.7.running_var", *keys[2:]]
-    assert list(official_key_map(keys, "res2net101d").values()) == theirs
+    assert [to_official(key, "res2net101d") for key in keys] == theirs
     assert [from_official(key, "res2net101d") for key in theirs] == keys
     assert [to_official(key, "resnet50") for key in keys] == keys
     assert [from_official(key, "res2net101_26w_4s") for key in keys] == keys
+
+
+def test_the_facade_adds_no_tensor_to_the_module_that_is_trained():
+    torch.manual_seed(0)
+    plain = SingleStageDetector(load_config("gflv2_lite0", {"model.num_classes": 3}), class_names=["a", "b"])
+    torch.manual_seed(0)
+    facade = GFLV2("gflv2_lite0", num_classes=3)
+    ours, theirs = facade.state_dict(), plain.state_dict()
+    assert list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert plain.class_names == ["class 0", "class 1", "class 2"], "two names do not fit three classes"
+    assert type(facade.train(False)) is GFLV2

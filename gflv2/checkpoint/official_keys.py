@@ -6,8 +6,6 @@ Neck and head have the authors' names already, and so have ResNet and ResNeXt; R
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 _RES2NET_STEM = (("backbone.conv1.", "backbone.stem."), ("backbone.bn1.", "backbone.stem.7."))
 
 
@@ -33,8 +31,3 @@ def from_official(key: str, backbone: str) -> str:
             if key.startswith(theirs):
                 return ours + key.removeprefix(theirs)
     return key
-
-
-def official_key_map(keys: Iterable[str], backbone: str) -> dict[str, str]:
-    """{our key: the authors' key} for every key of ``keys`` (for example ``model.state_dict()``)."""
-    return {key: to_official(key, backbone) for key in keys}

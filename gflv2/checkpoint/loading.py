@@ -1,4 +1,4 @@
-"""Putting the weights of a file into a model, and building a model from a file alone."""
+"""Putting the weights of a file into a model, and what a model that starts from a file is built with."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gflv2.config import Config, ModelConfig, load_config
-from gflv2.models.checkpoint.errors import CheckpointError, shorten
-from gflv2.models.checkpoint.infer import (
-    COCO_CLASSES,
+from gflv2.checkpoint.errors import CheckpointError, shorten
+from gflv2.checkpoint.infer import (
+    backbone_name,
+    class_layer,
     differences,
     fitting_configs,
     infer,
     infer_config,
     split_class_channels,
+    structure,
 )
-from gflv2.models.checkpoint.names import COCO_NAMES
-from gflv2.models.checkpoint.reading import Checkpoint, interpret, read
-from gflv2.models.layout import from_official
-
-if TYPE_CHECKING:
-    from gflv2.models.detector import GFLV2
+from gflv2.checkpoint.official_keys import from_official
+from gflv2.checkpoint.reading import Checkpoint, interpret, read
+from gflv2.config import Config, ModelConfig, load_config
+from gflv2.models.coco_names import COCO_NAMES
 
 _log = logging.getLogger("gflv2")
 
@@ -47,6 +46,7 @@ class LoadReport:
         dropped: keys of the file that the model does not use.
         class_names: names in the file, or COCO's for a detector of 80 classes without names; None: unknown.
         notes: sentences on what was sliced, started fresh, averaged, ….
+        warnings: those of them that say what changes results.
     """
 
     path: str
@@ -56,6 +56,11 @@ class LoadReport:
     dropped: list[str] = field(default_factory=list)
     class_names: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, note: str) -> None:
+        self.notes.append(note)
+        self.warnings.append(note)
 
     def __str__(self) -> str:
         text = f"{self.path} ({self.layout}): {len(self.loaded)} entries loaded"
@@ -64,27 +69,6 @@ class LoadReport:
         if self.dropped:
             text += f", {len(self.dropped)} not used ({shorten(self.dropped, 4)})"
         return "; ".join([text, *self.notes])
-
-
-def load(path: str | Path, *, config: Any = None, legacy: bool = False, ema: bool = True, **overrides: Any) -> GFLV2:
-    """A detector from a file alone: its configuration and class names come from the file.
-
-    Our own files carry both. Of others the configuration follows from the keys (``infer_config``), the names from the
-    file's meta data, or they are COCO's where there are 80 classes.
-
-    Args:
-        path: a file with a whole detector.
-        config: used instead of the file's (anything that ``load_config`` takes).
-        legacy: keep the authors' unused background channel, for numbers that are exactly theirs.
-        ema: see ``read``.
-        overrides: further arguments of ``GFLV2``, for example ``num_classes``.
-
-    Raises:
-        CheckpointError: see ``read`` and ``load_weights``.
-    """
-    from gflv2.models.detector import GFLV2
-
-    return GFLV2(config, weights=read(path, ema=ema), legacy=legacy, **overrides)
 
 
 def resolve(
@@ -107,7 +91,7 @@ def resolve(
         data = (checkpoint.config or {}).get("data", {})
         settings = {f"data.{name}": data[name] for name in ("mean", "std") if name in data}
     names = class_names(checkpoint)
-    if not checkpoint.is_detector or not any(f"{layer}.weight" in checkpoint.state for layer in _CLASS_LAYERS):
+    if class_layer(checkpoint.state) is None:
         return chosen, None, settings
     theirs, _ = split_class_channels(checkpoint)
     given = isinstance(config, Config) or chosen.model.num_classes != ModelConfig().num_classes
@@ -134,13 +118,10 @@ def model_config(checkpoint: Checkpoint, config: Any = None) -> Config:
 
 def class_names(checkpoint: Checkpoint) -> list[str] | None:
     """Names in the file; COCO's for a detector of 80 classes without names; None: unknown."""
-    if checkpoint.class_names is not None or not checkpoint.is_detector:
+    if checkpoint.class_names is not None or class_layer(checkpoint.state) is None:
         return checkpoint.class_names
-    try:
-        classes, _ = split_class_channels(checkpoint)
-    except StopIteration:
-        return None
-    return list(COCO_NAMES) if classes == COCO_CLASSES else None
+    classes, _ = split_class_channels(checkpoint)
+    return list(COCO_NAMES) if classes == len(COCO_NAMES) else None
 
 
 def load_weights(
@@ -197,15 +178,13 @@ def load_weights(
 
 # ---- classes -------------------------------------------------------------------------------------------------------
 
-_CLASS_LAYERS = ("bbox_head.gfl_cls", "bbox_head.atss_cls")
-
 
 def _fit_classes(
     checkpoint: Checkpoint, state: dict[str, Tensor], target: Mapping[str, Tensor], config: Config, report: LoadReport
 ) -> None:
     """Slice or append the background channel, or take the class convolution out of ``state`` to start it anew."""
-    layer = next((name for name in _CLASS_LAYERS if f"{name}.weight" in state and f"{name}.weight" in target), None)
-    if layer is None or f"{layer}.bias" not in state:
+    layer = class_layer(state)
+    if layer is None or f"{layer}.weight" not in target or f"{layer}.bias" not in state:
         return
     weight, bias = state[f"{layer}.weight"], state[f"{layer}.bias"]
     wanted, have = target[f"{layer}.weight"].shape[0], weight.shape[0]
@@ -219,12 +198,12 @@ def _fit_classes(
     if not named and not background and not legacy and have == wanted + 1 and checkpoint.has_quality:
         # A bare state_dict with one channel more than the model: the authors' form for the model's classes.
         classes, background = wanted, True
-        report.notes.append(f"the last of the {have} channels of {layer} is taken to be the authors' background")
+        report.warn(f"the last of the {have} channels of {layer} is taken to be the authors' background")
     if classes != config.model.num_classes:
         for name in ("weight", "bias"):
             del state[f"{layer}.{name}"]
             report.fresh.append(f"{layer}.{name}")
-        report.notes.append(
+        report.warn(
             f"the file has {classes} classes, the model {config.model.num_classes}: {layer} starts fresh "
             f"(bias −log 99), everything else is loaded"
         )
@@ -261,7 +240,7 @@ def _allowed_to_miss(
     predictor = {key for key in target if key.startswith("bbox_head.reg_conf.")}
     if predictor and not checkpoint.has_quality and "bbox_head.gfl_cls.weight" in checkpoint.state:
         allowed |= predictor
-        report.notes.append("a GFLV1 file: the quality predictor bbox_head.reg_conf starts fresh")
+        report.warn("a GFLV1 file: the quality predictor bbox_head.reg_conf starts fresh")
     return allowed
 
 
@@ -313,20 +292,16 @@ def _check(
 def _hints(checkpoint: Checkpoint, config: Config) -> list[str]:
     """What the file says about itself, where that differs from the model."""
     if not checkpoint.is_detector:
-        from gflv2.models.checkpoint.infer import backbone_name
-
         name = backbone_name(checkpoint.state)
         other = name is not None and name != config.model.backbone.name
         return [f"The file has the backbone {name!r}, the model {config.model.backbone.name!r}."] if other else []
     try:
-        inference = infer(checkpoint, config)
+        inferred = infer(checkpoint, config)
     except CheckpointError as error:
         return [str(error)]
-    skip = ("model.num_classes", "model.head.legacy_background")
-    values = {key: value for key, value in inference.values.items() if key not in skip}
-    differing = differences(config, values)
+    differing = differences(config, structure(inferred))
     lines = [f"The file has {key} = {theirs!r}, the model {ours!r}." for key, (theirs, ours) in differing.items()]
-    if differing and (names := fitting_configs(inference)):
+    if differing and (names := fitting_configs(inferred)):
         lines.append(f"Configurations with the file's structure: {shorten(names)}.")
     elif differing:
         lines.append("GFLV2(PATH) builds the model that the file describes.")
@@ -350,11 +325,11 @@ def _note_projection(model: nn.Module, report: LoadReport) -> None:
     bins = torch.arange(len(project), dtype=project.dtype, device=project.device)
     if not torch.allclose(project, bins, atol=1e-4):
         first = [round(value, 3) for value in project[:4].tolist()]
-        report.notes.append(f"bbox_head.integral.project is not 0 … {len(project) - 1} but {first} …: kept as it is")
+        report.warn(f"bbox_head.integral.project is not 0 … {len(project) - 1} but {first} …: kept as it is")
 
 
 def _note_input(checkpoint: Checkpoint, config: Config, report: LoadReport) -> None:
-    """Weights learn one normalisation of their input; our files tell which."""
+    """Note where the weights were trained with another normalisation of their input; our files record it."""
     data = (checkpoint.config or {}).get("data", {})
     for name in ("mean", "std"):
         theirs, ours = data.get(name), getattr(config.data, name)
@@ -362,15 +337,11 @@ def _note_input(checkpoint: Checkpoint, config: Config, report: LoadReport) -> N
             continue
         same = (math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-3) for a, b in zip(theirs, ours, strict=True))
         if not all(same):
-            report.notes.append(f"the file was trained with data.{name} = {theirs}, the configuration has {ours}")
-
-
-_WARN = ("starts fresh", "was trained with", "is not 0", "taken to be")
+            report.warn(f"the file was trained with data.{name} = {theirs}, the configuration has {ours}")
 
 
 def _tell(report: LoadReport) -> None:
-    """What changes results is a warning; the rest goes to the log."""
-    for note in report.notes:
-        if any(words in note for words in _WARN):
-            warnings.warn(f"{report.path}: {note}", stacklevel=3)
+    """What changes results is a warning; all of it goes to the log."""
+    for note in report.warnings:
+        warnings.warn(f"{report.path}: {note}", stacklevel=3)
     _log.info("%s", report)

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from gflv2.config import Config, config_names, load_config
-from gflv2.models.checkpoint.errors import CheckpointError
-from gflv2.models.checkpoint.reading import Checkpoint, interpret
+from gflv2.checkpoint.errors import CheckpointError
+from gflv2.checkpoint.reading import Checkpoint, interpret
+from gflv2.config import Config, list_models, load_config
+from gflv2.models.coco_names import COCO_NAMES
 
-COCO_CLASSES = 80
-
-
-@dataclass
-class Inference:
-    """``values``: dotted configuration keys that follow from the file; ``notes``: choices that it leaves open."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+_CLASS_LAYERS = ("bbox_head.gfl_cls", "bbox_head.atss_cls")
 
 
 def infer_config(source: Checkpoint | Mapping[str, Tensor], base: Any = None) -> Config:
@@ -40,32 +32,32 @@ def infer_config(source: Checkpoint | Mapping[str, Tensor], base: Any = None) ->
     """
     checkpoint = source if isinstance(source, Checkpoint) else interpret(source)
     start = load_config(base)
-    inference = infer(checkpoint, start)
-    if "model.backbone.name" not in inference.values and base is None:
+    values = infer(checkpoint, start)
+    if "model.backbone.name" not in values and base is None:
         raise CheckpointError(
             f"weights: the keys of {checkpoint.path} do not tell its backbone; give the configuration, "
             f"for example GFLV2(CONFIG, weights=...)"
         )
-    config = load_config(start, inference.values)
+    config = load_config(start, values)
     if base is None:
-        config.name = next(iter(fitting_configs(inference)), "custom")
+        config.name = next(iter(fitting_configs(values)), "custom")
     return config
 
 
-def infer(checkpoint: Checkpoint, base: Config | None = None) -> Inference:
-    """As ``infer_config``, but what is certain by itself, without a base filled in."""
+def infer(checkpoint: Checkpoint, base: Config | None = None) -> dict[str, Any]:
+    """As ``infer_config``, but only the dotted keys that follow from the file, without a base filled in."""
     state = checkpoint.state
-    if not any(key in state for key in ("bbox_head.gfl_cls.weight", "bbox_head.atss_cls.weight")):
+    if class_layer(state) is None:
         what = "a backbone alone" if not checkpoint.is_detector else "another kind of detector (no bbox_head.gfl_cls)"
         raise CheckpointError(f"weights: {checkpoint.path} holds {what}, from which no GFLV2 configuration follows")
-    result = Inference()
+    values: dict[str, Any] = {}
     name = backbone_name(state)
     if name is not None:
-        result.values["model.backbone.name"] = name
-    _infer_deform(state, result)
-    _infer_neck(state, result, base or Config())
-    _infer_head(checkpoint, result, base or Config())
-    return result
+        values["model.backbone.name"] = name
+    _infer_deform(state, values)
+    _infer_neck(state, values, base or Config())
+    _infer_head(checkpoint, values, base or Config())
+    return values
 
 
 # ---- backbone ------------------------------------------------------------------------------------------------------
@@ -111,7 +103,7 @@ def backbone_name(state: Mapping[str, Tensor]) -> str | None:
 _OFFSET = re.compile(r"^backbone\.layer(\d)\.\d+\.(?:conv\d+|convs\.\d+)\.conv_offset\.weight$")
 
 
-def _infer_deform(state: Mapping[str, Tensor], result: Inference) -> None:
+def _infer_deform(state: Mapping[str, Tensor], values: dict[str, Any]) -> None:
     stages, versions = set(), set()
     for key, value in state.items():
         if match := _OFFSET.match(key):
@@ -122,9 +114,9 @@ def _infer_deform(state: Mapping[str, Tensor], result: Inference) -> None:
             f"weights: deformable convolutions need 18 (version 1) or 27 (version 2) offset channels, the same in "
             f"every stage; the file has {sorted(9 * (v + 1) if v < 3 else v for v in versions)}"
         )
-    result.values["model.backbone.deform.stages"] = sorted(stages)
+    values["model.backbone.deform.stages"] = sorted(stages)
     if versions:
-        result.values["model.backbone.deform.version"] = versions.pop()
+        values["model.backbone.deform.version"] = versions.pop()
 
 
 # ---- neck and head -------------------------------------------------------------------------------------------------
@@ -135,22 +127,22 @@ def _count(state: Iterable[str], prefix: str) -> int:
     return len(found)
 
 
-def _infer_neck(state: Mapping[str, Tensor], result: Inference, base: Config) -> None:
+def _infer_neck(state: Mapping[str, Tensor], values: dict[str, Any], base: Config) -> None:
     levels = _count(state, "neck.fpn_convs.")
     if not levels:
         return
-    result.values["model.neck.levels"] = levels
-    result.values["model.neck.depthwise"] = "neck.fpn_convs.0.depthwise.weight" in state
+    values["model.neck.levels"] = levels
+    values["model.neck.depthwise"] = "neck.fpn_convs.0.depthwise.weight" in state
     if "neck.fpn_convs.0.conv.weight" in state:
-        result.values["model.neck.channels"] = state["neck.fpn_convs.0.conv.weight"].shape[0]
+        values["model.neck.channels"] = state["neck.fpn_convs.0.conv.weight"].shape[0]
     scales = _count(state, "bbox_head.scales.")
     if scales and len(base.model.head.strides) != scales:
-        result.values["model.head.strides"] = [8 * 2**level for level in range(scales)]
+        values["model.head.strides"] = [8 * 2**level for level in range(scales)]
 
 
-def _infer_head(checkpoint: Checkpoint, result: Inference, base: Config) -> None:
-    state, values = checkpoint.state, result.values
-    kind = "gfl" if "bbox_head.gfl_cls.weight" in state else "atss"
+def _infer_head(checkpoint: Checkpoint, values: dict[str, Any], base: Config) -> None:
+    state = checkpoint.state
+    kind = "atss" if class_layer(state) == "bbox_head.atss_cls" else "gfl"
     values["model.head.kind"] = kind
     values["model.head.stacked_convs"] = _count(state, "bbox_head.cls_convs.")
     classes = state[f"bbox_head.{kind}_cls.weight"]
@@ -168,37 +160,36 @@ def _infer_head(checkpoint: Checkpoint, result: Inference, base: Config) -> None
     values["model.head.composition"] = "composed" if composed else "product"
     if composed:
         values["model.head.quality"] = "statistics"
-        _infer_statistics(composed, result, base)
+        _infer_statistics(composed, values, base)
     elif not checkpoint.has_quality:
         values["model.head.quality"] = None
     else:
         first = state["bbox_head.reg_conf.0.weight"]
         values["model.head.reg_channels"] = first.shape[0]
-        _infer_predictor(first.shape[1], width, result, base)
+        _infer_predictor(first.shape[1], width, values, base)
 
 
-def _infer_predictor(inputs: int, width: int, result: Inference, base: Config) -> None:
-    head, values = base.model.head, result.values
+def _infer_predictor(inputs: int, width: int, values: dict[str, Any], base: Config) -> None:
+    head = base.model.head
     if head.quality == "statistics" and inputs == _statistics(head):
         values["model.head.quality"] = "statistics"
-        _infer_statistics(inputs, result, base)
+        _infer_statistics(inputs, values, base)
     elif inputs == 2 * width:
         values["model.head.quality"] = "both"
     elif inputs == width:
         if head.quality not in ("cls", "reg"):
-            values["model.head.quality"] = "reg"
-            result.notes.append("the quality predictor reads one tower; taken to be the box tower (model.head.quality)")
+            values["model.head.quality"] = "reg"  # the keys do not tell which tower; most often that of the boxes
     else:
         values["model.head.quality"] = "statistics"
-        _infer_statistics(inputs, result, base)
+        _infer_statistics(inputs, values, base)
 
 
 def _statistics(head: Any) -> int:
     return 4 * (head.reg_topk * head.add_topk + head.add_mean + head.add_variance)
 
 
-def _infer_statistics(inputs: int, result: Inference, base: Config) -> None:
-    head, values = base.model.head, result.values
+def _infer_statistics(inputs: int, values: dict[str, Any], base: Config) -> None:
+    head = base.model.head
     each = inputs // 4
     if 4 * each != inputs:
         raise CheckpointError(f"weights: the quality predictor has {inputs} inputs, expected a multiple of 4 (sides)")
@@ -208,38 +199,42 @@ def _infer_statistics(inputs: int, result: Inference, base: Config) -> None:
             values[f"model.head.{name}"] = getattr(head, name)
         return
     others = head.add_mean + head.add_variance if each > 1 else 0
-    topk = each - others
-    values["model.head.reg_topk"] = topk
+    values["model.head.reg_topk"] = each - others
     values["model.head.add_topk"] = True
     values["model.head.add_mean"] = bool(others and head.add_mean)
     values["model.head.add_variance"] = bool(others and head.add_variance)
-    extra = " and the mean" if values["model.head.add_mean"] else ""
-    result.notes.append(f"{each} statistics a side: taken to be the {topk} largest{extra} (model.head.reg_topk)")
+
+
+def class_layer(state: Mapping[str, Any]) -> str | None:
+    """The name of a detector's class convolution; None where there is none."""
+    return next((layer for layer in _CLASS_LAYERS if f"{layer}.weight" in state), None)
 
 
 def split_class_channels(checkpoint: Checkpoint) -> tuple[int, bool]:
     """(classes, whether the last channel is the authors' unused background) of a detector's file."""
     state = checkpoint.state
-    key = next(k for k in ("bbox_head.gfl_cls.weight", "bbox_head.atss_cls.weight") if k in state)
-    channels = state[key].shape[0]
+    channels = state[f"{class_layer(state)}.weight"].shape[0]
     head = (checkpoint.config or {}).get("model", {})
     if "num_classes" in head:
         return head["num_classes"], channels == head["num_classes"] + 1
     if checkpoint.class_names is not None and channels - len(checkpoint.class_names) in (0, 1):
         return len(checkpoint.class_names), channels > len(checkpoint.class_names)
     # The authors' GFLV2 always has the extra channel; GFLV1 and ATSS never.
-    theirs = checkpoint.layout in ("mmcv", "mmengine") or channels == COCO_CLASSES + 1
-    background = checkpoint.has_quality and theirs and channels > 1 and channels != COCO_CLASSES
+    theirs = checkpoint.layout in ("mmcv", "mmengine") or channels == len(COCO_NAMES) + 1
+    background = checkpoint.has_quality and theirs and channels > 1 and channels != len(COCO_NAMES)
     return channels - background, background
 
 
-def fitting_configs(inference: Inference) -> list[str]:
-    """Named configurations of this structure; the class count and the background channel may differ."""
-    skip = ("model.num_classes", "model.head.legacy_background")
-    values = {key: value for key, value in inference.values.items() if key not in skip}
+def structure(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``infer`` found, without the class count and the background channel."""
+    return {k: v for k, v in values.items() if k not in ("model.num_classes", "model.head.legacy_background")}
+
+
+def fitting_configs(values: Mapping[str, Any]) -> list[str]:
+    """Named configurations of the structure that ``infer`` found."""
     if "model.backbone.name" not in values:
         return []
-    return [name for name in config_names() if not differences(load_config(name), values)]
+    return [name for name in list_models() if not differences(load_config(name), structure(values))]
 
 
 def differences(config: Config, values: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
