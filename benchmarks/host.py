@@ -186,8 +186,8 @@ def measure(packages: list[Package], *, batch: int, boxes: int, cells: int) -> I
     """Rows of the table: this package, and beside it the other one, or itself again (then the ratio is the noise)."""
     for way in WAYS:
         # A real kernel of a few cells takes little beside what is measured.
-        size = 2 if way == REAL else cells
-        made = [calls(package, batch=batch, boxes=boxes, cells=size) for package in packages]
+        size = (1, 1) if way == REAL else (batch, cells)
+        made = [calls(package, batch=size[0], boxes=boxes, cells=size[1]) for package in packages]
         with contextlib.ExitStack() as stack:
             for package in dict.fromkeys(packages):
                 stack.enter_context(package.library(way))

@@ -124,12 +124,11 @@ def decode(
         options |= {"image_sizes": image_sizes, "scale_factors": scale_factors}
         with nullcontext() if backends.exporting() else torch.no_grad():
             return reference.decode(class_logits, box_logits, **options, return_distributions=return_distributions)
-    with torch.no_grad():
-        dtype = compute_dtype(head.box.dtype)
-        pairs = [None if pair is None else pair.to(dtype).contiguous() for pair in (image_sizes, scale_factors)]
-        tensors = (*head.rows(head.quality_logits(backend)), *pairs)
-        settings = (head.strides, pre_topk, float(score_thr), head.offset, return_distributions, backend)
-        results = _decode(tensors, settings)
+    dtype = compute_dtype(head.box.dtype)
+    pairs = [None if pair is None else pair.to(dtype).contiguous() for pair in (image_sizes, scale_factors)]
+    tensors = (*head.rows(head.quality_logits(backend)), *pairs)
+    settings = (head.strides, pre_topk, float(score_thr), head.offset, return_distributions, backend)
+    results = _decode.constant(tensors, settings)
     return Decoded(*results[:4], results[4] if return_distributions else None, legacy_background)
 
 
@@ -219,11 +218,6 @@ def _refuse_on_gpu(call: backends.Call) -> str | None:
     return backends.refuse_double(call) or refuse_mixed(call)
 
 
-backends.register(
-    "decode", {"cuda": _refuse_on_gpu, "triton": _refuse_on_gpu, "cpu": refuse_mixed, "reference": None}, _describe
-)
-
-
 def _new_results(class_logits, box_logits, *settings: Any) -> list[Tensor]:
     """Boxes, scores, points, counts, and distributions where they are wanted."""
     pre_topk, _, _, distributions = settings[-4:]
@@ -252,6 +246,8 @@ def _forward(kernels, results, class_logits, box_logits, *arguments: Any) -> Non
 
 _decode = Operation(
     "decode",
+    describe=_describe,
+    refusals={"cuda": _refuse_on_gpu, "triton": _refuse_on_gpu, "cpu": refuse_mixed, "reference": None},
     tensors=f"{ROWS}, Tensor? image_sizes, Tensor? scale_factors",
     settings="float[] strides, int pre_topk, float score_thr, float offset, bool distributions",
     new_results=_new_results,

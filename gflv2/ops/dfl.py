@@ -56,9 +56,6 @@ def _describe(logits: Any, *_: Any, **__: Any) -> backends.Call:
     return backends.Call(logits.device, logits.dtype, {"bins": logits.shape[1]})
 
 
-backends.register("dfl", backends.EVERYWHERE, _describe)
-
-
 def _new_results(logits, target, *how: Any) -> Tensor:
     return Reduction(*how).new_result(logits.shape[:1], logits)
 
@@ -73,6 +70,7 @@ def _backward(kernels, grad, gradients, out, logits, target, *how: Any) -> None:
 
 _dfl = Operation(
     "dfl",
+    describe=_describe,
     tensors=f"Tensor logits, Tensor target, {TENSORS}",
     settings=SETTINGS,
     new_results=_new_results,

@@ -94,13 +94,13 @@ def dgqp(
     if backend == "reference":
         shape = {"topk": topk, "mean": mean, "variance": variance}
         return reference.dgqp(box_logits, weight1, bias1, weight2, bias2, scales=scales, **shape)
-    return predicted(box, predictor, scales, backend)
+    return _dgqp((box.tensors, predictor[:4], scales), (topk, mean, variance, backend))
 
 
 def predicted(box: BoxLogits, predictor: Predictor, scales: Tensor | None, backend: str) -> Tensor:
-    """Quality logits of every row, from arguments that are checked already."""
+    """Quality logits of every row, from arguments that are checked already; without gradients."""
     *layers, topk, mean, variance = predictor
-    return _dgqp((box.tensors, layers, scales), (topk, mean, variance, backend))
+    return _dgqp.constant((box.tensors, layers, scales), (topk, mean, variance, backend))
 
 
 def check_predictor(predictor: Any, box: BoxLogits, prefix: str = "predictor.") -> Predictor:
@@ -138,7 +138,7 @@ def _is_usual(predictor: Predictor, box: BoxLogits) -> bool:
     for layer in (weight1, bias1, weight2, bias2):
         if not isinstance(layer, Tensor) or layer.dtype != torch.float32 or layer.device != box.device:
             return False
-    hidden = len(bias1) if bias1.dim() == 1 else 0
+    hidden = bias1.shape[0] if bias1.dim() == 1 else 0
     shapes = ((hidden, 4 * (topk + mean + variance), 1, 1), (1, hidden, 1, 1), (1,))
     return hidden > 0 and (weight1.shape, weight2.shape, bias2.shape) == shapes
 
@@ -170,10 +170,6 @@ def refuse_triton(call: backends.Call) -> str | None:
     return backends.refuse_double(call)
 
 
-backends.register("dgqp", {**backends.EVERYWHERE, "triton": refuse_triton}, _describe)
-backends.register("dgqp_statistics", backends.EVERYWHERE, _describe)
-
-
 def _new_quality(logits, *_: Any) -> Tensor:
     return logits[0].new_empty(rows_of(logits), dtype=compute_dtype(logits[0].dtype))
 
@@ -202,6 +198,8 @@ def _backward_statistics(kernels, grad, gradients, _, logits, *arguments: Any) -
 
 _dgqp = Operation(
     "dgqp",
+    describe=_describe,
+    refusals={**backends.EVERYWHERE, "triton": refuse_triton},
     tensors="Tensor[] logits, Tensor[] predictor, Tensor? scales",
     settings="int topk, bool mean, bool variance",
     new_results=_new_quality,
@@ -212,6 +210,7 @@ _dgqp = Operation(
 )
 _statistics = Operation(
     "dgqp_statistics",
+    describe=_describe,
     module="dgqp",
     tensors="Tensor[] logits, Tensor? scales",
     settings="int topk, bool mean, bool variance",

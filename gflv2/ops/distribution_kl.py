@@ -64,9 +64,6 @@ def _describe(logits: Any, teacher_logits: Any, *, temperature: Any = 10.0, **_:
     return backends.Call(logits.device, logits.dtype, {"bins": logits.shape[1]})
 
 
-backends.register("distribution_kl", backends.EVERYWHERE, _describe)
-
-
 def _new_results(logits, teacher, weight, factor, temperature, *how: Any) -> Tensor:
     return Reduction(weight, factor, *how).new_result(logits.shape[:1], logits)
 
@@ -85,6 +82,7 @@ def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
 
 _distribution_kl = Operation(
     "distribution_kl",
+    describe=_describe,
     tensors=f"Tensor logits, Tensor teacher, {TENSORS}",
     settings=f"float temperature, {SETTINGS}",
     new_results=_new_results,

@@ -23,7 +23,7 @@ from gflv2.ops.one_pass import one_pass
 from gflv2.ops.qfl import OPERATION as QFL
 from gflv2.ops.reference import gfl_loss as reference
 from gflv2.ops.reference.gfl_loss import GFLLosses, GFLTargets
-from gflv2.ops.registration import convert, prepared, refuse_double_backward, register, wants_gradient
+from gflv2.ops.registration import as_rows, convert, flatten, prepared, refuse_double_backward, register, wants_gradient
 
 __all__ = ["GFLLosses", "gfl_loss"]
 
@@ -91,7 +91,8 @@ def gfl_loss(
     if not isinstance(loss_weights, (list, tuple)) or len(loss_weights) != 3:
         bad_value("loss_weights", "three numbers: QFL, GIoU, DFL", loss_weights)
     for number, weight in enumerate(loss_weights):
-        check_number(weight, f"loss_weights[{number}]")
+        if not (type(weight) is float and math.isfinite(weight)):  # the name is formed only for an error
+            check_number(weight, f"loss_weights[{number}]")
     if projection is not None and values_are_checked():
         steps = projection.diff()
         if not torch.allclose(steps, steps[:1], rtol=1e-4):
@@ -112,9 +113,7 @@ def gfl_loss(
     constants = (targets.labels, targets.scores, targets.weights, targets.label_weights, normalisers, targets.boxes)
     constants = [tensor.detach() if tensor.requires_grad else tensor for tensor in (projection, *constants)]
     dtype = compute_dtype(head.box.dtype)
-    layers, scales, quality, *constants = (
-        convert(argument, dtype) for argument in (layers, scales, quality, *constants)
-    )
+    layers, (scales, quality, *constants) = convert(layers, dtype), convert([scales, quality, *constants], dtype)
     settings = (head.strides, head.offset, float(beta), [float(weight) for weight in loss_weights], backend)
     if not wants_gradient(class_logits, box_logits, layers, quality, scales):
         arguments = (class_logits, box_logits, quality, scales, *constants)
@@ -200,11 +199,12 @@ class _GflLoss(torch.autograd.Function):
         rows = (levels[:count], levels[count:], quality, scales)
         has_predictor = layers[0] is not None
         of_class_loss = _of_class_loss(_needs(ctx, has_predictor, count), has_predictor)
-        ctx.one_pass = any(of_class_loss) and one_pass(settings[-1], "sum", quality, *levels[:count])
+        ctx.plain = ordinary(flat)
+        ctx.one_pass = ctx.plain and any(of_class_loss) and one_pass(settings[-1], "sum", (quality, *levels[:count]))
         if ctx.one_pass:
             *losses, sides, ctx.prepared = _losses(of_class_loss, *rows, *constants, *settings)
         else:
-            run = _run if ordinary(flat) else _gfl_loss
+            run = _run if ctx.plain else _gfl_loss
             *losses, sides = run(*rows, *constants, *settings)
         ctx.save_for_backward(*flat, sides)
         return tuple(losses)
@@ -227,20 +227,21 @@ class _GflLoss(torch.autograd.Function):
 
         # 1. Of the class loss, where forward left it.
         class_gradients, grad_quality = [], None
-        plain = ordinary((*grads, *saved))
+        plain = ctx.plain and ordinary(grads)
         if ctx.one_pass and plain:
             of_class_loss = _of_class_loss(needs, has_predictor)
             call = _class_loss(levels[:count], quality, labels, scores, label_weights, normalisers, beta, loss_weights)
-            gradients = prepared(ctx, grads[0], lambda: QFL.with_gradients(call, backend, of_class_loss)[1])
-            class_gradients, grad_quality = QFL.grouped(gradients, call, of_class_loss)
+            class_gradients, grad_quality = prepared(
+                ctx, grads[0], lambda: QFL.with_gradients(call, backend, of_class_loss)[1]
+            )
             remaining = needs._replace(class_logits=False, quality=False)
 
         # 2. The rest.
         rows = (levels[:count], levels[count:], quality, scales, *constants)
         predictor = layers if has_predictor else []
         settings = (*ctx.shape, beta, loss_weights, backend, list(remaining))
-        run = _run_backward if plain else _gfl_loss_backward
-        found = _split(run(*grads, *rows, sides, grad_quality, predictor, *settings), count, remaining)
+        given = (*grads, *rows, sides, grad_quality, predictor, *settings)
+        found = _run_backward(*given) if plain else _split(_gfl_loss_backward(*given), count, remaining)
         if remaining is not needs:
             found = found._replace(class_logits=class_gradients, quality=grad_quality if needs.quality else None)
         none = [None] * count
@@ -264,10 +265,11 @@ class _Gradients(NamedTuple):
     quality: Tensor | None
 
 
-def _split(gradients: list[Tensor], count: int, needs: Sequence[bool]) -> _Gradients:
+def _split(gradients: Sequence[Tensor], count: int, needs: Sequence[bool]) -> _Gradients:
+    """Of a flat list, for ``count`` levels."""
     parts, first = [], 0
     for size, need in zip((count, count, 4, 1, 1), needs, strict=True):
-        parts.append(gradients[first : first + size * need])
+        parts.append(list(gradients[first : first + size * need]))
         first += size * need
     return _Gradients(*parts[:3], *(part[0] if part else None for part in parts[3:]))
 
@@ -278,8 +280,8 @@ def _split(gradients: list[Tensor], count: int, needs: Sequence[bool]) -> _Gradi
 def _new_results(class_logits, box_logits, quality, scales, projection, labels, scores, weights, *_: Any):
     """The three losses, and what backward needs of the box losses (`SavedBoxLoss.sides`)."""
     dtype = compute_dtype(box_logits[0].dtype)
-    losses = (weights.new_empty((), dtype=dtype) for _ in range(3))
-    return *losses, weights.new_empty((*weights.shape, 4, 2), dtype=dtype)
+    qfl = weights.new_empty((), dtype=dtype)
+    return qfl, torch.empty_like(qfl), torch.empty_like(qfl), weights.new_empty((*weights.shape, 4, 2), dtype=dtype)
 
 
 def _class_loss(class_logits, quality, labels, scores, label_weights, normalisers, beta, loss_weights) -> list[Any]:
@@ -317,7 +319,7 @@ def _losses(
     """The results, and those gradients of the class loss that are asked for, for an upstream gradient of 1."""
     qfl, giou, dfl, sides = _new_results(class_logits, box_logits, quality, scales, projection, labels, scores, weights)
     call = _class_loss(class_logits, quality, labels, scores, label_weights, normalisers, beta, loss_weights)
-    gradients: list[Tensor] = []
+    gradients: list[Any] = []
     if any(of_class_loss):
         qfl, gradients = QFL.with_gradients(call, backend, of_class_loss)
     if not weights.numel():
@@ -345,12 +347,14 @@ def _run(*arguments: Any) -> tuple[Tensor, ...]:
     return _losses((), *arguments)[:4]
 
 
-def _new_gradients(class_logits, box_logits, quality, scales, predictor, needs: _Needs) -> list[Tensor]:
-    gradients = [torch.empty_like(level) for level in class_logits] if needs.class_logits else []
-    gradients += [torch.empty_like(level) for level in box_logits] if needs.box_logits else []
-    gradients += [tensor.new_empty(tensor.shape) for tensor in predictor] if needs.predictor else []
-    gradients += [scales.new_empty(scales.shape)] if needs.scales else []
-    return gradients + ([quality.new_empty(quality.shape)] if needs.quality else [])
+def _new_gradients(class_logits, box_logits, quality, scales, predictor, needs: _Needs) -> _Gradients:
+    return _Gradients(
+        [torch.empty_like(level) for level in class_logits] if needs.class_logits else [],
+        [torch.empty_like(level) for level in box_logits] if needs.box_logits else [],
+        [as_rows(tensor) for tensor in predictor] if needs.predictor else [],
+        as_rows(scales) if needs.scales else None,
+        as_rows(quality) if needs.quality else None,
+    )
 
 
 def _run_backward(
@@ -377,12 +381,13 @@ def _run_backward(
     loss_weights,
     backend,
     needs,
-) -> list[Tensor]:
+) -> _Gradients:
     needs = _Needs(*needs)
-    gradients = _new_gradients(class_logits, box_logits, quality, scales, predictor, needs)
+    wanted = _new_gradients(class_logits, box_logits, quality, scales, predictor, needs)
     if not weights.numel():
-        return [gradient.zero_() for gradient in gradients]
-    wanted = _split(gradients, len(class_logits), needs)
+        for gradient in flatten(wanted):
+            gradient.zero_()
+        return wanted
 
     # 1. The class logits, and the quality.
     if grad_quality is None:
@@ -409,13 +414,27 @@ def _run_backward(
             wanted.scales,
             SavedBoxLoss(*saved),
         )
-    return gradients
+    return wanted
 
 
 def _fake_backward(*arguments: Any) -> list[Tensor]:
     class_logits, box_logits, quality, scales = arguments[3:7]
     predictor, needs = arguments[15], _Needs(*arguments[-1])
-    return _new_gradients(class_logits, box_logits, quality, scales, predictor, needs)
+    return flatten(_new_gradients(class_logits, box_logits, quality, scales, predictor, needs))
+
+
+def _registered(*arguments: Any) -> tuple[Tensor, ...]:
+    """`_run`, for small tensors of any dtype: somebody may call it by hand."""
+    dtype = compute_dtype(arguments[1][0].dtype)
+    return _run(*arguments[:2], *(convert(small, dtype) for small in arguments[2:11]), *arguments[11:])
+
+
+def _registered_backward(*arguments: Any) -> list[Tensor]:
+    maps, small, settings = arguments[:5], arguments[5:16], arguments[16:]
+    converted = (convert(tensor, small[8].dtype) for tensor in small)
+    gradients = flatten(_run_backward(*maps, *converted, *settings))
+    wanted = _fake_backward(*arguments)
+    return [gradient.to(like.dtype) for gradient, like in zip(gradients, wanted, strict=True)]
 
 
 # `normalisers`: N_pos and W. `grad_quality`: of the class loss, where it is known already.
@@ -425,14 +444,14 @@ _gfl_loss = register(
     "gfl_loss",
     f"({ROWS}, {_CONSTANTS}, Tensor boxes, float[] strides, float offset, {_LOSS_SETTINGS}) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
-    _run,
+    _registered,
     _new_results,
 )
 _gfl_loss_backward = register(
     "gfl_loss_backward",
     f"(Tensor grad_qfl, Tensor grad_giou, Tensor grad_dfl, {ROWS}, {_CONSTANTS}, Tensor sides, Tensor? grad_quality, "
     f"Tensor[] predictor, int topk, bool mean, bool variance, {_LOSS_SETTINGS}, bool[] needs) -> Tensor[]",
-    _run_backward,
+    _registered_backward,
     _fake_backward,
     vmap=True,
 )

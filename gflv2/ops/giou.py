@@ -79,8 +79,7 @@ def _describe(pred: Any, target: Any, *_: Any, eps: float = 1e-6, **__: Any) -> 
     return backends.Call(pred.device, pred.dtype, {})
 
 
-for _name in ("giou", "iou"):
-    backends.register(_name, backends.EVERYWHERE, _describe)
+backends.register("iou", backends.EVERYWHERE, _describe)  # it runs the operation of `giou`
 
 
 def _new_results(pred, target, weight, factor, loss, eps, *how: Any) -> Tensor:
@@ -102,6 +101,7 @@ def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
 # `loss`: 1 − GIoU; else the IoU.
 _giou = Operation(
     "giou",
+    describe=_describe,
     tensors=f"Tensor pred, Tensor target, {TENSORS}",
     settings=f"bool loss, float eps, {SETTINGS}",
     new_results=_new_results,

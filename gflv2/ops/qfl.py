@@ -154,9 +154,6 @@ def _describe(_: Any = None, *, quality_logits: Any = None, **arguments: Any) ->
     return _read({name: arguments.get(name) for name in FORMS}, quality_logits).call()
 
 
-backends.register("qfl", backends.EVERYWHERE, _describe)
-
-
 def _new_results(values, quality, labels, scores, weight, factor, form, beta, *how: Any) -> Tensor:
     return Reduction(weight, factor, *how).new_result(rows_of(values), values[0])
 
@@ -176,6 +173,7 @@ def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
 # `values`: levels (B, C, H, W), or one tensor (N, C). `labels` None: `scores` is the dense target (N, C).
 OPERATION = Operation(
     "qfl",
+    describe=_describe,
     tensors=f"Tensor[] values, Tensor? quality, Tensor? labels, Tensor scores, {TENSORS}",
     settings=f"str form, float beta, {SETTINGS}",
     new_results=_new_results,

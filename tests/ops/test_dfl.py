@@ -148,7 +148,7 @@ class TestMemory:
         with running(backend) as device:
             call = Case(layout=layout, dtype=dtype, reduced=Reduced(True, None, reduction)).call().to(device)
             logits, target = (tensor.detach() for tensor in call.tensors.values())
-            together = one_pass(backend, reduction, logits)
+            together = one_pass(backend, reduction, [logits])
             upstream = torch.ones_like if together else cotangent
             want = results(dfl, call, upstream=upstream)
             kernels = implementation("dfl", backend)

@@ -197,7 +197,7 @@ class TestMemory:
         case = Case(layout, dtypes[0], "sliced", dtypes[1], reduced=Reduced(True, None, reduction))
         with running(backend) as device:
             call = case.call().to(device)
-            together = one_pass(backend, reduction, call.tensors["logits"])
+            together = one_pass(backend, reduction, [call.tensors["logits"]])
             upstream = torch.ones_like if together else cotangent
             want = results(distribution_kl, call, upstream=upstream)
             kernels = implementation("distribution_kl", backend)

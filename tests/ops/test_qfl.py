@@ -244,7 +244,7 @@ class TestMemory:
             case = SMALL.but(layout=layout, dtype=dtype, labels="wild", reduced=Reduced(True, None, reduction))
             call = case.call().to(device)
             *values, quality, labels, scores = (tensor.detach() for tensor in call.tensors.values())
-            together = one_pass(backend, reduction, *values, quality)
+            together = one_pass(backend, reduction, [*values, quality])
             upstream = torch.ones_like if together else cotangent
             want = results(fused, call, upstream=upstream)
             kernels = implementation("qfl", backend)

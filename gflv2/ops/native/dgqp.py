@@ -64,9 +64,6 @@ def dgqp_backward(
     )
 
 
-_LAYERS = ("weight1", "bias1", "weight2", "bias2")
-
-
 def predictor_fields(
     logits: Sequence[Tensor],
     predictor: Sequence[Tensor],
@@ -76,6 +73,7 @@ def predictor_fields(
     variance: bool,
 ) -> dict[str, Any]:
     """The fields of forward, which backward has too."""
+    weight1, bias1, weight2, bias2 = predictor or _NO_LAYERS
     return {
         "dtype": DTYPES[logits[0].dtype],
         "levels": logits,
@@ -83,8 +81,11 @@ def predictor_fields(
         "topk": topk,
         "mean": mean,
         "variance": variance,
-        "hidden": predictor[0].shape[0] if predictor else 0,
-        **_layers("", predictor, logits),
+        "hidden": weight1.shape[0] if predictor else 0,
+        "weight1": weight1,
+        "bias1": bias1,
+        "weight2": weight2,
+        "bias2": bias2,
     }
 
 
@@ -100,19 +101,16 @@ def gradient_fields(
     for name, tensor in (("grad_out", grad_out), ("grad_scales", grad_scales)):
         if tensor is not None:
             check_dense(tensor, name, dtype)
+    weight1, bias1, weight2, bias2 = grad_predictor or _NO_LAYERS
     return {
         "grad_levels": grad_logits,
         "grad_out": grad_out,
         "grad_scales": grad_scales,
-        **_layers("grad_", grad_predictor, logits),
+        "grad_weight1": weight1,
+        "grad_bias1": bias1,
+        "grad_weight2": weight2,
+        "grad_bias2": bias2,
     }
 
 
-def _layers(prefix: str, tensors: Sequence[Tensor], logits: Sequence[Tensor]) -> dict[str, Tensor | None]:
-    """The four tensors of a predictor, or of its gradient, by name; None where there is none."""
-    if not tensors:
-        return dict.fromkeys(f"{prefix}{name}" for name in _LAYERS)
-    dtype = compute_dtype(logits[0].dtype)
-    for name, tensor in zip(_LAYERS, tensors, strict=True):
-        check_dense(tensor, name, dtype)
-    return {f"{prefix}{name}": tensor for name, tensor in zip(_LAYERS, tensors, strict=True)}
+_NO_LAYERS = (None, None, None, None)

@@ -1,7 +1,7 @@
 """How torch tensors, and the place of a call, are described to the native library.
 
-Its functions take (device, where, allocate), and every field of the C++ arguments by name. A tensor is handed over as it
-is: the library asks it for data_ptr(), shape and stride().
+Its functions take (device, where, allocate), and every field of the C++ arguments by name. A tensor is handed over as
+it is: the library asks it for data_ptr(), shape and stride().
 """
 
 from __future__ import annotations
