@@ -23,6 +23,7 @@ PYBIND11_MODULE(_native, m) {
     bind_giou(m);
     bind_integral(m);
     bind_qfl(m);
+    m.def("set_dtypes", &set_dtypes);
     m.def("instruction_set", [] { return std::string(instruction_set()); });
     m.def("instruction_sets", &instruction_sets);
     m.def("set_instruction_set", [](const std::string& name) {
