@@ -51,9 +51,9 @@ _MEASURED = {
 
 def configurations() -> list[str]:
     """Rows of the configurations' table, the authors' models first, weakest first."""
-    from gflv2.config import config_names, load_config
+    from gflv2 import list_models, load_config
 
-    configs = [load_config(name) for name in config_names()]
+    configs = [load_config(name) for name in list_models()]
     configs.sort(key=lambda c: (c.authors.ap_minival is None, c.authors.ap_minival or 0, c.name))
     rows = []
     for config in configs:
@@ -100,11 +100,12 @@ def kernels() -> list[str]:
 
 def _source(operation: str, backend: str) -> str:
     """Where the kernels of an operation stand, as the table of their registers names it."""
-    files = {"dgqp_statistics": "dgqp", "iou": "giou"}
-    if f"kernels/{operation}.py" not in KERNELS_PAGE.read_text():
-        files["gfl_targets"] = "gfl_loss"
-    name = files.get(operation, operation)
-    return f"kernels/{name}.py" if backend == "triton" else f"{name}.cu"
+    page = KERNELS_PAGE.read_text()
+    shared = {"dgqp_statistics": "dgqp", "iou": "giou", "gfl_targets": "gfl_loss"}
+    names = [
+        f"kernels/{name}.py" if backend == "triton" else f"{name}.cu" for name in (operation, shared.get(operation))
+    ]
+    return next((name for name in names if f"\n| {name} |" in page), names[0])
 
 
 def _architectures() -> list[str]:
