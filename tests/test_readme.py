@@ -202,6 +202,13 @@ def test_modules():
     assert sorted(_MODULES.values()) == sorted(set(nn.__all__) - {"AssignResult"})
 
 
+def test_the_architectures_are_those_of_the_compile_matrix():
+    text = README.read_text()
+    assert set(re.findall(r"sm_\d+", text)) == set(_architectures())
+    for row in table("kernels", KERNELS_PAGE.read_text()):
+        assert re.findall(r"sm_\d+", row) == _architectures(), row
+
+
 def test_a_run_on_a_gpu_is_told():
     """As soon as one is among the results, the sentence that says there was none is false."""
     ran = bool(_gpus("triton") or _gpus("cuda"))

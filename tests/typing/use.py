@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -64,3 +65,10 @@ def backends(levels: list[Tensor]) -> str:
 def configurations() -> float:
     assert_type(gflv2.list_models(), list[str])
     return gflv2.load_config("gflv2_r50_fpn_1x").train.lr
+
+
+def detector(images: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> Path:
+    model = gflv2.GFLV2("gflv2_lite0", num_classes=3, model__head__reg_topk=4)
+    assert_type(model.loss(images, boxes, labels), dict[str, Tensor])
+    assert_type(model.eval().detect(images, score_thr=0.3)[0].boxes, Tensor)
+    return model.save("model.pt")
