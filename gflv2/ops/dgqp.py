@@ -114,7 +114,8 @@ def check_predictor(predictor: Any, box: BoxLogits, prefix: str = "predictor.") 
     if not isinstance(predictor, Predictor):
         bad_type("predictor", "a gflv2.ops.Predictor", predictor)
     _check_statistics(predictor.topk, predictor.mean, predictor.variance, box.bins, prefix)
-    features = 4 * (predictor.topk + bool(predictor.mean) + bool(predictor.variance))
+    # Not bool(…): torch 2.9 cannot add a symbolic size to a truth value.
+    features = 4 * (predictor.topk + (1 if predictor.mean else 0) + (1 if predictor.variance else 0))
     weight1, weight2 = predictor.weight1, predictor.weight2
     check_tensor(weight1, f"{prefix}weight1", device=box.device)
     if weight1.dim() not in (2, 4) or weight1.shape[1] != features or weight1.shape[2:].numel() != 1:
@@ -139,7 +140,8 @@ def _is_usual(predictor: Predictor, box: BoxLogits) -> bool:
         if not isinstance(layer, Tensor) or layer.dtype != torch.float32 or layer.device != box.device:
             return False
     hidden = bias1.shape[0] if bias1.dim() == 1 else 0
-    shapes = ((hidden, 4 * (topk + mean + variance), 1, 1), (1, hidden, 1, 1), (1,))
+    features = 4 * (topk + (1 if mean else 0) + (1 if variance else 0))
+    shapes = ((hidden, features, 1, 1), (1, hidden, 1, 1), (1,))
     return hidden > 0 and (weight1.shape, weight2.shape, bias2.shape) == shapes
 
 
