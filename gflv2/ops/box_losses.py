@@ -7,11 +7,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class BoxLossSlopes(NamedTuple):
-    """∂(box losses)/∂(scaled logits) of a row is P·(u·(projection − d) + v) − v·hat, u = f_giou·slope, v = f_dfl·w.
+class SavedBoxLoss(NamedTuple):
+    """∂(box losses)/∂(scaled logits) of a row is P·(u·(projection − d) + v) − v·hat, u = f_giou·sides[0], v = f_dfl·w.
 
     Attributes:
-        slopes: (B, A, 4, 2): w·∂(1 − GIoU)/∂d in strides, and the target of DFL in bins.
+        sides: (B, A, 4, 2): w·∂(1 − GIoU)/∂d in strides, and the target of DFL in bins.
         weights: (B, A) w; points with a weight of 0 do not count.
         projection: (R,).
         grad_losses: (2,) upstream gradients of GIoU loss and DFL.
@@ -20,7 +20,7 @@ class BoxLossSlopes(NamedTuple):
     All contiguous, in the dtype of the arithmetic.
     """
 
-    slopes: Tensor
+    sides: Tensor
     weights: Tensor
     projection: Tensor
     grad_losses: Tensor

@@ -19,7 +19,7 @@ from torch import Tensor
 from gflv2.ops import backends
 from gflv2.ops.atss import as_list, check_boxes, check_padded_sizes, valid_cells
 from gflv2.ops.autograd import no_double_backward, no_vmap
-from gflv2.ops.box_losses import BoxLossSlopes
+from gflv2.ops.box_losses import SavedBoxLoss
 from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, dense, values_are_checked
 from gflv2.ops.dgqp import Predictor, check_predictor, layers_of, refuse_triton, wants_gradient
 from gflv2.ops.implementation import implementation
@@ -51,7 +51,7 @@ _library.define(
     f"gfl_targets({_ROWS}, Tensor index, Tensor assigned, Tensor[] boxes, SymInt[] valid, float[] strides, "
     "float offset, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-# Returns the three losses, and the slopes that backward needs (`BoxLossSlopes`).
+# Returns the three losses, and the slopes that backward needs (`SavedBoxLoss`).
 _library.define(
     f"gfl_loss({_ROWS}, {_TARGETS}, Tensor boxes, float[] strides, float offset, float beta, float[] loss_weights, "
     "str backend) -> (Tensor, Tensor)"
@@ -512,7 +512,7 @@ def _targets(
         return found
     dtype = compute_dtype(box_logits[0].dtype)
     quality, scales, projection = dense((quality, scales, projection), dtype)
-    implementation("gfl_loss", backend).gfl_targets(
+    implementation("gfl_targets", backend).gfl_targets(
         class_logits,
         box_logits,
         index.contiguous(),
@@ -591,7 +591,7 @@ def _forward(
         implementation("qfl", backend).qfl_forward(
             class_logits, quality, labels.contiguous(), scores, _form(quality), beta, how, losses[0]
         )
-    implementation("gfl_loss", backend).box_loss(
+    implementation("gfl_loss", backend).box_loss_forward(
         box_logits,
         boxes,
         weights,
@@ -671,8 +671,8 @@ def _backward(
 
     # 2. The box logits, once: by way of the statistics and of the two box losses.
     if of_rows:
-        box = BoxLossSlopes(slopes, weights, projection, grad[1:], norms[1], _factors(loss_weights))
-        implementation("dgqp", backend).dgqp_backward(
+        box = SavedBoxLoss(slopes, weights, projection, grad[1:], norms[1], _factors(loss_weights))
+        implementation("gfl_loss", backend).box_loss_backward(
             grad_quality if predictor else None,
             box_logits,
             [tensor.contiguous() for tensor in predictor],

@@ -9,12 +9,12 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
-from gflv2.kernels import dgqp, gfl_loss, variants  # noqa: E402
-from gflv2.ops.box_losses import BoxLossSlopes  # noqa: E402
+from gflv2.kernels import gfl_loss, gfl_targets, variants  # noqa: E402
+from gflv2.ops.box_losses import SavedBoxLoss  # noqa: E402
 from tests.kernels.launches import variants_of  # noqa: E402
 
 TARGETS = ["atss_table_kernel", "gfl_targets_kernel", "gfl_targets_sums_kernel"]
-LOSSES = ["box_loss_kernel", "box_loss_sums_kernel"]
+LOSSES = ["box_loss_forward_kernel", "box_loss_sums_kernel"]
 BACKWARD = ["dgqp_backward_kernel", "dgqp_reduce_kernel"]
 STRIDES = [8.0, 16.0, 32.0, 64.0, 128.0]
 
@@ -38,18 +38,19 @@ def launches(
     rows = [new(batch, points) for _ in range(4)]
     given = [new(boxes + image, 4) for image in range(batch)]
     scales, projection, pair = new(5), new(bins), new(2)
-    targets, slopes, one = new(batch, points, 4), new(batch, points, 4, 2), new(1)[0]
+    targets, sides, one = new(batch, points, 4), new(batch, points, 4, 2), new(1)[0]
     offset = shift / 2
 
     def call() -> None:
         maps = (class_logits, box_logits, *numbers[:2], given, [], STRIDES, scales, projection, rows[0], offset)
-        gfl_loss.gfl_targets(*maps, numbers[2], targets, *rows[1:], pair)
+        gfl_targets.gfl_targets(*maps, numbers[2], targets, *rows[1:], pair)
         settings = (STRIDES, scales, projection, offset, (1.0 + shift, 0.25))
-        gfl_loss.box_loss(box_logits, targets, rows[1], one, *settings, slopes, pair)
+        gfl_loss.box_loss_forward(box_logits, targets, rows[1], one, *settings, sides, pair)
         layers = [[new(64, 20), new(64), new(64), new(1)] for _ in range(2)]
-        box = BoxLossSlopes(slopes, rows[1], projection, pair, one, (1.0 + shift, 0.25))
+        box = SavedBoxLoss(sides, rows[1], projection, pair, one, (1.0 + shift, 0.25))
         gradients = [torch.empty_like(level) for level in box_logits]
-        dgqp.dgqp_backward(rows[0], box_logits, layers[0], scales, 4, True, False, gradients, layers[1], new(5), box)
+        wanted = (gradients, layers[1], new(5))
+        gfl_loss.box_loss_backward(rows[0], box_logits, layers[0], scales, 4, True, False, *wanted, box)
 
     return variants.record(call)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import gflv2
 from gflv2.ops import GFLTargets, Predictor, gfl_loss, gfl_targets
-from gflv2.ops.box_losses import BoxLossSlopes
+from gflv2.ops.box_losses import SavedBoxLoss
 from gflv2.ops.checks import compute_dtype
 from gflv2.ops.implementation import implementation
 from tests.ops.gfl_loss_cases import STRIDES, Case, definitions, fixed_targets, magnitudes, results
@@ -341,7 +341,7 @@ class TestMemory:
             want = inputs.targets()
             outputs = [want.labels, want.boxes, want.scores, want.weights, want.label_weights, want.sums]
             watched = [guarded(tensor) for tensor in outputs]
-            implementation("gfl_loss", backend).gfl_targets(
+            implementation("gfl_targets", backend).gfl_targets(
                 inputs.class_logits,
                 inputs.box_logits,
                 *inputs.assignment[::2],
@@ -368,21 +368,21 @@ class TestMemory:
             box_logits = [level.detach() for level in inputs.box_logits]
             scales, projection = inputs.arguments["scales"].detach(), torch.arange(17.0, device=device)
             shape = (*targets.weights.shape, 4, 2)
-            slopes, slope_guards = guarded(torch.empty(shape, device=device))
+            sides, side_guards = guarded(torch.empty(shape, device=device))
             losses, loss_guards = guarded(torch.empty(2, device=device))
-            implementation("gfl_loss", backend).box_loss(
+            implementation("gfl_loss", backend).box_loss_forward(
                 *(box_logits, targets.boxes, targets.weights, normalisers[1], list(STRIDES), scales, projection, 0.0),
-                *((2.0, 0.0625), slopes, losses),
+                *((2.0, 0.0625), sides, losses),
             )
-            assert torch.isfinite(slopes).all() and not slopes[targets.weights == 0].any()
+            assert torch.isfinite(sides).all() and not sides[targets.weights == 0].any()
             torch.testing.assert_close(losses, torch.stack([want["giou"], want["dfl"]]), rtol=0, atol=0)
-            assert_untouched(slope_guards, loss_guards)
+            assert_untouched(side_guards, loss_guards)
 
             watched = [guarded(level) for level in box_logits] + [guarded(scales)]
             *levels, grad_scales = (tensor for tensor, _ in watched)
             upstream = torch.tensor([-1.3, 2.0], device=device)
-            box = BoxLossSlopes(slopes, targets.weights, projection, upstream, normalisers[1], (2.0, 0.0625))
-            implementation("dgqp", backend).dgqp_backward(
+            box = SavedBoxLoss(sides, targets.weights, projection, upstream, normalisers[1], (2.0, 0.0625))
+            implementation("gfl_loss", backend).box_loss_backward(
                 None, box_logits, [], scales, 4, False, False, levels, [], grad_scales, box
             )
         for index, level in enumerate(levels):

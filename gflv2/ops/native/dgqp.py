@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gflv2.ops.box_losses import BoxLossSlopes
+from gflv2.ops.box_losses import SavedBoxLoss
 from gflv2.ops.checks import compute_dtype
 from gflv2.ops.native.loading import library
 from gflv2.ops.native.tensors import check_dense, dense_arguments, describe, place, pointer
@@ -59,7 +59,7 @@ def dgqp_backward(
     grad_logits: Sequence[Tensor],
     grad_predictor: Sequence[Tensor],
     grad_scales: Tensor | None,
-    box: BoxLossSlopes | None = None,
+    box: SavedBoxLoss | None = None,
 ) -> None:
     """Gradients of ``dgqp_forward``, written to ``grad_logits``, ``grad_predictor`` and ``grad_scales``.
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gflv2.ops.native.dgqp import dgqp_backward as box_loss_backward  # noqa: F401
 from gflv2.ops.native.loading import library
 from gflv2.ops.native.tensors import DTYPES, addresses_of_images, describe, map_strides, place, pointer
 
@@ -82,7 +83,7 @@ def gfl_targets(
     )
 
 
-def box_loss(
+def box_loss_forward(
     box_logits: Sequence[Tensor],
     boxes: Tensor,
     weights: Tensor,
@@ -92,10 +93,10 @@ def box_loss(
     projection: Tensor,
     offset: float,
     factors: tuple[float, float],
-    slopes: Tensor,
+    sides: Tensor,
     losses: Tensor,
 ) -> None:
-    """GIoU loss and DFL of a batch, written to ``losses``, and what their gradient needs, to ``slopes``.
+    """GIoU loss and DFL of a batch, written to ``losses``, and what their gradient needs, to ``sides``.
 
     Args:
         box_logits: L levels (B, 4·R, H_l, W_l), any strides.
@@ -103,7 +104,7 @@ def box_loss(
         normaliser: () S.
         factors: Σ weight·(1 − GIoU) and Σ weight·DFL, over points and sides, are multiplied by them and divided by the
             normaliser.
-        slopes: (B, A, 4, 2) S. losses: (2,) S. Contiguous.
+        sides: (B, A, 4, 2) S. losses: (2,) S. Contiguous.
     """
     module = library()
     device, where = place(box_logits[0])
@@ -128,7 +129,7 @@ def box_loss(
         weights.data_ptr(),
         normaliser.data_ptr(),
         *factors,
-        slopes.data_ptr(),
+        sides.data_ptr(),
         losses.data_ptr(),
         pointer(workspace),
     )

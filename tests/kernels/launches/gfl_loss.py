@@ -1,12 +1,12 @@
-"""The kernels of ``gfl_targets`` and ``gfl_loss`` to compile ahead of time, and ``dgqp``'s way back with box losses."""
+"""The kernels of ``gfl_targets`` and of ``gfl_loss``, forward and backward, to compile ahead of time."""
 
 from __future__ import annotations
 
 import torch
 
-from gflv2.kernels import dgqp, gfl_loss
+from gflv2.kernels import gfl_loss, gfl_targets
 from gflv2.kernels.variants import Variant, record
-from gflv2.ops.box_losses import BoxLossSlopes
+from gflv2.ops.box_losses import SavedBoxLoss
 
 
 def variants() -> dict[str, list[Variant]]:
@@ -21,24 +21,24 @@ def variants() -> dict[str, list[Variant]]:
         rows, numbers = torch.zeros(2, points), torch.zeros(2, points, dtype=torch.int64)
         boxes, scales, projection = torch.zeros(2, points, 4), torch.ones(5), torch.arange(float(bins))
         strides, pair, one = [8.0, 16.0, 32.0, 64.0, 128.0], torch.zeros(2), torch.ones(())
-        slopes = torch.zeros(2, points, 4, 2)
+        sides = torch.zeros(2, points, 4, 2)
         quality = rows if hidden else None
 
         def targets() -> None:
             inputs = (cls, box, numbers, numbers, [torch.zeros(3, 4), torch.zeros(0, 4)], [], strides, scales)
-            gfl_loss.gfl_targets(*inputs, projection, quality, 0.0, numbers, boxes, rows, rows, rows, pair)
+            gfl_targets.gfl_targets(*inputs, projection, quality, 0.0, numbers, boxes, rows, rows, rows, pair)
 
         def losses() -> None:
             settings = (strides, scales, projection, 0.0, (2.0, 0.25))
-            gfl_loss.box_loss(box, boxes, rows, one, *settings, slopes, pair)
+            gfl_loss.box_loss_forward(box, boxes, rows, one, *settings, sides, pair)
 
         def backward() -> None:
             shapes = [(hidden, 20), (hidden,), (hidden,), (1,)] if hidden else []
             predictor, gradients = ([torch.zeros(shape) for shape in shapes] for _ in range(2))
-            given = BoxLossSlopes(slopes, rows, projection, pair, one, (2.0, 0.25))
+            given = SavedBoxLoss(sides, rows, projection, pair, one, (2.0, 0.25))
             statistics = (4, True, False) if hidden else (4, False, False)
             wanted = ([torch.zeros_like(level) for level in box], gradients, torch.zeros(5))
-            dgqp.dgqp_backward(quality, box, predictor, scales, *statistics, *wanted, given)
+            gfl_loss.box_loss_backward(quality, box, predictor, scales, *statistics, *wanted, given)
 
         return [*record(targets), *record(losses), *record(backward)]
 
