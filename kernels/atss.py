@@ -73,7 +73,7 @@ def _boxes_of(row, limits, image):
 
 @triton.jit
 def _boxes_of_program(table, limits, blocks, LEVELS: tl.constexpr, BLOCK: tl.constexpr):
-    """Image, level, the image's row of the table, and the boxes of a program: which exist, their numbers in the batch."""
+    """Image, level, the image's row of the table, and the boxes of a program: which exist, their rows in ``boxes``."""
     program = tl.program_id(0)
     image = program // (blocks * LEVELS)
     level = program // blocks - image * LEVELS
@@ -145,12 +145,10 @@ def atss_ignored_kernel(
     levels,  # (width, count, first point) of each level
     strides,  # L floats
     halves,  # L floats: half the side of an anchor
-    offset: tl.float32,
-    threshold: tl.float32,
+    offset: tl.float32, threshold: tl.float32,
     blocks: tl.int32,  # programs an image
     total_points: tl.int64,  # A
-    GRID: tl.constexpr,
-    BLOCK: tl.constexpr,
+    GRID: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     LEVELS: tl.constexpr = len(levels)
 
@@ -238,8 +236,7 @@ def atss_nearest_kernel(
     blocks: tl.int32,  # programs an image and level
     total_boxes: tl.int64,  # ΣG
     total_points: tl.int64,
-    GRID: tl.constexpr,
-    TOPK: tl.constexpr,
+    GRID: tl.constexpr, TOPK: tl.constexpr,
     FIRST: tl.constexpr,  # cells a side of the first window
     CELLS: tl.constexpr,  # looked at together; a power of two, at least TOPK
     BLOCK: tl.constexpr,
@@ -328,8 +325,7 @@ def atss_overlap_kernel(
     offset: tl.float32,
     blocks: tl.int32,  # programs an image and level
     total_boxes: tl.int64,
-    GRID: tl.constexpr,
-    TOPK: tl.constexpr,
+    GRID: tl.constexpr, TOPK: tl.constexpr,
     CELLS: tl.constexpr,  # a power of two, at least TOPK
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -367,11 +363,8 @@ def atss_claim_kernel(
     levels, strides,
     offset: tl.float32,
     blocks: tl.int32,  # programs an image
-    total_boxes: tl.int64,
-    total_points: tl.int64,
-    GRID: tl.constexpr,
-    TOPK: tl.constexpr,
-    BLOCK: tl.constexpr,
+    total_boxes: tl.int64, total_points: tl.int64,
+    GRID: tl.constexpr, TOPK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     LEVELS: tl.constexpr = len(levels)
 
@@ -497,75 +490,45 @@ def atss(
             ignored = index.new_empty(index.shape, dtype=torch.uint8)
             blocks = sum(-(-size // _POINTS) for size in sizes)
             ignore_flat = torch.cat([image.reshape(-1, 4) for image in ignore_boxes])
-            atss_ignored_kernel[(batch * blocks,)](
-                ignored,
-                ignore_flat,
-                table,
-                halves=halves,
-                threshold=ignore_iof_thr,
-                blocks=blocks,
-                BLOCK=_POINTS,
-                **shared,
-            )
+            more = {"halves": halves, "threshold": ignore_iof_thr, "blocks": blocks, "BLOCK": _POINTS}
+            atss_ignored_kernel[(batch * blocks,)](ignored, ignore_flat, table, **more, **shared)
         if slots:
             found = (len(sizes), topk, total_boxes)
             cells_found = index.new_empty(found, dtype=torch.int32)
             ious_found = index.new_empty(found, dtype=torch.float32)
             searching = _BOXES_OF_POINTS if points else _BOXES
             blocks = -(-slots // searching)
+            found_by = {"total_boxes": total_boxes, "TOPK": topk}
             atss_nearest_kernel[(batch * len(sizes) * blocks,)](
-                cells_found,
-                flat,
-                counts,
-                ignored,
-                table,
+                *(cells_found, flat, counts, ignored, table),
+                **found_by,
                 blocks=blocks,
-                total_boxes=total_boxes,
-                TOPK=topk,
                 FIRST=_first_window(topk),
                 CELLS=max(_CELLS_OF_POINTS if points else _CELLS, triton.next_power_of_2(topk)),
                 BLOCK=searching,
                 **shared,
             )
             atss_overlap_kernel[(batch * len(sizes) * blocks,)](
-                ious_found,
-                cells_found,
-                flat,
-                counts,
-                table,
+                *(ious_found, cells_found, flat, counts, table),
+                **found_by,
                 halves=halves,
                 blocks=blocks,
-                total_boxes=total_boxes,
-                TOPK=topk,
                 CELLS=triton.next_power_of_2(topk),
                 BLOCK=searching,
                 **{name: value for name, value in shared.items() if name != "total_points"},
             )
             blocks = -(-slots // _CLAIMING)
             atss_claim_kernel[(batch * blocks,)](
-                index,
-                cells_found,
-                ious_found,
-                flat,
-                counts,
-                table,
+                *(index, cells_found, ious_found, flat, counts, table),
+                **found_by,
                 blocks=blocks,
-                total_boxes=total_boxes,
-                TOPK=topk,
                 BLOCK=_CLAIMING,
                 **shared | {"num_warps": 1},
             )
         blocks = -(-total_points // _POINTS)
         atss_finish_kernel[(batch * blocks,)](
-            index,
-            iou,
-            assigned_labels,
-            torch.cat([image.reshape(-1) for image in labels]),
-            counts,
-            ignored,
-            table,
-            blocks,
-            total_points,
+            *(index, iou, assigned_labels, torch.cat([image.reshape(-1) for image in labels])),
+            *(counts, ignored, table, blocks, total_points),
             COLUMNS=VALID.value + 2 * len(sizes),
             BLOCK=_POINTS,
             **_OPTIONS,

@@ -91,8 +91,7 @@ def decode_keys_kernel(
     total_points: tl.int64,  # A
     AXIS: tl.constexpr,  # of the classes in the tile: 0 with the cells last (NCHW), 1 with the classes last
     TOUCHING: tl.constexpr,  # neighbours in the tile's last dimension are neighbours in memory
-    CLASSES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CLASSES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # 1. The cells of this program.
     block = find_block(levels, blocks, BLOCK)
@@ -227,13 +226,8 @@ def decode_scores_kernel(
     levels,
     rows,
     quality,
-    threshold: tl.float32,
-    classes: tl.int32,
-    blocks: tl.int32,
-    total_points: tl.int64,
-    total_rows: tl.int64,
-    CLASSES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    threshold: tl.float32, classes: tl.int32, blocks: tl.int32, total_points: tl.int64, total_rows: tl.int64,
+    CLASSES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # 1. The rows of this program, and their points.
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
@@ -278,11 +272,8 @@ def decode_boxes_kernel(
     image_sizes,  # (B, 2) float32, height and width, or None
     scale_factors,  # (B, 2) float32, of width and height, or None
     strides,  # L floats
-    offset: tl.float32,
-    blocks: tl.int32,
-    total_rows: tl.int64,
-    BINS: tl.constexpr,
-    BODY: tl.constexpr,
+    offset: tl.float32, blocks: tl.int32, total_rows: tl.int64,
+    BINS: tl.constexpr, BODY: tl.constexpr,
     AXIS: tl.constexpr,  # of the bins in the tile
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -292,7 +283,7 @@ def decode_boxes_kernel(
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
     block, live, row, _, cells, logits = _open_points(points, every, levels, rows, blocks, total_rows, BLOCK)
     y, x = place_of(levels, block.level, cells)
-    scale = scale_of(scales, block.level, 1)
+    scale = scale_of(scales, block.level)
     values, last = load_projection(projection, 1, tile)
     stride = pick(strides, block.level, len(strides))
 
@@ -366,10 +357,7 @@ def decode(
         decode_keys_kernel[(extent.programs,)](
             keys,
             *class_arguments,
-            quality_logits,
-            classes,
-            extent.blocks,
-            extent.points,
+            *(quality_logits, classes, extent.blocks, extent.points),
             AXIS=int(classes_last),
             TOUCHING=neighbours_touch(class_logits, classes_last),
             CLASSES=_CLASSES,
@@ -383,36 +371,17 @@ def decode(
             )
         decode_rank_kernel[(kept_blocks * batch,)](points, kept, rows, kept_blocks, total_rows, BLOCK=_KEPT, **OPTIONS)
         decode_scores_kernel[(row_blocks * batch,)](
-            scores,
-            counts,
-            points,
-            keys,
+            *(scores, counts, points, keys),
             *class_arguments,
-            rows,
-            quality_logits,
-            score_thr,
-            classes,
-            row_blocks,
-            extent.points,
-            total_rows,
+            *(rows, quality_logits, score_thr, classes, row_blocks, extent.points, total_rows),
             CLASSES=_CLASSES,
             BLOCK=_ROWS,
             **OPTIONS,
         )
         decode_boxes_kernel[(row_blocks * batch,)](
-            boxes,
-            distributions,
-            points,
+            *(boxes, distributions, points),
             *level_arguments(box_logits),
-            rows,
-            projection,
-            scales,
-            image_sizes,
-            scale_factors,
-            tuple(strides),
-            offset,
-            row_blocks,
-            total_rows,
+            *(rows, projection, scales, image_sizes, scale_factors, tuple(strides), offset, row_blocks, total_rows),
             **tile,
             BLOCK=_ROWS,
             **OPTIONS,

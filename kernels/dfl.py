@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from gflv2.kernels.bins import Tile, chosen_logit, hat, store_bins, sum_bins, wide
-from gflv2.kernels.launching import device_of, kernel
-from gflv2.kernels.row_losses import launch_losses, reduce_rows, upstream_of_rows
+from gflv2.kernels.launching import kernel
+from gflv2.kernels.row_losses import launch_gradients, launch_losses, reduce_rows, upstream_of_rows
 from gflv2.kernels.rows import load_shifted_rows, open_rows, rows_of_program, shape_of_rows
 from gflv2.ops.reduction import Reduction
 
@@ -63,16 +63,9 @@ def dfl_backward_kernel(
     divisor: tl.float32,
     logits, target,  # as in forward
     grad,  # (N, R), in the dtype of the logits
-    count: tl.int64,
-    row_stride: tl.int64,
-    bin_stride: tl.int64,
-    grad_row_stride: tl.int64,
+    count: tl.int64, row_stride: tl.int64, bin_stride: tl.int64, grad_row_stride: tl.int64,
     grad_bin_stride: tl.int64,
-    TOTAL: tl.constexpr,
-    BINS: tl.constexpr,
-    BODY: tl.constexpr,
-    AXIS: tl.constexpr,
-    TOUCHING: tl.constexpr,
+    TOTAL: tl.constexpr, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr, TOUCHING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     tile: tl.constexpr = Tile(BINS, BODY, AXIS)
@@ -110,18 +103,5 @@ def dfl_backward(grad: Tensor, logits: Tensor, target: Tensor, reduction: Reduct
     """
     shape = shape_of_rows(_ROWS, logits, grad_logits)
     count = logits.shape[0]
-    with device_of(grad):
-        dfl_backward_kernel[(triton.cdiv(count, shape["BLOCK"]),)](
-            grad,
-            reduction.weight,
-            reduction.factor,
-            reduction.divisor,
-            logits,
-            target,
-            grad_logits,
-            count,
-            *logits.stride(),
-            *grad_logits.stride(),
-            TOTAL=reduction.total,
-            **shape,
-        )
+    arguments = (logits, target, grad_logits, count, *logits.stride(), *grad_logits.stride())
+    launch_gradients(dfl_backward_kernel, triton.cdiv(count, shape["BLOCK"]), reduction, grad, arguments, shape)

@@ -31,8 +31,8 @@ from gflv2.kernels.bins import (
     tile_of,
     wide,
 )
-from gflv2.kernels.launching import FUSED, INTERPRETED, OPTIONS, device_of, kernel
-from gflv2.kernels.levels import cells_of, extent_of, find_block, level_arguments, open_map, scale_of
+from gflv2.kernels.launching import FUSED, INTERPRETED, OPTIONS, device_of, gapless, kernel
+from gflv2.kernels.levels import cells_of, extent_of, find_block, level_arguments, level_table, open_map, scale_of
 from gflv2.kernels.sums import level_slot, sum_level, sum_run
 from gflv2.ops.box_losses import SavedBoxLoss
 
@@ -135,20 +135,13 @@ def dgqp_forward_kernel(
     levels,  # their table, see levels.level_arguments
     weight1, bias1, weight2, bias2,  # (hidden, F), (hidden,), (hidden,), (1,) float32; None: the statistics alone
     scales,  # (L,) float32, or None
-    scale_step: tl.int64,
     blocks: tl.int32,  # programs an image
     total: tl.int64,  # A
-    TOPK: tl.constexpr,
-    MEAN: tl.constexpr,
-    VARIANCE: tl.constexpr,
+    TOPK: tl.constexpr, MEAN: tl.constexpr, VARIANCE: tl.constexpr,
     PLACES: tl.constexpr,  # of a tile that holds the statistics of a side
     HIDDEN: tl.constexpr,
     UNITS: tl.constexpr,  # places of a tile that holds the hidden units
-    BINS: tl.constexpr,
-    BODY: tl.constexpr,
-    AXIS: tl.constexpr,
-    TOUCHING: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr, TOUCHING: tl.constexpr, BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
 ):  # fmt: skip
     tile: tl.constexpr = Tile(BINS, BODY, AXIS)
@@ -158,7 +151,7 @@ def dgqp_forward_kernel(
     # 1. The block of this program.
     block = find_block(levels, blocks, BLOCK * STEPS)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
-    scale = scale_of(scales, block.level, scale_step)
+    scale = scale_of(scales, block.level)
     for step in range(_steps_of(block, BLOCK, STEPS)):
         cells, live, rows = cells_of(block, block.number * STEPS + step, total, BLOCK)
         logits = open_map(every, levels, block, cells, AXIS, TOUCHING)
@@ -205,6 +198,29 @@ def _add(to, values, mask, step):
     tl.store(to, before + values, mask=mask)
 
 
+@triton.jit
+def _add_statistic(columns, value, active, side, statistic, step, head):
+    """Add Σ over cells of a statistic times what reaches the hidden units, where that is wanted."""
+    if columns is not None:
+        found = tl.sum(active * tl.expand_dims(value, 1), axis=0)
+        _add(
+            columns + (side * head.side + statistic) * head.hidden, found, tl.arange(0, head.units) < head.hidden, step
+        )
+
+
+@triton.jit
+def _of_statistic(upstream, rows, live, weight1, second, active, side, statistic, like, head):
+    """∂L/∂(a statistic of a side): by way of the hidden units, or what is given where the statistics are the result."""
+    if weight1 is not None:
+        found = tl.sum(active * (_column(weight1, side, statistic, head) * second), axis=1)
+    elif upstream is not None:
+        at = upstream + (rows * (4 * head.side) + side * head.side)
+        found = tl.load(at + statistic, mask=live, other=0.0)
+    else:
+        found = tl.zeros_like(like)
+    return found
+
+
 @kernel
 def dgqp_backward_kernel(
     upstream,  # shaped as forward's output, float32, contiguous; without a predictor None: 0
@@ -216,24 +232,11 @@ def dgqp_backward_kernel(
     partial_upstream,  # (slots,) float32, or None: Σ g
     partial_scales,  # (slots,) float32, or None
     box_sides, box_weights, box_projection, grad_boxes, normaliser,  # see `SavedBoxLoss`; None: no box losses
-    giou_factor: tl.float32,
-    dfl_factor: tl.float32,
-    scale_step: tl.int64,
-    blocks: tl.int32,
-    batch: tl.int64,
+    giou_factor: tl.float32, dfl_factor: tl.float32, blocks: tl.int32, batch: tl.int64,
     total: tl.int64,
-    TOPK: tl.constexpr,
-    MEAN: tl.constexpr,
-    VARIANCE: tl.constexpr,
-    PLACES: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    UNITS: tl.constexpr,
-    BINS: tl.constexpr,
-    BODY: tl.constexpr,
-    AXIS: tl.constexpr,
-    TOUCHING: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STEPS: tl.constexpr,
+    TOPK: tl.constexpr, MEAN: tl.constexpr, VARIANCE: tl.constexpr, PLACES: tl.constexpr, HIDDEN: tl.constexpr,
+    UNITS: tl.constexpr, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr, TOUCHING: tl.constexpr,
+    BLOCK: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     tile: tl.constexpr = Tile(BINS, BODY, AXIS)
     SIDE: tl.constexpr = TOPK + MEAN + VARIANCE
@@ -244,10 +247,11 @@ def dgqp_backward_kernel(
     block = find_block(levels, blocks, BLOCK * STEPS)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
     every_grad = (grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7)
-    scale = scale_of(scales, block.level, scale_step)
+    scale = scale_of(scales, block.level)
     slot = level_slot(block, batch, BLOCK * STEPS)
     units = tl.arange(0, UNITS)
     unit_exists = units < HIDDEN
+    columns = None
     if partials is not None:
         columns = partials + slot * ((4 * SIDE + 2) * HIDDEN) + units
     if box_sides is not None:
@@ -261,6 +265,7 @@ def dgqp_backward_kernel(
         logits = open_map(every, levels, block, cells, AXIS, TOUCHING)
 
         # 2. Which hidden units are active.
+        active, second = None, None
         if weight1 is not None:
             hidden = _hidden_units(logits, live, scale, weight1, bias1, head, tile, BLOCK)
             second = tl.expand_dims(tl.load(weight2 + units, mask=unit_exists, other=0.0), 0)
@@ -277,25 +282,14 @@ def dgqp_backward_kernel(
             of_mean = tl.zeros_like(norm)
             of_variance = tl.zeros_like(norm)
             mean = tl.zeros_like(norm)
-            given = upstream
-            if upstream is not None:
-                given = upstream + (rows * (4 * SIDE) + side * SIDE)  # where the statistics are the result
             if VARIANCE:
                 top, mean, variance = _side_statistics(body, tail, norm, head, tile)
-                if weight1 is not None:
-                    of_variance = tl.sum(active * (_column(weight1, side, SIDE - 1, head) * second), axis=1)
-                    if partials is not None:
-                        found = tl.sum(active * tl.expand_dims(variance, 1), axis=0)
-                        _add(columns + (side * SIDE + SIDE - 1) * HIDDEN, found, unit_exists, step)
-                else:
-                    of_variance = tl.load(given + (SIDE - 1), mask=live, other=0.0)
-                of_variance *= 2.0 * SHARE
+                of_variance = _of_statistic(
+                    upstream, rows, live, weight1, second, active, side, SIDE - 1, norm, head
+                ) * (2.0 * SHARE)
+                _add_statistic(columns, variance, active, side, SIDE - 1, step, head)
             if MEAN:
-                if weight1 is not None:
-                    of_mean = tl.sum(active * (_column(weight1, side, TOPK, head) * second), axis=1)
-                else:
-                    of_mean = tl.load(given + TOPK, mask=live, other=0.0)
-                of_mean *= SHARE
+                of_mean = SHARE * _of_statistic(upstream, rows, live, weight1, second, active, side, TOPK, norm, head)
 
             # 4. Rank by rank: its gradient goes to the bin that holds it.
             left, left_tail = body, tail
@@ -307,22 +301,14 @@ def dgqp_backward_kernel(
                 value, here, tail_here, left, left_tail = _take_largest(left, left_tail, tile)
                 value *= norm
                 sum_top += value
-                if weight1 is not None:
-                    own = tl.sum(active * (_column(weight1, side, rank, head) * second), axis=1)
-                    if partials is not None:
-                        found = tl.sum(active * tl.expand_dims(value, 1), axis=0)
-                        _add(columns + (side * SIDE + rank) * HIDDEN, found, unit_exists, step)
-                elif upstream is not None:
-                    own = tl.load(given + rank, mask=live, other=0.0)
-                else:
-                    own = tl.zeros_like(norm)
+                own = _of_statistic(upstream, rows, live, weight1, second, active, side, rank, norm, head)
+                _add_statistic(columns, value, active, side, rank, step, head)
                 own += of_mean + of_variance * (value - mean)
                 inner += own * value
                 gradient = tl.where(here, wide(own, tile), gradient)
                 gradient_tail = tl.where(tail_here, own, gradient_tail)
-            if MEAN and partials is not None:
-                found = tl.sum(active * tl.expand_dims(sum_top * SHARE, 1), axis=0)
-                _add(columns + (side * SIDE + TOPK) * HIDDEN, found, unit_exists, step)
+            if MEAN:
+                _add_statistic(columns, sum_top * SHARE, active, side, TOPK, step, head)
 
             # 5. ∂L/∂t_b = P_b (∂L/∂P_b − Σ_j T_j ∂L/∂T_j), rounded once on its way to memory.
             gradient = body * wide(norm, tile) * (gradient - wide(inner, tile))
@@ -371,12 +357,8 @@ def dgqp_reduce_kernel(
     grad_weight1, grad_bias1, grad_weight2, grad_bias2,  # (hidden, F), (hidden,), (hidden,), (1,) float32, or None
     grad_scales,  # (L,) float32, or None
     levels,
-    scale_step: tl.int64,
-    batch: tl.int64,
-    slots: tl.int64,
-    FEATURES: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    UNITS: tl.constexpr,
+    batch: tl.int64, slots: tl.int64,
+    FEATURES: tl.constexpr, HIDDEN: tl.constexpr, UNITS: tl.constexpr,
     BLOCK: tl.constexpr,  # cells a slot
     ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -406,7 +388,7 @@ def dgqp_reduce_kernel(
     if grad_scales is not None:
         if item >= sums:
             total = sum_level(partial_scales, levels, item - sums, batch, BLOCK, ROWS)
-            tl.store(grad_scales + (item - sums) * scale_step, total)
+            tl.store(grad_scales + (item - sums), total)
 
 
 def dgqp_forward(
@@ -434,10 +416,7 @@ def dgqp_forward(
             out,
             *level_arguments(logits),
             *(predictor or [None] * 4),
-            scales,
-            0 if scales is None else scales.stride(0),
-            extent.blocks,
-            extent.points,
+            *(gapless(scales), extent.blocks, extent.points),
             **shape,
             maxnreg=_MOST_REGISTERS if variance or shape["UNITS"] > 256 else _FORWARD_REGISTERS,
         )
@@ -489,7 +468,7 @@ def write_gradients(
     shape = _shape(logits, [*logits, *grad_logits], predictor, *statistics)
     cells = shape["BLOCK"] * shape["STEPS"]
     extent = extent_of(logits, cells)
-    slots, batch = extent.programs, extent.batch
+    slots = extent.programs
     features, hidden = 4 * sum(statistics), shape["HIDDEN"]
     wanted = bool(grad_predictor)
     partials = grad_out.new_empty(slots, features + 2, hidden) if wanted else None
@@ -500,17 +479,9 @@ def write_gradients(
             grad_out,
             *level_arguments(logits),
             *level_arguments(grad_logits),
-            *(predictor[:3] or [None] * 3),
-            scales,
-            partials,
-            partial_upstream,
-            partial_scales,
-            *((None,) * 5 if box is None else box[:5]),
-            *((0.0, 0.0) if box is None else box.factors),
-            0 if scales is None else scales.stride(0),
-            extent.blocks,
-            batch,
-            extent.points,
+            *(*(predictor[:3] or [None] * 3), gapless(scales), partials, partial_upstream, partial_scales),
+            *((None,) * 5 + (0.0, 0.0) if box is None else (*box[:5], *box.factors)),
+            *extent,
             **shape,
             maxnreg=_MOST_REGISTERS,
         )
@@ -518,21 +489,9 @@ def write_gradients(
         if sums == 0:
             return
         dgqp_reduce_kernel[(sums,)](
-            partials,
-            partial_upstream,
-            partial_scales,
-            predictor[2] if wanted else None,
-            *(grad_predictor or [None] * 4),
-            grad_scales,
-            level_arguments(logits)[-1],
-            0 if grad_scales is None else grad_scales.stride(0),
-            batch,
-            slots,
-            FEATURES=features,
-            HIDDEN=hidden,
-            UNITS=shape["UNITS"],
-            BLOCK=cells,
-            ROWS=_PARTIALS,
+            *(partials, partial_upstream, partial_scales, predictor[2] if wanted else None),
+            *(*(grad_predictor or [None] * 4), grad_scales, level_table(logits), extent.batch, slots),
+            **{"FEATURES": features, "HIDDEN": hidden, "UNITS": shape["UNITS"], "BLOCK": cells, "ROWS": _PARTIALS},
             **OPTIONS,
         )
 

@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from gflv2.kernels.bins import Tile, store_bins, sum_bins, wide
-from gflv2.kernels.launching import device_of, kernel
+from gflv2.kernels.launching import kernel
 from gflv2.kernels.logarithm import minus_log
-from gflv2.kernels.row_losses import launch_losses, reduce_rows, upstream_of_rows
+from gflv2.kernels.row_losses import launch_gradients, launch_losses, reduce_rows, upstream_of_rows
 from gflv2.kernels.rows import load_shifted_rows, open_rows, rows_of_program, shape_of_rows
 from gflv2.ops.reduction import Reduction
 
@@ -75,18 +75,9 @@ def distribution_kl_backward_kernel(
     grad,  # (N, R), in the dtype of the student's logits
     inverse: tl.float32,
     scale: tl.float32,  # T/R
-    count: tl.int64,
-    row_stride: tl.int64,
-    bin_stride: tl.int64,
-    teacher_row_stride: tl.int64,
-    teacher_bin_stride: tl.int64,
-    grad_row_stride: tl.int64,
-    grad_bin_stride: tl.int64,
-    TOTAL: tl.constexpr,
-    BINS: tl.constexpr,
-    BODY: tl.constexpr,
-    AXIS: tl.constexpr,
-    TOUCHING: tl.constexpr,
+    count: tl.int64, row_stride: tl.int64, bin_stride: tl.int64, teacher_row_stride: tl.int64,
+    teacher_bin_stride: tl.int64, grad_row_stride: tl.int64, grad_bin_stride: tl.int64,
+    TOTAL: tl.constexpr, BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr, TOUCHING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     tile: tl.constexpr = Tile(BINS, BODY, AXIS)
@@ -131,21 +122,7 @@ def distribution_kl_backward(
     """
     shape = shape_of_rows(_ROWS, logits, teacher, grad_logits)
     count, bins = logits.shape
-    with device_of(grad):
-        distribution_kl_backward_kernel[(triton.cdiv(count, shape["BLOCK"]),)](
-            grad,
-            reduction.weight,
-            reduction.factor,
-            reduction.divisor,
-            logits,
-            teacher,
-            grad_logits,
-            1 / temperature,
-            temperature / bins,
-            count,
-            *logits.stride(),
-            *teacher.stride(),
-            *grad_logits.stride(),
-            TOTAL=reduction.total,
-            **shape,
-        )
+    strides = (*logits.stride(), *teacher.stride(), *grad_logits.stride())
+    arguments = (logits, teacher, grad_logits, 1 / temperature, temperature / bins, count, *strides)
+    programs = triton.cdiv(count, shape["BLOCK"])
+    launch_gradients(distribution_kl_backward_kernel, programs, reduction, grad, arguments, shape)

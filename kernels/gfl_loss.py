@@ -55,13 +55,8 @@ def box_loss_forward_kernel(
     weights,  # (B, A) float32
     box_0, box_1, box_2, box_3, box_4, box_5, box_6, box_7,
     levels, projection, scales, strides,  # see gfl_targets_kernel
-    offset: tl.float32,
-    blocks: tl.int32,
-    total: tl.int64,
-    BINS: tl.constexpr,
-    BODY: tl.constexpr,
-    AXIS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    offset: tl.float32, blocks: tl.int32, total: tl.int64,
+    BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tile: tl.constexpr = Tile(BINS, BODY, AXIS)
 
@@ -87,7 +82,7 @@ def box_loss_forward_kernel(
         # 3. Side by side: the target in bins, DFL, the distance.
         every = (box_0, box_1, box_2, box_3, box_4, box_5, box_6, box_7)
         logits = open_map(every, levels, block, cells, AXIS, False)
-        scale = scale_of(scales, block.level, 1)
+        scale = scale_of(scales, block.level)
         values, last = load_projection(projection, 1, tile)
         first = tl.load(projection)
         step = tl.load(projection + 1) - first
@@ -123,9 +118,7 @@ def box_loss_sums_kernel(
     partial_giou, partial_dfl,  # as above
     normaliser,  # () float32
     losses,  # (2,) float32
-    giou_factor: tl.float32,
-    dfl_factor: tl.float32,
-    slots: tl.int64,
+    giou_factor: tl.float32, dfl_factor: tl.float32, slots: tl.int64,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     divisor = tl.load(normaliser)
@@ -155,17 +148,9 @@ def box_loss_forward(
     partials = weights.new_empty(2, extent.programs)
     with device_of(weights):
         box_loss_forward_kernel[(extent.programs,)](
-            sides,
-            *partials,
-            boxes,
-            weights,
+            *(sides, *partials, boxes, weights),
             *level_arguments(box_logits),
-            projection,
-            scales,
-            tuple(strides),
-            offset,
-            extent.blocks,
-            extent.points,
+            *(projection, scales, tuple(strides), offset, extent.blocks, extent.points),
             **shape,
         )
         options = {"WIDE": PARTIALS, **OPTIONS}

@@ -55,16 +55,11 @@ def gfl_targets_kernel(
     projection,  # (R,) float32
     scales,  # (L,) float32, or None
     strides,  # L floats
-    offset: tl.float32,
-    classes: tl.int32,
+    offset: tl.float32, classes: tl.int32,
     columns: tl.int32,  # of the table
     blocks: tl.int32,  # programs an image
     total: tl.int64,  # A
-    BINS: tl.constexpr,
-    BODY: tl.constexpr,
-    AXIS: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tile: tl.constexpr = Tile(BINS, BODY, AXIS)
 
@@ -91,7 +86,7 @@ def gfl_targets_kernel(
         # 2. The predicted boxes, in units of the stride.
         every = (box_0, box_1, box_2, box_3, box_4, box_5, box_6, box_7)
         logits = open_map(every, levels, block, cells, AXIS, False)
-        scale = scale_of(scales, block.level, 1)
+        scale = scale_of(scales, block.level)
         values, last = load_projection(projection, 1, tile)
         distances = ()
         for side in tl.static_range(4):
@@ -141,8 +136,7 @@ def gfl_targets_kernel(
 def gfl_targets_sums_kernel(
     partial_counts, partial_weights,  # as above
     sums,  # (2,) float32
-    batch: tl.int32,
-    blocks: tl.int32,
+    batch: tl.int32, blocks: tl.int32,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     number = 0.0
@@ -183,19 +177,11 @@ def gfl_targets(
     with device_of(index):
         gfl_targets_kernel[(extent.programs,)](
             *(labels, target_boxes, scores, weights, label_weights, *partials, index, assigned),
-            flat[0] if len(flat) == 1 else torch.cat(flat),
-            table,
+            *(flat[0] if len(flat) == 1 else torch.cat(flat), table),
             *level_arguments(box_logits),
             *level_arguments(class_logits),
-            quality,
-            projection,
-            scales,
-            tuple(strides),
-            offset,
-            class_logits[0].shape[1],
-            table.shape[1],
-            extent.blocks,
-            extent.points,
+            *(quality, projection, scales, tuple(strides), offset),
+            *(class_logits[0].shape[1], table.shape[1], extent.blocks, extent.points),
             TILE=_CLASSES,
             **shape,
         )

@@ -9,8 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from gflv2.kernels.boxes import giou_loss, iou, iou_gradients, load_corners, overlap
-from gflv2.kernels.launching import INTERPRETED, OPTIONS, device_of, kernel
-from gflv2.kernels.row_losses import launch_losses, reduce_rows, upstream_of_rows
+from gflv2.kernels.launching import INTERPRETED, OPTIONS, kernel
+from gflv2.kernels.row_losses import launch_gradients, launch_losses, reduce_rows, upstream_of_rows
 from gflv2.kernels.rows import rows_of_program
 from gflv2.ops.reduction import Reduction
 
@@ -60,13 +60,8 @@ def giou_backward_kernel(
     pred, target,  # as in forward
     grad_pred,  # (N, 4), in pred's dtype, contiguous; or None
     grad_target,  # (N, 4) float32, contiguous; or None
-    eps: tl.float32,
-    count: tl.int64,
-    row_stride: tl.int64,
-    side_stride: tl.int64,
-    TOTAL: tl.constexpr,
-    LOSS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    eps: tl.float32, count: tl.int64, row_stride: tl.int64, side_stride: tl.int64,
+    TOTAL: tl.constexpr, LOSS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     rows, live = rows_of_program(count, BLOCK)
     box = load_corners(pred, rows, live, row_stride, side_stride)
@@ -108,20 +103,6 @@ def giou_backward(
         grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
         grad_pred, grad_target: (N, 4) contiguous, in pred's dtype and float32; None: not wanted.
     """
-    with device_of(grad):
-        giou_backward_kernel[(triton.cdiv(pred.shape[0], _PAIRS),)](
-            grad,
-            reduction.weight,
-            reduction.factor,
-            reduction.divisor,
-            pred,
-            target,
-            grad_pred,
-            grad_target,
-            eps,
-            pred.shape[0],
-            *pred.stride(),
-            TOTAL=reduction.total,
-            LOSS=loss,
-            **_SHAPE,
-        )
+    arguments = (pred, target, grad_pred, grad_target, eps, pred.shape[0], *pred.stride())
+    shape = {"LOSS": loss, **_SHAPE}
+    launch_gradients(giou_backward_kernel, triton.cdiv(pred.shape[0], _PAIRS), reduction, grad, arguments, shape)

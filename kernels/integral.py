@@ -16,8 +16,18 @@ import triton.language as tl
 from torch import Tensor
 
 from gflv2.kernels.bins import Tile, load_distance, load_projection, load_softmax, store_bins, sum_bins, tile_of, wide
-from gflv2.kernels.launching import FUSED, INTERPRETED, OPTIONS, device_of, kernel
-from gflv2.kernels.levels import cells_of, extent_of, find_block, level_arguments, open_map, pick, place_of, scale_of
+from gflv2.kernels.launching import FUSED, INTERPRETED, OPTIONS, device_of, gapless, kernel
+from gflv2.kernels.levels import (
+    cells_of,
+    extent_of,
+    find_block,
+    level_arguments,
+    level_table,
+    open_map,
+    pick,
+    place_of,
+    scale_of,
+)
 from gflv2.kernels.sums import PARTIALS, level_slot, sum_level, sum_run
 
 # Most bins of the tile, cells and warps of a program, by AXIS. Chosen so that ptxas never spills, from sm_80 to sm_120:
@@ -49,12 +59,10 @@ def integral_forward_kernel(
     point_strides,  # (M,) float32, or None
     strides,  # L floats, or None
     offset: tl.float32,
-    projection_step: tl.int64,
-    scale_step: tl.int64,
+    projection_step: tl.int64,  # a constant 1 costs ptxas 16 registers
     blocks: tl.int32,  # programs an image
     total: tl.int64,  # A
-    BINS: tl.constexpr,
-    BODY: tl.constexpr,
+    BINS: tl.constexpr, BODY: tl.constexpr,
     AXIS: tl.constexpr,  # of the bins in the tile: 0 with the cells last (NCHW), 1 with the bins last
     TOUCHING: tl.constexpr,  # neighbours in the tile's last dimension are neighbours in memory
     BLOCK: tl.constexpr,
@@ -66,7 +74,7 @@ def integral_forward_kernel(
     cells, live, rows = cells_of(block, block.number, total, BLOCK)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
     logits = open_map(every, levels, block, cells, AXIS, TOUCHING)
-    scale = scale_of(scales, block.level, scale_step)
+    scale = scale_of(scales, block.level)
     values, last = load_projection(projection, projection_step, tile)
 
     # 2. Softmax and expectation, side after side.
@@ -101,17 +109,9 @@ def integral_backward_kernel(
     projection, scales, point_strides, strides,  # as in forward
     partial_projection,  # (R, slots) float32, or None
     partial_scales,  # (slots,) float32, or None
-    projection_step: tl.int64,
-    scale_step: tl.int64,
-    blocks: tl.int32,
-    batch: tl.int64,
-    total: tl.int64,
+    projection_step: tl.int64, blocks: tl.int32, batch: tl.int64, total: tl.int64,
     slots: tl.int64,  # programs of the launch
-    BINS: tl.constexpr,
-    BODY: tl.constexpr,
-    AXIS: tl.constexpr,
-    TOUCHING: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr, TOUCHING: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tile: tl.constexpr = Tile(BINS, BODY, AXIS)
 
@@ -120,7 +120,7 @@ def integral_backward_kernel(
     cells, live, rows = cells_of(block, block.number, total, BLOCK)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
     logits = open_map(every, levels, block, cells, AXIS, TOUCHING)
-    scale = scale_of(scales, block.level, scale_step)
+    scale = scale_of(scales, block.level)
     values, last = load_projection(projection, projection_step, tile)
     if grad_0 is not None:  # here: before the projection it cost ptxas 36 registers more
         every = (grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7)
@@ -174,8 +174,6 @@ def integral_reduce_kernel(
     partial_scales,  # (slots,) float32, or None
     grad_scales,  # (L,) float32, or None
     levels,
-    projection_step: tl.int64,
-    scale_step: tl.int64,
     batch: tl.int64,
     slots: tl.int64,
     BINS: tl.constexpr,  # programs that sum for the projection: R or 0
@@ -187,13 +185,13 @@ def integral_reduce_kernel(
     if grad_projection is not None:
         if item < BINS:
             total = sum_run(partial_projection + item * slots, slots, WIDE)
-            tl.store(grad_projection + item * projection_step, total)
+            tl.store(grad_projection + item, total)
 
     # 2. The others: one level each.
     if grad_scales is not None:
         if item >= BINS:
             total = sum_level(partial_scales, levels, item - BINS, batch, BLOCK, WIDE)
-            tl.store(grad_scales + (item - BINS) * scale_step, total)
+            tl.store(grad_scales + (item - BINS), total)
 
 
 def integral_forward(
@@ -216,20 +214,12 @@ def integral_forward(
     """
     shape = _shape(logits, logits)
     extent = extent_of(logits, shape["BLOCK"])
+    decode = (points, point_strides, tuple(strides) or None, offset)
     with device_of(out):
         integral_forward_kernel[(extent.programs,)](
             out,
             *level_arguments(logits),
-            projection,
-            scales,
-            points,
-            point_strides,
-            tuple(strides) or None,
-            offset,
-            projection.stride(0),
-            0 if scales is None else scales.stride(0),
-            extent.blocks,
-            extent.points,
+            *(projection, gapless(scales), *decode, projection.stride(0), extent.blocks, extent.points),
             **shape,
         )
 
@@ -256,7 +246,7 @@ def integral_backward(
     """
     shape = _shape(logits, [*logits, *grad_logits])
     extent = extent_of(logits, shape["BLOCK"])
-    slots, batch = extent.programs, extent.batch
+    slots = extent.programs
     partial_projection = None if grad_projection is None else grad.new_empty(shape["BINS"], slots)
     partial_scales = None if grad_scales is None else grad.new_empty(slots)
     with device_of(grad):
@@ -264,37 +254,17 @@ def integral_backward(
             grad,
             *level_arguments(logits),
             *level_arguments(grad_logits),
-            projection,
-            scales,
-            point_strides,
-            tuple(strides) or None,
-            partial_projection,
-            partial_scales,
-            projection.stride(0),
-            0 if scales is None else scales.stride(0),
-            extent.blocks,
-            batch,
-            extent.points,
-            slots,
+            *(projection, gapless(scales), point_strides, tuple(strides) or None),
+            *(partial_projection, partial_scales, projection.stride(0), *extent, slots),
             **shape,
         )
         if grad_projection is None and grad_scales is None:
             return
         bins = 0 if grad_projection is None else shape["BINS"]
         integral_reduce_kernel[(bins + (0 if grad_scales is None else len(logits)),)](
-            partial_projection,
-            grad_projection,
-            partial_scales,
-            grad_scales,
-            level_arguments(logits)[-1],
-            0 if grad_projection is None else grad_projection.stride(0),
-            0 if grad_scales is None else grad_scales.stride(0),
-            batch,
-            slots,
-            BINS=bins,
-            BLOCK=shape["BLOCK"],
-            WIDE=PARTIALS,
-            **OPTIONS,
+            *(partial_projection, grad_projection, partial_scales, grad_scales, level_table(logits)),
+            *(extent.batch, slots),
+            **{"BINS": bins, "BLOCK": shape["BLOCK"], "WIDE": PARTIALS, **OPTIONS},
         )
 
 

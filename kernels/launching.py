@@ -38,6 +38,11 @@ def kernel(function: Callable[..., None] | None = None, *, aligned: str = "") ->
     return triton.jit(do_not_specialize=run_time)(function)
 
 
+def gapless(tensor: Tensor | None) -> Tensor | None:
+    """A small argument as the kernels read it."""
+    return None if tensor is None else tensor.contiguous()
+
+
 def device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device and its current stream: make the tensor's device the current one."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -58,14 +58,18 @@ def extent_of(tensors: Sequence[Tensor], cells: int) -> Extent:
     return Extent(sum(-(-count // cells) for count in counts), batch, sum(counts))
 
 
-def level_arguments(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    """Levels (B, 4·R, H_l, W_l), or [rows (M, 4, R)], as ``MAX_LEVELS`` + 1 kernel arguments; no levels: Nones.
+def level_table(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+    """The kernel's table for levels (B, 4·R, H_l, W_l), or for [rows (M, 4, R)], which are one level of width M."""
+    return tuple(tuple(map(seal, _describe(tensor))) for tensor in tensors)
 
-    First the tensors. They are arguments of their own, not a tuple: only so can Triton be kept from specialising on
-    their alignment. Then their table; rows are one level of width M.
+
+def level_arguments(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Levels as ``MAX_LEVELS`` + 1 kernel arguments: the tensors, and their table. No levels: Nones.
+
+    The tensors are arguments of their own, not a tuple: only so can Triton be kept from specialising on their
+    alignment.
     """
-    table = tuple(tuple(map(seal, _describe(tensor))) for tensor in tensors)
-    return (*tensors, *[None] * (MAX_LEVELS - len(tensors)), table or None)
+    return (*tensors, *[None] * (MAX_LEVELS - len(tensors)), level_table(tensors) or None)
 
 
 def _describe(tensor: Tensor) -> tuple[int, ...]:
@@ -209,9 +213,9 @@ def open_map(every, levels, block, cells, AXIS: tl.constexpr, TOUCHING: tl.const
 
 
 @triton.jit
-def scale_of(scales, level, step):
+def scale_of(scales, level):
     """The factor of a level's logits, 1 without ``scales``."""
     scale = 1.0
     if scales is not None:
-        scale = tl.load(scales + level * step)
+        scale = tl.load(scales + level)
     return scale

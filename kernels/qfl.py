@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gflv2.kernels.launching import INTERPRETED, OPTIONS, device_of, kernel
+from gflv2.kernels.launching import INTERPRETED, OPTIONS, kernel
 from gflv2.kernels.levels import (
     bins_are_last,
     cells_of,
@@ -29,7 +29,7 @@ from gflv2.kernels.levels import (
     open_map,
 )
 from gflv2.kernels.logarithm import minus_log
-from gflv2.kernels.row_losses import launch_losses, reduce_rows, upstream_of_rows
+from gflv2.kernels.row_losses import launch_gradients, launch_losses, reduce_rows, upstream_of_rows
 from gflv2.ops.reduction import Reduction
 
 # Points of a program of four warps, and the classes that it may take at a time, by AXIS. A thread holds eight elements,
@@ -245,9 +245,7 @@ def qfl_forward_kernel(
     quality,  # (B, A) or (N,) float32, contiguous, or None
     labels,  # (B, A) or (N,) int64, contiguous, or None: the target is dense
     scores,  # (B, A) or (N,) float32, contiguous; dense: (N, C) with the two strides below
-    score_row: tl.int64,
-    score_class: tl.int64,
-    beta: tl.float32,
+    score_row: tl.int64, score_class: tl.int64, beta: tl.float32,
     blocks: tl.int32,  # programs an image
     total: tl.int64,  # A
     classes: tl.int32,
@@ -255,8 +253,7 @@ def qfl_forward_kernel(
     SQUARE: tl.constexpr,  # β is 2
     AXIS: tl.constexpr,  # of the classes in the tile: 0 with the points last (NCHW), 1 with the classes last
     TOUCHING: tl.constexpr,  # neighbours in the tile's last dimension are neighbours in memory
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # 1. The points of this program, and what their classes share.
     block = find_block(levels, blocks, BLOCK)
@@ -296,19 +293,10 @@ def qfl_backward_kernel(
     grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7, grad_levels,  # shaped as the values, or None
     quality, labels, scores,  # as in forward
     grad_quality,  # (B, A) or (N,) float32, contiguous, or None
-    score_row: tl.int64,
-    score_class: tl.int64,
-    beta: tl.float32,
-    blocks: tl.int32,
-    total: tl.int64,
+    score_row: tl.int64, score_class: tl.int64, beta: tl.float32, blocks: tl.int32, total: tl.int64,
     classes: tl.int32,
-    TOTAL: tl.constexpr,
-    FORM: tl.constexpr,
-    SQUARE: tl.constexpr,
-    AXIS: tl.constexpr,
-    TOUCHING: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TOTAL: tl.constexpr, FORM: tl.constexpr, SQUARE: tl.constexpr, AXIS: tl.constexpr, TOUCHING: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # 1. The points of this program, and what their classes share.
     block = find_block(levels, blocks, BLOCK)
@@ -378,17 +366,9 @@ def qfl_forward(
     levels = _as_levels(values)
     shape = _shape(levels, levels, form, beta)
     extent = extent_of(levels, shape["BLOCK"])
-    arguments = (
-        *level_arguments(levels),
-        quality,
-        labels,
-        scores,
-        *_score_strides(labels, scores),
-        beta,
-        extent.blocks,
-        extent.points,
-        values[0].shape[1],
-    )
+    targets = (quality, labels, scores, *_score_strides(labels, scores))
+    sizes = (extent.blocks, extent.points, values[0].shape[1])
+    arguments = (*level_arguments(levels), *targets, beta, *sizes)
     launch_losses(qfl_forward_kernel, extent.programs, reduction, out, arguments, shape)
 
 
@@ -414,26 +394,10 @@ def qfl_backward(
     levels, gradients = _as_levels(values), _as_levels(grad_values)
     shape = _shape(levels, [*levels, *gradients], form, beta)
     extent = extent_of(levels, shape["BLOCK"])
-    with device_of(grad):
-        qfl_backward_kernel[(extent.programs,)](
-            grad,
-            reduction.weight,
-            reduction.factor,
-            reduction.divisor,
-            *level_arguments(levels),
-            *level_arguments(gradients),
-            quality,
-            labels,
-            scores,
-            grad_quality,
-            *_score_strides(labels, scores),
-            beta,
-            extent.blocks,
-            extent.points,
-            values[0].shape[1],
-            TOTAL=reduction.total,
-            **shape,
-        )
+    targets = (quality, labels, scores, grad_quality, *_score_strides(labels, scores))
+    sizes = (extent.blocks, extent.points, values[0].shape[1])
+    arguments = (*level_arguments(levels), *level_arguments(gradients), *targets, beta, *sizes)
+    launch_gradients(qfl_backward_kernel, extent.programs, reduction, grad, arguments, shape)
 
 
 def _as_levels(values: Sequence[Tensor]) -> list[Tensor]:

@@ -84,3 +84,19 @@ def launch_losses(
         if partials is not None:
             total = (partials, reduction.factor, out, reduction.divisor, programs)
             total_kernel[(1,)](*total, WIDE=PARTIALS, **OPTIONS)
+
+
+def launch_gradients(
+    backward: Any, programs: int, reduction: Reduction, grad: Tensor, arguments: tuple[Any, ...], shape: dict[str, Any]
+) -> None:
+    """Launch a backward kernel.
+
+    Args:
+        backward: its parameters begin with those of `upstream_of_rows`: ``upstream``, ``weight``, ``factor``,
+            ``divisor``; ``arguments`` follow. ``shape``: its constants, but for TOTAL, and options.
+        reduction: as in forward.
+        grad: of forward's result, float32 contiguous.
+    """
+    given = (grad, reduction.weight, reduction.factor, reduction.divisor)
+    with device_of(grad):
+        backward[(programs,)](*given, *arguments, TOTAL=reduction.total, **shape)
