@@ -128,22 +128,19 @@ def chosen_logit(body, tail, target, tile):
     return sum_bins(body, tl.where(tail_share == 0.0, 0.0, tail_share * tail), tile)
 
 
-def count_bins(logits: Sequence[Tensor]) -> int:
-    """R of levels (B, 4·R, H_l, W_l) or of [rows (M, 4, R)]."""
-    return logits[0].shape[2] if logits[0].dim() == 3 else logits[0].shape[1] // 4
-
-
 def body_of(bins: int) -> int:
     """Bins of the tile: n for R = n + 1 with n a power of two, else the next power of two."""
     return bins - 1 if bins > 2 and (bins - 1) & (bins - 2) == 0 else triton.next_power_of_2(bins)
 
 
-def tile_of(logits: Sequence[Tensor], touched: Sequence[Tensor]) -> dict[str, Any]:
+def tile_of(logits: Sequence[Tensor], touched: Sequence[Tensor] | None = None) -> dict[str, Any]:
     """Constants of a kernel over levels or rows: they depend on R and on the memory layout, never on a size.
 
     Args:
-        touched: every tensor that is read or written in tiles.
+        touched: every tensor that is read or written in tiles of neighbouring cells. None: cells lie scattered, and
+            there is no TOUCHING.
     """
-    bins, last = count_bins(logits), bins_are_last(logits)
-    touching = neighbours_touch(touched, last)
-    return {"BINS": bins, "BODY": body_of(bins), "AXIS": int(last), "TOUCHING": touching}
+    last = bins_are_last(logits)
+    bins = logits[0].shape[2] if logits[0].dim() == 3 else logits[0].shape[1] // 4
+    tile = {"BINS": bins, "BODY": body_of(bins), "AXIS": int(last)}
+    return tile if touched is None else {**tile, "TOUCHING": neighbours_touch(touched, last)}

@@ -350,8 +350,6 @@ def decode(
     row_blocks = sum(-(-count // _ROWS) for count in counts_of)
     kept_blocks = sum(-(-count // _KEPT) for count in counts_of)
     kept = points  # where nothing is selected, nothing is kept
-    tile = tile_of(box_logits, ())
-    del tile["TOUCHING"]
     with device_of(boxes):
         counts.zero_()
         decode_keys_kernel[(extent.programs,)](
@@ -382,7 +380,7 @@ def decode(
             *(boxes, distributions, points),
             *level_arguments(box_logits),
             *(rows, projection, scales, image_sizes, scale_factors, tuple(strides), offset, row_blocks, total_rows),
-            **tile,
+            **tile_of(box_logits),
             BLOCK=_ROWS,
             **OPTIONS,
         )

@@ -194,8 +194,7 @@ def shape_of_head(box_logits: Sequence[Tensor]) -> dict[str, Any]:
 
     They depend on R and on the memory layout, never on a size.
     """
-    tile = tile_of(box_logits, ())
-    del tile["TOUCHING"]
+    tile = tile_of(box_logits)
     cells = _CELLS[tile["AXIS"]]
     return {
         **tile,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 # Triton decides this when a kernel is decorated, that is at this import. The interpreter pays for each operation of a
@@ -34,7 +35,8 @@ def kernel(function: Callable[..., None] | None = None, *, aligned: str = "") ->
     if function is None:
         return functools.partial(kernel, aligned=aligned)
     parameters = inspect.signature(function).parameters.values()
-    run_time = [item.name for item in parameters if item.annotation != "tl.constexpr" and item.name != aligned]
+    constants = ("tl.constexpr", tl.constexpr)  # as `from __future__ import annotations` has it, and without
+    run_time = [item.name for item in parameters if item.annotation not in constants and item.name != aligned]
     return triton.jit(do_not_specialize=run_time)(function)
 
 
