@@ -37,7 +37,7 @@ _POINTS = 4096 if INTERPRETED else 256  # points a program
 _CELLS = 16  # cells looked at together: the first window of the usual nine candidates
 _CELLS_OF_POINTS = 1024 if INTERPRETED else _CELLS  # where there is no window, but every point is looked at
 _NUMBERS = 64  # of the table that one launch writes
-# The registers of a thread are said aloud: left alone, ptxas spills a few words of the search to stay below 64 or 72.
+# The register limit is explicit: without one ptxas spills a few words of the search to stay below 64 or 72.
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": False}
 
 # Column of the table of levels, after WIDTH and COUNT.
@@ -174,7 +174,7 @@ def atss_ignored_kernel(
         shared = _overlap(x, y, half, tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3))
         covered = tl.where(tl.div_rn(shared, area) > threshold, 1, covered)
 
-    # 3. Only valid cells count. (Asked before the loop, the answer would go over the stack.)
+    # 3. Only valid cells count. (Read before the loop, these two numbers would be spilled.)
     rows = tl.load(row + VALID + 2 * level)
     columns = tl.load(row + VALID + 2 * level + 1)
     valid = live & (cells // width < rows) & (cells % width < columns)
@@ -194,7 +194,7 @@ def _beyond(outwards, exists):
 def _window(centre, size, cells, offset, stride, CELLS: tl.constexpr):
     """First cell of a window along one axis, and bounds of dx²: before it, after it, and of all cells.
 
-    Where the window begins is no matter of a rounding: it need not even hold the centre to be proven or refused.
+    The first cell may be off by a rounding: the bounds hold for any window, even one without the centre.
     """
     start = centre / stride - offset - 0.5 * (size - 2).to(tl.float32)
     start = tl.where(start > 0, start, 0.0)  # a NaN becomes 0

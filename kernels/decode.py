@@ -10,7 +10,7 @@
     would wait for the one before.)
  4. ``decode_scores`` and ``decode_boxes``: the rows of the result.
 
-Points are ordered by (key, index), which no two share, so that no order of threads ever shows.
+Points are ordered by (key, index). No two points share both, so the order of the threads has no effect.
 """
 
 from __future__ import annotations

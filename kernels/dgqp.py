@@ -37,9 +37,9 @@ from gflv2.kernels.sums import level_slot, sum_level, sum_run
 from gflv2.ops.box_losses import SavedBoxLoss
 
 # Cells of a block, half of that from 64 bins on, and elements of the tile of cells by hidden units: 16 a thread of
-# eight warps; with four warps ptxas needed all 255 registers. The registers of a thread are said aloud: left alone,
-# ptxas spills a few words of some variants to stay below 128 or 80. These numbers suffice from sm_80 to sm_120: 128
-# for two programs on a multiprocessor, and the higher one for a forward with the variance or a larger hidden tile.
+# eight warps; with four warps ptxas needed all 255 registers. The register limit is explicit: without one ptxas
+# spills a few words of some variants to stay below 128 or 80. These limits suffice from sm_80 to sm_120: 128 for two
+# programs on a multiprocessor, and the higher one for a forward with the variance or a larger hidden tile.
 _CELLS, _HIDDEN_TILE = 64, 4096
 _FORWARD_REGISTERS, _MOST_REGISTERS = 128, 248
 _CELLS_INTERPRETED = 32
@@ -193,7 +193,7 @@ def _box_gradient(body, tail, norm, sides, weight, counts, of_giou, of_dfl, proj
 
 @triton.jit
 def _add(to, values, mask, step):
-    """Add to a partial sum of this program; the first step finds nothing there."""
+    """Add to a partial sum of this program; the first step overwrites it."""
     before = tl.load(to, mask=mask & (step > 0), other=0.0)
     tl.store(to, before + values, mask=mask)
 

@@ -26,7 +26,7 @@ _ROWS = ((16, 64), (64, 16)), ((16, 64), (64, 16))
 
 @triton.jit
 def _weighted(teacher, student, shares):
-    """Terms of Σ exp t·(t − s). Not a product alone: where the teacher rules a bin out, −∞ costs nothing."""
+    """Terms of Σ exp t·(t − s). Where the teacher's share vanishes, a student's −∞ must not count: 0·∞ is NaN."""
     return tl.where(teacher < -87.0, 0.0, shares * (teacher - student))
 
 

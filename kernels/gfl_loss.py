@@ -1,8 +1,8 @@
 """The box losses of ``gfl_loss`` in Triton: GIoU loss and DFL (arXiv 2006.04388), forward and backward.
 
-A program takes a block of cells of one level of one image. Few cells have a weight: a program without one reads a
-weight a cell and is done. Of the others only the logits of cells that count are read. Sums go in two stages: a slot a
-program, then one program over the slots.
+A program takes a block of cells of one level of one image. Few cells have a weight: most programs read the weights of
+their cells, find none and stop. The others read the logits of the cells that have one. Sums are formed in two stages:
+each program writes to its slot, then one program adds the slots up.
 
 Backward writes the box logits' gradient once, with that of the statistics in it: the kernel is that of
 `gflv2.kernels.dgqp`, which takes what forward saves.

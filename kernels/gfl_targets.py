@@ -1,8 +1,8 @@
 """``gfl_targets`` in Triton: what every point should learn (arXiv 2006.04388 and 2011.12885).
 
-A program takes a block of cells of one level of one image. Few cells are positive: a program without one reads an
-index a cell and is done. Of the others only the positive cells' logits are read. Sums go in two stages: a slot a
-program, then one program over the slots.
+A program takes a block of cells of one level of one image. Few cells are positive: most programs read the indices of
+their cells, find no positive one and stop. The others read the logits of their positive cells. Sums are formed in two
+stages: each program writes to its slot, then one program adds the slots up.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from gflv2.kernels.sums import PARTIALS, sum_run
 
 # Cells of a program by AXIS; with the cells last half of them from 64 bins on. With the bins last 64 cells spilled.
 _CELLS = (512, 512) if INTERPRETED else (64, 16)
-# The registers of a thread are said aloud: left alone, ptxas spills a few words of some variants to stay below 128 or
-# 72. Within this bound R = 17 takes at most 123, and R = 33 up to 206.
+# The register limit is explicit: without one ptxas spills a few words of some variants to stay below 128 or 72. Within
+# this limit R = 17 takes at most 124, and R = 33 up to 206.
 _MOST_REGISTERS = 248
 _CLASSES = 16  # looked at together
 

@@ -18,7 +18,7 @@ from torch import Tensor
 # program, not for each element: kernels choose large blocks for it.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
-# Said aloud in every launch: Triton's default for it differs between versions.
+# Explicit in every launch: the default differs between versions of Triton.
 FUSED: dict[str, Any] = {"enable_fp_fusion": True}
 OPTIONS: dict[str, Any] = {"num_warps": 4, **FUSED}
 

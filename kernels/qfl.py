@@ -33,7 +33,7 @@ from gflv2.kernels.row_losses import launch_gradients, launch_losses, reduce_row
 from gflv2.ops.reduction import Reduction
 
 # Points of a program of four warps, and the classes that it may take at a time, by AXIS. A thread holds eight elements,
-# or four with the classes last, where it also holds what it knows of each of its points: with twice as many it spilled.
+# or four with the classes last, where it also holds the quality of each of its points: with twice as many it spilled.
 _POINTS, _TILES = 128, {False: (8,), True: (32, 16, 8)}
 _CELLS_INTERPRETED, _CLASSES_INTERPRETED = 512, 256
 
@@ -430,6 +430,6 @@ def _shape(levels: Sequence[Tensor], touched: Sequence[Tensor], form: str, beta:
         "TILE": tile,
         "BLOCK": _CELLS_INTERPRETED if INTERPRETED else (4 * _POINTS // max(tile, 8) if classes_last else _POINTS),
         **OPTIONS,
-        # Said aloud: left alone, ptxas chose fewer for some variants, and spilled. A power needs more than a square.
+        # Explicit: without a limit ptxas chose fewer for some variants, and spilled. A power needs more than a square.
         "maxnreg": 128 if beta == 2 else 168,
     }

@@ -36,7 +36,7 @@ def open_rows(pointer, rows, row_stride, bin_stride, TOUCHING: tl.constexpr, til
 
 @triton.jit
 def load_shifted_rows(pointer, rows, live, row_stride, bin_stride, TOUCHING: tl.constexpr, tile):
-    """z − max z in float32, of the tile (−∞ in the bins that there are not) and of the last bin."""
+    """z − max z in float32, of the tile (−∞ in masked bins) and of the last bin."""
     logits = open_rows(pointer, rows, row_stride, bin_stride, TOUCHING, tile)
     _, body, _, tail = load_bins(logits, 0, live, 1.0, tile)
     return shift_bins(body, tail, tile)
