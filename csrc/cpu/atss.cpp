@@ -26,20 +26,11 @@ constexpr std::int64_t points_per_fill = 8192;  // 160 KB of outputs
 constexpr std::int64_t work_worth_threads = 40000;  // nanoseconds
 constexpr std::int64_t claims_worth_threads = 4096;
 
-// Box `box` of its image asks for point `point`.
+// Box `box` of its image claims point `point`.
 struct Claim {
     std::int32_t point, box;
     float iou;
 };
-
-std::int64_t boxes_of(const AtssImage& image) {
-    if (!image.limit) return image.count;
-    return std::clamp<std::int64_t>(*image.limit, 0, image.count);
-}
-
-int cells_of(const AtssArguments& a, const AtssImage& image, int level) {
-    return a.level[level].points ? a.level[level].width : image.rows[level] * image.columns[level];
-}
 
 // The candidates of one vector of boxes: level by level, nearest first.
 template <int K> class Candidates {
@@ -52,8 +43,7 @@ public:
     // Positive points of boxes [first, first + count) of an image.
     void claim(const AtssImage& image, std::int64_t first, int count, const std::uint8_t* ignored, std::vector<Claim>& claims) {
         const AtssBox<Floats> box = load_boxes(image.boxes + 4 * first, count);
-        const Ints complete = (box.x1 == box.x1) & (box.y1 == box.y1) & (box.x2 == box.x2) & (box.y2 == box.y2);
-        const std::uint32_t usable = lane_bits(complete) & (~0u >> (32 - count));
+        const std::uint32_t usable = lane_bits(box.complete()) & (~0u >> (32 - count));
 
         // 1. The nearest points of each level, and their IoUs.
         int found = 0, of_level[max_levels];
@@ -76,7 +66,8 @@ public:
                 std::uint32_t passed = usable & lane_bits(is_positive(at.x, at.y, box, ious()[n], threshold));
                 for (; passed; passed &= passed - 1) {
                     const int lane = __builtin_ctz(passed);
-                    claims.push_back({point(l, names()[n][lane]), std::int32_t(first + lane), ious()[n][lane]});
+                    const std::int32_t point = std::int32_t(a_.level[l].first_point) + index_of(a_.level[l], names()[n][lane]);
+                    claims.push_back({point, std::int32_t(first + lane), ious()[n][lane]});
                 }
             }
     }
@@ -134,11 +125,6 @@ private:
         return at;
     }
 
-    std::int32_t point(int l, std::int32_t name) const {
-        const AtssLevel& level = a_.level[l];
-        return std::int32_t(level.first_point) + (level.points ? name : (name >> 16) * level.width + (name & 0xffff));
-    }
-
     // Names and IoUs of all candidates; for a K known to the compiler on the stack, else behind one another in memory_,
     // followed by the lists in use.
     Ints* names() { return K > 0 ? fixed_names_ : memory_.data(); }
@@ -155,8 +141,9 @@ private:
 
     const AtssArguments& a_;
     const int topk_;
-    Ints fixed_names_[K > 0 ? K * max_levels : 1];
-    Floats fixed_ious_[K > 0 ? K * max_levels : 1];
+    static constexpr int fixed_places = K > 0 ? K * max_levels : 1;
+    Ints fixed_names_[fixed_places];
+    Floats fixed_ious_[fixed_places];
     std::vector<Ints> memory_;
     std::vector<Floats> ious_memory_;
 };
@@ -173,12 +160,8 @@ void mark_ignored(const AtssArguments& a, const AtssImage& image, std::uint8_t* 
         std::uint8_t* to = ignored + level.first_point;
         std::memset(to, 0, std::size_t(level.height) * level.width);
         for (int row = 0; row < image.rows[l]; ++row)
-            for (int column = 0; column < image.columns[l]; ++column) {
-                const AtssGrid grid = grid_of(a, image, l);
-                const float x = level.points ? level.points[2 * std::int64_t(column)] : coordinate<float>(column, grid);
-                const float y = level.points ? level.points[2 * std::int64_t(column) + 1] : coordinate<float>(row, grid);
-                to[row * level.width + column] = is_ignored(x, y, level.half, image, a.ignore_threshold);
-            }
+            for (int column = 0; column < image.columns[l]; ++column)
+                to[row * level.width + column] = is_ignored(a, image, l, row, column);
     }
 }
 

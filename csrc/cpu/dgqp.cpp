@@ -15,6 +15,7 @@
 #include "cpu/predictor.hpp"
 #include "cpu/ranks.hpp"
 #include "gflv2/dgqp.hpp"
+#include "gflv2/instances.hpp"
 
 GFLV2_BEGIN
 
@@ -75,18 +76,16 @@ template <class T, int BINS, int TOPK> struct Dgqp {
         return batch;
     }
 
-    S scale_of(const Task& task) const { return a.scales ? static_cast<const S*>(a.scales)[task.level] : S(1); }
-
     // Of the task's image and level, in (B, A).
     std::int64_t first_point(const Task& task) const { return task.image * a.points + a.levels.level[task.level].first_point; }
 
     // --- steps ---
 
-    // Statistics of every side; KEEP: what the way back needs, too. Tiles from `count` to the next multiple of tiles_together
+    // Statistics of every side; KEEP: also what backward needs. Tiles from `count` to the next multiple of tiles_together
     // get zeros.
     template <bool KEEP> void read_statistics(const Task& task, const PointTile* tiles, int count, const Batch& batch) const {
         const Level& level = a.levels.level[task.level];
-        const S scale = scale_of(task);
+        const S scale = scale_of<S>(a.scales, task.level);
         const int per_side = statistics().count();
         for (int side = 0; side < 4; ++side) {  // outside: the hardware follows the bins of one side, not of four
             for (int t = 0; t < count; ++t) {
@@ -189,7 +188,7 @@ template <class T, int BINS, int TOPK> struct Dgqp {
     // ∂L/∂logits from ∂L/∂F; returns the part of ∂L/∂scale.
     double write_gradients(const Task& task, const PointTile* tiles, int count, const Batch& batch) const {
         const Level& level = a.levels.level[task.level];
-        const S scale = scale_of(task);
+        const S scale = scale_of<S>(a.scales, task.level);
         const int per_side = statistics().count();
         bool adds[largest_batch];
         for (int t = 0; t < count; ++t) adds[t] = added && added->any(first_point(task) + tiles[t].point, tiles[t].used);
@@ -321,9 +320,8 @@ template <class T, int BINS, int TOPK> struct Dgqp {
     }
 };
 
-template <class T> using Added = AddedGradient<compute_t<T>>;
-
-template <class T, int BINS, int TOPK> void run(const DgqpArguments& a, bool backward, const Added<T>* added, int threads) {
+// BINS and TOPK where they are constants, else 0.
+template <class T, int BINS, int TOPK> void run(const DgqpArguments& a, bool backward, const AddedGradient<compute_t<T>>* added, int threads) {
     using S = compute_t<T>;
     const auto start = [&](const PackedPredictor<S>* predictor) {
         const Dgqp<T, BINS, TOPK> dgqp(a, predictor, added);
@@ -336,27 +334,17 @@ template <class T, int BINS, int TOPK> void run(const DgqpArguments& a, bool bac
     start(&predictor);
 }
 
-// The published heads have 17 bins and k = 4; 33 bins are the common alternative.
-template <class T> void run(const DgqpArguments& a, bool backward, const Added<T>* added, int threads) {
-    if (a.topk == 4 && a.bins == 17) return run<T, 17, 4>(a, backward, added, threads);
-    if (a.topk == 4 && a.bins == 33) return run<T, 33, 4>(a, backward, added, threads);
-    run<T, 0, 0>(a, backward, added, threads);
-}
-
-void run(const DgqpArguments& a, bool backward, const AddedGradient<float>* added, int threads) {
-    if (a.dtype == Dtype::float32) return run<float>(a, backward, added, threads);
-    if (a.dtype == Dtype::float16) return run<half>(a, backward, added, threads);
-    run<bfloat16>(a, backward, added, threads);
-}
-
-// float64 serves gradient checks.
-void run(const DgqpArguments& a, bool backward, const AddedGradient<double>* added, int threads) {
-    run<double, 0, 0>(a, backward, added, threads);
+// The published heads have 17 bins and k = 4; 33 bins are the common alternative. float64 serves gradient checks.
+template <class S> void run(const DgqpArguments& a, bool backward, const AddedGradient<S>* added, int threads) {
+    with_type_and_bins(a.dtype, a.topk == 4 ? a.bins : 0, [&](auto zero, auto bins) {
+        using T = decltype(zero);
+        constexpr int BINS = decltype(bins)::value;
+        if constexpr (std::is_same_v<compute_t<T>, S>) run<T, BINS, BINS ? 4 : 0>(a, backward, added, threads);
+    });
 }
 
 void run(const DgqpArguments& a, bool backward, int threads) {
-    if (a.dtype == Dtype::float64) run(a, backward, static_cast<const AddedGradient<double>*>(nullptr), threads);
-    else run(a, backward, static_cast<const AddedGradient<float>*>(nullptr), threads);
+    with_type(a.dtype, [&](auto zero) { run<compute_t<decltype(zero)>>(a, backward, nullptr, threads); });
 }
 
 }  // namespace

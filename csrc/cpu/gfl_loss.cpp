@@ -12,6 +12,7 @@
 #include "cpu/parallel.hpp"
 #include "cpu/tiles.hpp"
 #include "gflv2/gfl_loss.hpp"
+#include "gflv2/instances.hpp"
 
 GFLV2_BEGIN
 
@@ -30,6 +31,7 @@ template <class T> struct BoxLosses {
     Sums run(const Task& task) const {
         const Level& level = a.levels.level[task.level];
         const std::int64_t base = task.image * a.points + level.first_point, count = task.last - task.first;
+        const T* const logits = static_cast<const T*>(level.logits) + task.image * level.strides.image;
         const S stride = S(level.stride), scale = scale_of<S>(a.scales, task.level);
         const S* const projection = static_cast<const S*>(a.projection);
         const S* const weights = static_cast<const S*>(a.weights) + base;
@@ -55,9 +57,8 @@ template <class T> struct BoxLosses {
             std::int64_t offsets[n];
             points.offsets(level.strides, offsets);
             for (int side = 0; side < 4; ++side) {
-                GatheredRow<S> row;
-                row.read(static_cast<const T*>(level.logits) + task.image * level.strides.image + side * level.strides.side, offsets,
-                         level.strides.bin, a.bins);
+                V row[max_bins];
+                gather_row(logits + side * level.strides.side, offsets, level.strides.bin, a.bins, row);
                 target[side] /= stride;
                 const V bin = target_bin<S>(cell[side % 2], target[side], side, projection[0], projection[1] - projection[0], a.bins);
                 const BoxSide<V> read = read_box_side<0, V>(row, a.bins, scale, projection, bin);
@@ -136,12 +137,7 @@ private:
 }  // namespace
 
 void box_loss_forward(const BoxLossArguments& a, int threads) {
-    switch (a.dtype) {
-        case Dtype::float32: return BoxLosses<float>{a}.run(threads);
-        case Dtype::float16: return BoxLosses<half>{a}.run(threads);
-        case Dtype::bfloat16: return BoxLosses<bfloat16>{a}.run(threads);
-        case Dtype::float64: return BoxLosses<double>{a}.run(threads);
-    }
+    with_type(a.dtype, [&](auto zero) { BoxLosses<decltype(zero)>{a}.run(threads); });
 }
 
 void box_loss_backward(const BoxLossBackwardArguments& a, int threads) {

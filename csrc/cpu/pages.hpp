@@ -16,7 +16,7 @@ GFLV2_BEGIN
 
 constexpr std::uintptr_t huge_page = std::uintptr_t(2) << 20;
 
-// Memory that is about to be written. Only the huge pages that lie in it whole are asked for: the rest belongs to others too.
+// Memory that is about to be written. Only huge pages that lie wholly in it are requested: the rest is shared with other memory.
 inline void expect_writes(void* from, std::int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
     const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(from), end = begin + bytes;

@@ -31,7 +31,7 @@ template <> struct VectorOf<double> { using type = Doubles; using index = Longs;
 template <class S> using vector_t = typename VectorOf<S>::type;
 template <class S> constexpr int lanes = GFLV2_VECTOR_BYTES / sizeof(S);
 
-// --- memory: one register of elements, converted to the type of the arithmetic; no alignment is asked for ---
+// --- memory: one register of elements, converted to the type of the arithmetic; alignment does not matter ---
 
 template <class V, class T> GFLV2_HD V read(const T* from) {
     V value;
@@ -92,8 +92,6 @@ GFLV2_HD Floats maximum(Floats a, Floats b) {
 #endif
 }
 
-GFLV2_HD Doubles maximum(Doubles a, Doubles b) { return a > b ? a : b; }
-
 GFLV2_HD Floats minimum(Floats a, Floats b) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
@@ -105,8 +103,6 @@ GFLV2_HD Floats minimum(Floats a, Floats b) {
     return a < b ? a : b;
 #endif
 }
-
-GFLV2_HD Doubles minimum(Doubles a, Doubles b) { return a < b ? a : b; }
 
 GFLV2_HD Floats multiply_add(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)

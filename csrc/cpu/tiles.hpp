@@ -43,6 +43,9 @@ inline std::vector<Task> list_tasks(const LevelTable& levels, std::int64_t batch
     return tasks;
 }
 
+// Of the logits of a level; scales (L,), or null: 1.
+template <class S> S scale_of(const void* scales, int level) { return scales ? static_cast<const S*>(scales)[level] : S(1); }
+
 // Do the points of a level lie at equal steps in memory, in row-major order? Then the step, else 0.
 GFLV2_HD std::int64_t point_step(const Level& level, const Strides& strides) {
     if (level.width == 1) return strides.y;

@@ -1,6 +1,6 @@
 // `atss` on CUDA. The arithmetic is gflv2/atss.hpp's; one thread owns one box on one level.
 //
-//   1. atss_clear    every point: nobody claims it yet; where there are ignore boxes, do they cover it?
+//   1. atss_clear    every point: no box claims it yet; where there are ignore boxes, do they cover it?
 //   2. atss_claim    a block owns some boxes of one image, a thread one level of one of them: it finds the nearest points and
 //                    their IoUs; with the IoUs of all levels in shared memory it forms the box's threshold, and claims
 //                    its positive points.
@@ -38,12 +38,6 @@ struct Images {
     AtssImage image[images_per_launch];
 };
 
-__device__ inline std::int64_t boxes_of(const AtssImage& image) {
-    if (!image.limit) return image.count;
-    const std::int64_t limit = *image.limit;
-    return limit < 0 ? 0 : limit > image.count ? image.count : limit;
-}
-
 __device__ inline AtssBox<float> box_of(const AtssImage& image, std::uint32_t number) {
     const float* at = image.boxes + 4 * std::int64_t(number);
     return {at[0], at[1], at[2], at[3]};
@@ -64,11 +58,8 @@ GFLV2_KERNEL(point_threads) atss_clear(GFLV2_CONSTANT AtssArguments a, GFLV2_CON
     int l = 0;
     while (l + 1 < a.level_count && point >= a.level[l + 1].first_point) ++l;
     const AtssLevel& level = a.level[l];
-    const AtssGrid grid = grid_of(a, image, l);
     const int cell = int(point - level.first_point), row = cell / level.width, column = cell - row * level.width;
-    const float x = level.points ? level.points[2 * std::int64_t(cell)] : coordinate<float>(column, grid);
-    const float y = level.points ? level.points[2 * std::int64_t(cell) + 1] : coordinate<float>(row, grid);
-    a.ignored[at] = row < grid.rows && column < grid.columns && is_ignored(x, y, level.half, image, a.ignore_threshold);
+    a.ignored[at] = row < image.rows[l] && column < image.columns[l] && is_ignored(a, image, l, row, column);
 }
 
 GFLV2_KERNEL(point_threads) atss_finish(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigned blocks) {
@@ -120,16 +111,11 @@ GFLV2_KERNEL(box_threads, 8) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CO
     const int l = threadIdx.x / boxes, slot = threadIdx.x - l * boxes;
     const std::uint32_t number = (blockIdx.x - which * blocks) * boxes + slot;  // below 2^31 + 128
     bool working = l < a.level_count && number < boxes_of(image);
-    if (working) {
-        const AtssBox<float> box = box_of(image, number);
-        // A box with a NaN has no positive point.
-        working = box.x1 == box.x1 && box.y1 == box.y1 && box.x2 == box.x2 && box.y2 == box.y2;
-    }
+    if (working) working = box_of(image, number).complete();  // a box with a NaN has no positive point
     // Candidates of the levels before this one, of this one, and of all.
     int before = 0, found = 0, all = 0;
     for (int m = 0; m < a.level_count; ++m) {
-        const int cells = a.level[m].points ? a.level[m].width : image.rows[m] * image.columns[m];
-        const int of_level = topk < cells ? topk : cells;
+        const int cells = cells_of(a, image, m), of_level = topk < cells ? topk : cells;
         if (m < l) before += of_level;
         if (m == l) found = of_level;
         all += of_level;
@@ -174,9 +160,8 @@ GFLV2_KERNEL(box_threads, 8) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CO
         place(list.name(n), x, y);
         const float iou = ious[(before + n) * boxes + slot];
         if (!is_positive(x, y, box, iou, threshold)) return;
-        const int name = list.name(n), cell = level.points ? name : (name >> 16) * level.width + (name & 0xffff);
-        atomic_max(reinterpret_cast<Claim*>(a.index) + (images.first + which) * a.points + level.first_point + cell,
-                   claim_of(iou, number));
+        const std::int64_t point = level.first_point + index_of(level, list.name(n));
+        atomic_max(reinterpret_cast<Claim*>(a.index) + (images.first + which) * a.points + point, claim_of(iou, number));
     });
 }
 

@@ -7,7 +7,8 @@
 //   3. decode_scores, decode_boxes    the rows of the result
 // Every order is that of (key, index), which no two points share, so that the order in which threads arrive never shows.
 
-#include "cuda/rows.cuh"
+#include "cuda/dtypes.cuh"
+#include "cuda/level_rows.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/decode.hpp"
@@ -331,40 +332,20 @@ void select(const DecodeArguments& a, void* stream) {
            a, selecting, places);
 }
 
-template <class T> void keys(const DecodeArguments& a, void* stream) {
-    const BlockTable blocks = block_table(a.class_levels, a.batch, warp);
-    launch(decode_keys<T>, blocks.count, threads, threads * sizeof(Largest), stream, a, blocks);
-}
-
-template <class T> void scores(const DecodeArguments& a, const BlockTable& blocks, void* stream) {
-    launch(decode_scores<T>, blocks.count, threads, warp * sizeof(ScoreRow), stream, a, blocks);
-}
-
-template <class T> void boxes(const DecodeArguments& a, const BlockTable& blocks, void* stream) {
-    launch(decode_boxes<T>, blocks.count, threads, 0, stream, a, blocks);
-}
-
-// Calls f with a value of the type of some logits.
-template <class F> void with_type(Dtype dtype, const F& f) {
-    switch (dtype) {
-        case Dtype::float32: return f(float{});
-        case Dtype::float16: return f(half{});
-        case Dtype::bfloat16: return f(bfloat16{});
-        case Dtype::float64: break;
-    }
-    throw std::invalid_argument("decode: the CUDA kernels take float32, float16 and bfloat16");
-}
-
 }  // namespace
 
 void decode(const DecodeArguments& a, Place place) {
     if (a.batch * a.rows == 0) return;
-    const DeviceGuard guard(place.device);
     const BlockTable blocks = row_blocks(a);
-    with_type(a.class_dtype, [&](auto type) { keys<decltype(type)>(a, place.stream); });
-    select(a, place.stream);
-    with_type(a.class_dtype, [&](auto type) { scores<decltype(type)>(a, blocks, place.stream); });
-    with_type(a.box_dtype, [&](auto type) { boxes<decltype(type)>(a, blocks, place.stream); });
+    run_as("decode", a.class_dtype, place, [&](auto zero) {
+        const BlockTable points = block_table(a.class_levels, a.batch, warp);
+        launch(decode_keys<decltype(zero)>, points.count, threads, threads * sizeof(Largest), place.stream, a, points);
+        select(a, place.stream);
+        launch(decode_scores<decltype(zero)>, blocks.count, threads, warp * sizeof(ScoreRow), place.stream, a, blocks);
+    });
+    run_as("decode", a.box_dtype, place, [&](auto zero) {
+        launch(decode_boxes<decltype(zero)>, blocks.count, threads, 0, place.stream, a, blocks);
+    });
 }
 
 }  // namespace gflv2::cuda

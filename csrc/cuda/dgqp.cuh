@@ -3,14 +3,14 @@
 //
 // A block goes through its points 32 at a time. Lane = point; warp = side for the rows, then a quarter of the hidden units for
 // the predictor, whose weights the block keeps in shared memory. Logits are read lane by lane (coalesced for NCHW, correct
-// for any strides), or by way of shared memory where the bins are adjacent (rows.cuh).
+// for any strides), or by way of shared memory where the bins are adjacent (level_rows.cuh).
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
 #include "cuda/dtypes.cuh"
-#include "cuda/rows.cuh"
+#include "cuda/level_rows.cuh"
 #include "gflv2/api/dgqp.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/dgqp.hpp"
@@ -146,22 +146,11 @@ __device__ inline Peak<float> read_row(const DgqpArguments& a, const Row& row, f
     }
 }
 
-template <int N> constexpr std::integral_constant<int, N> constant{};
-
-// Do neighbouring bins lie side by side?
-inline bool bins_adjacent(const DgqpArguments& a, bool gradient) {
-    for (int l = 0; l < a.levels.count; ++l) {
-        const Level& level = a.levels.level[l];
-        if (level.strides.bin != 1 || (gradient && level.grad_strides.bin != 1)) return false;
-    }
-    return true;
-}
-
 // Calls start(zero, bins, topk, staged), constants, for the instance of a call: the type of `zero` is that of the logits.
 template <class Start> void choose_dgqp(const char* operation, const DgqpArguments& a, bool gradient, Place place, const Start& start) {
     const auto choose = [&](auto zero, auto bins, auto topk) {
         if constexpr (decltype(bins)::value > 0) {
-            if (bins_adjacent(a, gradient && a.grad_logits)) return start(zero, bins, topk, std::true_type{});
+            if (bins_adjacent(a.levels, gradient && a.grad_logits)) return start(zero, bins, topk, std::true_type{});
         }
         start(zero, bins, topk, std::false_type{});
     };

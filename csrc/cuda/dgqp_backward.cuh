@@ -5,8 +5,8 @@
 // registers, and the block's sums D_hf = Σ a_h·F_f. One partial sum per block goes to the workspace; dgqp.cu adds them up.
 #pragma once
 
+#include "cuda/block_sum.cuh"
 #include "cuda/dgqp.cuh"
-#include "cuda/reduce.cuh"
 
 namespace gflv2::cuda {
 
@@ -62,7 +62,7 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
         const auto row = row_of<T, BINS, STAGED>(level, chunk, point, group, tile);
         // With an added gradient 33 of them do not fit the registers.
         typename ExponentialsFor<(Added::any && BINS > 17 && !STAGED) ? 0 : BINS>::type exponentials;
-        float top[places<TOPK>], slope[places<TOPK> + 2];  // slope: first ∂L/∂F of the side, then ∂L/∂T
+        float top[places<TOPK>], gradient[places<TOPK> + 2];  // gradient: first ∂L/∂F of the side, then ∂L/∂T
         const Peak<float> peak = read_row<BINS, TOPK>(a, row, scale, exponentials, top);
 
         if (a.hidden == 0) {
@@ -75,13 +75,13 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
             }
             __syncthreads();
             const float* own = features + group * per_side * pitch + lane;
-            each_rank<RANKS>(per_side, [&](int j) { slope[j] = valid ? own[j * pitch] : 0.0f; });
+            each_rank<RANKS>(per_side, [&](int j) { gradient[j] = valid ? own[j * pitch] : 0.0f; });
         } else {
             float* const to = features + group * per_side * pitch + lane;
             statistics_of<TOPK, float>(top, peak.inverse, statistics, [&](int j, float value) { to[j * pitch] = value; });
             const float upstream = valid ? static_cast<const float*>(a.grad_out)[place] : 0.0f;
             if (group == 0) upstream_sum += upstream;
-            each_rank<RANKS>(per_side, [&](int j) { slope[j] = 0.0f; });
+            each_rank<RANKS>(per_side, [&](int j) { gradient[j] = 0.0f; });
 
             for (int first = 0; first < a.hidden; first += units_at_once) {
                 // 4a. Which units are active: a quarter of them per warp.
@@ -104,7 +104,7 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
                     GFLV2_UNROLL_TWICE
                     for (int u = 0; u < units; ++u) {
                         const float value = active[u * pitch + lane];
-                        each_rank<RANKS>(per_side, [&](int j) { slope[j] = multiply_add(value, weights.product(first, u, group, j), slope[j]); });
+                        each_rank<RANKS>(per_side, [&](int j) { gradient[j] = multiply_add(value, weights.product(first, u, group, j), gradient[j]); });
                     }
                 }
 
@@ -157,10 +157,10 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
         if (a.grad_logits || a.grad_scales) {
             const float sum = statistics_backward<TOPK, float>(top, peak.inverse, statistics, [&](int j) {
                 float value = 0.0f;  // an index known at run time only must not address registers
-                if constexpr (TOPK == 0) return slope[j];
-                each<RANKS>(0, [&](int i) { value = i == j ? slope[i] : value; });
+                if constexpr (TOPK == 0) return gradient[j];
+                each<RANKS>(0, [&](int i) { value = i == j ? gradient[i] : value; });
                 return value;
-            }, slope);
+            }, gradient);
             T* to = nullptr;
             if (!STAGED && a.grad_logits)
                 to = static_cast<T*>(level.grad_logits) + chunk.image * level.grad_strides.image + group * level.grad_strides.side +
@@ -174,7 +174,7 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
                 adds = valid && added.adds(place);
                 if (adds) added_row = added.template row<BINS>(place, group, a.bins, exponential_of, peak.inverse);
             }
-            softmax_top_backward<BINS, TOPK, float>(row, a.bins, scale, a.topk, exponentials, peak, top, slope, sum, [&](int bin, float value) {
+            softmax_top_backward<BINS, TOPK, float>(row, a.bins, scale, a.topk, exponentials, peak, top, gradient, sum, [&](int bin, float value) {
                 if constexpr (Added::any) {
                     if (adds) value += added.at(added_row, bin, exponential_of(bin) * peak.inverse);
                 }

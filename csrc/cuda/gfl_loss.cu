@@ -2,10 +2,10 @@
 // gflv2/gfl_loss.hpp's. Sums are formed in two stages: a partial sum a block, then one block over them, in an order that depends on
 // the shapes alone.
 
+#include "cuda/block_sum.cuh"
 #include "cuda/dgqp_backward.cuh"
 #include "cuda/dtypes.cuh"
-#include "cuda/reduce.cuh"
-#include "cuda/side_threads.cuh"
+#include "cuda/level_rows.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/gfl_loss.hpp"
@@ -70,9 +70,7 @@ GFLV2_KERNEL(reduce_threads) box_loss_sums(GFLV2_CONSTANT BoxLossArguments a, st
     const float* const partial = static_cast<const float*>(a.workspace);
     const double normaliser = double(*static_cast<const float*>(a.normaliser));
     for (int loss = 0; loss < 2; ++loss) {
-        double sum = 0;
-        for (std::uint32_t i = threadIdx.x; i < blocks; i += reduce_threads) sum += partial[2 * i + loss];
-        sum = block_sum<reduce_threads>(sum, scratch);
+        const double sum = sum_of_partials(partial + loss, blocks, 2, scratch);
         if (threadIdx.x == 0) static_cast<float*>(a.losses)[loss] = float(sum * a.factors[loss] / normaliser);
     }
 }

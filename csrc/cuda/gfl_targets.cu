@@ -4,14 +4,14 @@
 // formed in two stages: a partial sum a block, then one block over them, in an order that depends on the shapes alone.
 
 #include <algorithm>
-#include <string>
 
+#include "cuda/block_sum.cuh"
 #include "cuda/dtypes.cuh"
-#include "cuda/reduce.cuh"
-#include "cuda/side_threads.cuh"
+#include "cuda/level_rows.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/gfl_targets.hpp"
+#include "gflv2/integral.hpp"
 #include "gflv2/launch.hpp"
 
 namespace gflv2::cuda {
@@ -56,7 +56,7 @@ GFLV2_KERNEL(threads) gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, G
 
     // 2. A positive point: the distance of the thread's side, and the largest of its quarter of the classes.
     if (index > 0) {
-        distances[at.side * warp + lane] = distance_of<float>(at.row_of<T>(level, chunk.image), a.bins, scale_of(a.scales, chunk.level),
+        distances[at.side * warp + lane] = distance_of<0, float>(at.row_of<T>(level, chunk.image), a.bins, scale_of(a.scales, chunk.level),
                                                               static_cast<const float*>(a.projection));
         const Level& class_level = a.class_levels.level[chunk.level];
         classes[at.side * warp + lane] = largest_class(a, class_level, chunk.image, at.offset_in(class_level.strides), at.side);
@@ -78,7 +78,7 @@ GFLV2_KERNEL(threads) gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, G
                 largest = maximum(classes[i * warp + lane], largest);
             }
             box_of_distances(cell, distance, pred);
-            // A number that no box has must not read beyond them.
+            // A box number that does not exist must not lead to a read out of bounds.
             const std::int64_t number = (index < image.count ? index : image.count) - 1;
             for (int i = 0; i < 4; ++i) {
                 box[i] = number < 0 ? 0.0f : static_cast<const float*>(image.boxes)[4 * number + i];

@@ -8,8 +8,9 @@
 // What the classes of a point share is formed once a block. Each thread leaves the sum over its classes of a point in shared
 // memory; one thread a point adds those up in their order.
 
+#include "cuda/dtypes.cuh"
+#include "cuda/loss_reduction.cuh"
 #include "cuda/points.cuh"
-#include "cuda/reduction.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/launch.hpp"
@@ -82,7 +83,7 @@ struct Point {
 
 // What an element gives: its gradient (backward), and what it adds to the sum of its point.
 struct Given {
-    float slope, added;
+    float gradient, added;
 };
 
 // target(): y of the element.
@@ -94,9 +95,9 @@ __device__ inline Given element(float value, int c, const Point& point, const Mo
             const float odds = odds_against<float>(value);
             float joint;
             if constexpr (BACKWARD) {
-                const QflSlopes<float> slopes =
-                    qfl_small_slopes<FORM, float>(odds, point.quality.score, point.quality.rest, point.upstream_over_score, joint);
-                if (joint < small_score<float>) return {slopes.value, slopes.quality};
+                const QflGradients<float> gradients =
+                    qfl_small_gradients<FORM, float>(odds, point.quality.score, point.quality.rest, point.upstream_over_score, joint);
+                if (joint < small_score<float>) return {gradients.value, gradients.quality};
             } else {
                 joint = qfl_small_score(odds, point.quality.score);
                 if (joint < small_score<float>) return {0.0f, qfl_small_value(joint)};
@@ -108,8 +109,8 @@ __device__ inline Given element(float value, int c, const Point& point, const Mo
     const JointScore<float> j = joint_score<FORM, true, float>(value, point.quality);
     const float y = target();
     if constexpr (BACKWARD) {
-        const QflSlopes<float> slopes = y == 0.0f ? qfl_negative_slopes<FORM>(j, modulation) : qfl_slopes<FORM>(j, y, modulation);
-        return {slopes.value * point.upstream, slopes.quality};
+        const QflGradients<float> gradients = y == 0.0f ? qfl_negative_gradients<FORM>(j, modulation) : qfl_gradients<FORM>(j, y, modulation);
+        return {gradients.value * point.upstream, gradients.quality};
     } else {
         return {0.0f, y == 0.0f ? qfl_negative_value(j, modulation) : qfl_value(j, y, modulation)};
     }
@@ -130,15 +131,15 @@ template <class T, int PACK> __device__ inline void load_points(float (&value)[P
 
 template <class T, int PACK>
 __device__ inline void store_points(
-    const float (&slope)[PACK], T* at, const std::int64_t (&offset)[PACK], const ThreadPoints<PACK>& place, bool pairs) {
+    const float (&gradient)[PACK], T* at, const std::int64_t (&offset)[PACK], const ThreadPoints<PACK>& place, bool pairs) {
     if constexpr (PACK == 2) {
         if (pairs) {
-            if (place.valid[0]) *reinterpret_cast<Pair<T>*>(at + offset[0]) = {narrow<T>(slope[0]), narrow<T>(slope[1])};
+            if (place.valid[0]) *reinterpret_cast<Pair<T>*>(at + offset[0]) = {narrow<T>(gradient[0]), narrow<T>(gradient[1])};
             return;
         }
     }
     each<PACK>(PACK, [&](int k) {
-        if (place.valid[k]) at[offset[k]] = narrow<T>(slope[k]);
+        if (place.valid[k]) at[offset[k]] = narrow<T>(gradient[k]);
     });
 }
 
@@ -185,7 +186,7 @@ GFLV2_KERNEL(threads, 8) qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTAN
             each<read_ahead>(read_ahead, [&](int i) {
                 const int c = first + i * int(parts);
                 if (c >= a.classes) return;
-                float slope[PACK];
+                float gradient[PACK];
                 each<PACK>(PACK, [&](int k) {
                     const std::int64_t row = first_row + p + k;
                     const Given given = element<FORM, SQUARE, BACKWARD>(value[i][k], c, point[k], modulation, [&] {
@@ -193,10 +194,10 @@ GFLV2_KERNEL(threads, 8) qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTAN
                         if (!SQUARE && !a.labels) return target[row * a.score_row + c * a.score_class];
                         return c == point[k].label && place.valid[k] ? target[row] : 0.0f;
                     });
-                    slope[k] = given.slope;
+                    gradient[k] = given.gradient;
                     sum[k] += given.added;
                 });
-                if (BACKWARD && grad) store_points<T, PACK>(slope, grad + c * level.grad_strides.bin, grad_offset, place, grad_pairs);
+                if (BACKWARD && grad) store_points<T, PACK>(gradient, grad + c * level.grad_strides.bin, grad_offset, place, grad_pairs);
             });
         }
         each<PACK>(PACK, [&](int k) {
@@ -271,14 +272,7 @@ template <class T, bool BACKWARD> void run(const QflArguments& a, void* stream) 
 }
 
 template <bool BACKWARD> void run(const QflArguments& a, Place place) {
-    const DeviceGuard guard(place.device);
-    switch (a.dtype) {
-        case Dtype::float32: return run<float, BACKWARD>(a, place.stream);
-        case Dtype::float16: return run<half, BACKWARD>(a, place.stream);
-        case Dtype::bfloat16: return run<bfloat16, BACKWARD>(a, place.stream);
-        case Dtype::float64: break;
-    }
-    throw std::invalid_argument("qfl: the CUDA kernels take float32, float16 and bfloat16");
+    run_as("qfl", a.dtype, place, [&](auto zero) { run<decltype(zero), BACKWARD>(a, place.stream); });
 }
 
 }  // namespace

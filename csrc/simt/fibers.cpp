@@ -98,7 +98,7 @@ struct Context {
     std::size_t size = 0;
 };
 
-// Leaves `from` for `to`; comes back when somebody leaves for `from`. `ending`: nobody will.
+// Leaves `from` for `to`, and returns when another context leaves for `from`. `ending`: none will.
 void leave(Context& from, Context& to, [[maybe_unused]] bool ending) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(ending ? nullptr : &from.fake_stack, to.low, to.size);

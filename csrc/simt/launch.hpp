@@ -8,11 +8,11 @@
 //   * sizes that CUDA refuses: no block, more than 1024 threads, more than 48 KB of shared memory, more than 4 KB of parameters
 //   * a barrier that not all threads of a block reach: some wait elsewhere, or have ended
 //   * bytes on either side of the block's shared memory that were overwritten; the address sanitizer also sees a read
-// Shared memory is full of NaN when a block begins. Threads take their turns upwards and downwards by turns, and so do the
-// blocks of successive launches, so that a result that hangs on the order shows.
+// Shared memory is full of NaN when a block begins. The order of the threads is reversed after each barrier, and that of the blocks
+// from launch to launch: a result that depends on the order then shows.
 //
 // What it cannot show:
-//   * a missing __syncwarp, or code that holds only while the threads of a warp go in step or apart: there are no warps
+//   * a missing __syncwarp, or code that is right only while the threads of a warp run in step, or only while they do not: there are no warps
 //   * the order in which memory becomes visible to other blocks (fences): blocks run after each other. Only under the thread
 //     sanitizer two of them run beside each other, which shows a write of both to one place.
 //   * the device's own arithmetic: expf and division may differ in the last bits, and multiply_add() is not fused here
@@ -94,5 +94,5 @@ void launch_as(const char* text, void (*kernel)(P...), unsigned grid, unsigned b
 
 }  // namespace gflv2
 
-// A macro, so that messages can name the kernel: its symbol, in an unnamed namespace, is known to nobody at run time.
+// A macro, so that messages can name the kernel: its symbol, in an unnamed namespace, is not known at run time.
 #define launch(...) launch_as(#__VA_ARGS__, __VA_ARGS__)

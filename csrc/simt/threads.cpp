@@ -56,7 +56,7 @@ private:
         void operator()() noexcept { team->arrived(); }
     };
 
-    // All threads have stopped, and this one goes on for all.
+    // Called by one thread, when all have stopped.
     void arrived() {
         std::string wrong = divergence(stops_);
         const bool ended = stops_[0].file == nullptr;

@@ -26,6 +26,23 @@ constexpr std::int32_t no_point = 0x7fffffff;          // distance of an empty p
 constexpr std::int32_t ignored_distance = 0x5a0e1bca;  // bits of 1e16f: a point that an ignore box covers
 constexpr float infinite = __builtin_huge_valf();
 
+// How many boxes of an image exist.
+GFLV2_HD std::int64_t boxes_of(const AtssImage& image) {
+    if (!image.limit) return image.count;
+    const std::int64_t limit = *image.limit;
+    return limit < 0 ? 0 : limit > image.count ? image.count : limit;
+}
+
+// How many points of a level an image has.
+GFLV2_HD int cells_of(const AtssArguments& a, const AtssImage& image, int level) {
+    return a.level[level].points ? a.level[level].width : image.rows[level] * image.columns[level];
+}
+
+// Index within the level of the point of that name.
+GFLV2_HD std::int32_t index_of(const AtssLevel& level, std::int32_t name) {
+    return level.points ? name : (name >> 16) * level.width + (name & 0xffff);
+}
+
 // --- step 1: the nearest points ---
 
 // The K nearest points so far, nearest first, in registers.
@@ -182,6 +199,7 @@ GFLV2_HD void search_points(const float* points, int count, V x, V y, NearestLis
 
 template <class V> struct AtssBox {
     V x1, y1, x2, y2;
+    GFLV2_HD mask_t<V> complete() const { return (x1 == x1) & (y1 == y1) & (x2 == x2) & (y2 == y2); }  // no NaN
     GFLV2_HD V centre_x() const { return (x1 + x2) * 0.5f; }
     GFLV2_HD V centre_y() const { return (y1 + y2) * 0.5f; }
 };
@@ -237,6 +255,15 @@ GFLV2_HD bool is_ignored(float x, float y, float half, const AtssImage& image, f
         if (anchor_overlap(x, y, half, AtssBox<float>{at[0], at[1], at[2], at[3]}) / area > threshold) return true;
     }
     return false;
+}
+
+// The same for a cell of a level, or a point of its list, which is one row.
+GFLV2_HD bool is_ignored(const AtssArguments& a, const AtssImage& image, int l, int row, int column) {
+    const AtssLevel& level = a.level[l];
+    const AtssGrid grid = grid_of(a, image, l);
+    const float x = level.points ? level.points[2 * std::int64_t(column)] : coordinate<float>(column, grid);
+    const float y = level.points ? level.points[2 * std::int64_t(column) + 1] : coordinate<float>(row, grid);
+    return is_ignored(x, y, level.half, image, a.ignore_threshold);
 }
 
 GFLV2_END

@@ -62,7 +62,7 @@ GFLV2_HD Peak<V> softmax_top(const Row& row, int bins, S scale, int topk, Expone
     return {largest, broadcast<V>(S(1)) / combine(total, [](V a, V b) { return a + b; })};
 }
 
-// The mean and the variance of the k largest probabilities; the variance only where it is asked for.
+// The mean and the variance of the k largest probabilities; the variance only where it is wanted.
 template <class V> struct Moments {
     V mean, variance;
 };
@@ -93,9 +93,9 @@ GFLV2_HD void statistics_of(const V* top, V inverse, const Statistics& statistic
     if (statistics.variance) put(topk + int(statistics.mean), moments.variance);
 }
 
-// From get(place) = ∂L/∂statistic to slope[j] = ∂L/∂T_j; returns Σ_j T_j·∂L/∂T_j.
+// From get(place) = ∂L/∂statistic to gradient[j] = ∂L/∂T_j; returns Σ_j T_j·∂L/∂T_j.
 template <int TOPK, class S, class V, class Get>
-GFLV2_HD V statistics_backward(const V* top, V inverse, const Statistics& statistics, const Get& get, V* slope) {
+GFLV2_HD V statistics_backward(const V* top, V inverse, const Statistics& statistics, const Get& get, V* gradient) {
     const int topk = statistics.topk;
     const S share = S(1) / S(topk);
     const V of_mean = statistics.mean ? V(get(topk) * share) : V{};
@@ -107,33 +107,33 @@ GFLV2_HD V statistics_backward(const V* top, V inverse, const Statistics& statis
     V sum = V{};
     each_rank<TOPK>(topk, [&](int j) {
         const V value = top[j] * inverse;
-        slope[j] = multiply_add(of_variance, V(value - mean), V(get(j) + of_mean));
-        sum = multiply_add(value, slope[j], sum);
+        gradient[j] = multiply_add(of_variance, V(value - mean), V(get(j) + of_mean));
+        sum = multiply_add(value, gradient[j], sum);
     });
     return sum;
 }
 
 // One number's part of the search for a bin's rank; csrc/cpu/simd.hpp has it for vectors. Where `e` is the value `top` of a
-// rank that no lower bin took, and has none yet: it takes the rank, whose slope becomes its own.
+// rank that no lower bin took, and has none yet: it takes the rank, whose gradient becomes its own.
 GFLV2_HD bool unranked(float) { return true; }
 GFLV2_HD bool unranked(double) { return true; }
-template <class S> GFLV2_HD void take_rank(S e, S& top, S slope, S& taken, bool& free) {
+template <class S> GFLV2_HD void take_rank(S e, S& top, S gradient, S& taken, bool& free) {
     const bool here = free && e == top;
-    taken = here ? slope : taken;
+    taken = here ? gradient : taken;
     top = here ? S(-1) : top;  // no exponential is negative
     free = free && !here;
 }
 
-// Calls use(bin, ∂L/∂t_b) for every bin. `top` is used up; `slope` and `sum` are statistics_backward's.
+// Calls use(bin, ∂L/∂t_b) for every bin. `top` is used up; `gradient` and `sum` are statistics_backward's.
 template <int BINS, int TOPK, class V, class S, class Row, class Exponentials, class Use>
 GFLV2_HD void softmax_top_backward(
-    const Row& row, int bins, S scale, int topk, const Exponentials& exponentials, const Peak<V>& peak, V* top, const V* slope, V sum,
+    const Row& row, int bins, S scale, int topk, const Exponentials& exponentials, const Peak<V>& peak, V* top, const V* gradient, V sum,
     const Use& use) {
     each<BINS>(bins, [&](int b) {
         const V e = exponentials.get(row, b, scale, peak.largest);
         V taken = V{};
         auto free = unranked(e);
-        each_rank<TOPK>(topk, [&](int j) { take_rank(e, top[j], slope[j], taken, free); });
+        each_rank<TOPK>(topk, [&](int j) { take_rank(e, top[j], gradient[j], taken, free); });
         use(b, V(e * peak.inverse * (taken - sum)));
     });
 }

@@ -6,7 +6,7 @@
 //   ∂/∂z_b = (P_s − P_t) / T
 //
 // One logarithm of a quotient, not two: at the high temperatures of distillation the two sums are nearly equal, and so are
-// their logarithms. The loss is T²/R times the divergence, its slope T/R times the difference. V, S, Row and BINS as in
+// their logarithms. The loss is T²/R times the divergence, its gradient T/R times the difference. V, S, Row and BINS as in
 // gflv2/integral.hpp.
 #pragma once
 
@@ -20,7 +20,7 @@ GFLV2_BEGIN
 template <class S> struct KlFactors {
     S inverse;  // 1/T
     S loss;     // T²/R
-    S slope;    // T/R, and upstream of all slopes
+    S gradient;    // T/R, and upstream of all gradients
 };
 
 template <class S> GFLV2_HD KlFactors<S> kl_factors(double temperature, int bins) {
@@ -58,8 +58,8 @@ template <class S, class V> GFLV2_HD V kl_loss(V ratio, V mean, S factor) {
 }
 
 // ∂(loss)/∂z_b · upstream, for the exponentials that were kept; with T/R in `upstream`. Two products, neither of them fused, so
-// that equal distributions have no slope at all.
-template <class V> GFLV2_HD V kl_slope(V e_student, V e_teacher, V over_student, V over_teacher, V upstream) {
+// that equal distributions have no gradient at all.
+template <class V> GFLV2_HD V kl_gradient(V e_student, V e_teacher, V over_student, V over_teacher, V upstream) {
     return upstream * (e_student * over_student - e_teacher * over_teacher);
 }
 

@@ -61,7 +61,7 @@ template <class S, class V> GFLV2_HD V box_loss_of(const V* cell, const V* dista
     V box[4], corners[4];
     box_of_distances(cell, distance, box);
     const BoxPair<V> pair = box_pair<S>(box, target, smallest_area<S>);
-    giou_slopes<true, false>(pair, box, target, smallest_area<S>, weight, corners, corners);
+    giou_gradients<true, false>(pair, box, target, smallest_area<S>, weight, corners, corners);
     each<4>(4, [&](int side) { gradient[side] = side < 2 ? V(-corners[side]) : corners[side]; });
     return giou_value<true, S>(pair);
 }

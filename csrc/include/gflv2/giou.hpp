@@ -57,7 +57,7 @@ template <class S, class V> GFLV2_HD V share_of_larger(V a, V b) {
 
 // grad: ∂L/∂(corner) of pred, and of target where TARGET; upstream: ∂L/∂(value).
 template <bool LOSS, bool TARGET, class S, class V>
-GFLV2_HD void giou_slopes(const BoxPair<V>& p, const V* pred, const V* target, S eps, V upstream, V* grad_pred, V* grad_target) {
+GFLV2_HD void giou_gradients(const BoxPair<V>& p, const V* pred, const V* target, S eps, V upstream, V* grad_pred, V* grad_target) {
     const V zero = V{}, floor = broadcast<V>(eps), over_union = S(1) / p.union_area;
     V of_union = -p.common * over_union * over_union, of_common = over_union, of_enclosing = zero;
     if constexpr (LOSS) {

@@ -6,7 +6,7 @@
 // Before a loop that the compiler would unroll further than the registers allow.
 #define GFLV2_UNROLL_TWICE _Pragma("unroll 2")
 #else
-// The emulation (csrc/simt) is compiled as often as it runs: nothing is unrolled there, nor inlined by force.
+// The emulation (csrc/simt) is compiled more often than it runs: nothing is unrolled or forced inline there.
 #if defined(GFLV2_SIMT)
 #define GFLV2_HD inline
 #else

@@ -57,10 +57,10 @@ template <class S> struct Modulation {
         return d == S(0) ? broadcast<V>(beta > S(0) ? S(0) : S(1)) : V(power + (d - d));  // a NaN stays one, also for β = 0
     }
 
-    template <class V> GFLV2_HD V slope(V d, V factor) const {
+    template <class V> GFLV2_HD V derivative(V d, V factor) const {
         if (beta == S(2)) return d + d;
-        const V size = magnitude(d), slope = beta * factor / size;
-        return d == S(0) ? V{} : d < S(0) ? V(-slope) : slope;
+        const V size = magnitude(d), steepness = beta * factor / size;
+        return d == S(0) ? V{} : d < S(0) ? V(-steepness) : steepness;
     }
 
 private:
@@ -141,13 +141,13 @@ template <class S, class V> GFLV2_HD V qfl_negative_value(const JointScore<V>& j
     return j.loss * modulation.factor(j.score);
 }
 
-template <class V> struct QflSlopes {
+template <class V> struct QflGradients {
     V value;    // of the class logit, or of the probability
     V quality;  // of the quality logit
 };
 
 // `direct` is T's first term: the numerator where INVERTED, else already divided by 1 − J.
-template <QflForm FORM, bool INVERTED, class V> GFLV2_HD QflSlopes<V> qfl_chain(const JointScore<V>& j, V direct, V through) {
+template <QflForm FORM, bool INVERTED, class V> GFLV2_HD QflGradients<V> qfl_chain(const JointScore<V>& j, V direct, V through) {
     if constexpr (FORM == QflForm::logits) return {multiply_add(through, V(j.score * j.class_rest), direct), V{}};
     if constexpr (FORM == QflForm::probabilities) return {multiply_add(direct, j.inverse, through), V{}};
     const V t = INVERTED ? multiply_add(direct, j.inverse, V(through * j.score)) : multiply_add(through, j.score, direct);
@@ -155,15 +155,15 @@ template <QflForm FORM, bool INVERTED, class V> GFLV2_HD QflSlopes<V> qfl_chain(
 }
 
 template <QflForm FORM, class S, class V>
-GFLV2_HD QflSlopes<V> qfl_slopes(const JointScore<V>& j, V y, const Modulation<S>& modulation) {
+GFLV2_HD QflGradients<V> qfl_gradients(const JointScore<V>& j, V y, const Modulation<S>& modulation) {
     const V difference = j.score - y, factor = modulation.factor(difference);
     const V bce = y * j.gain + (S(1) - y) * j.loss;
-    return qfl_chain<FORM, true>(j, V(factor * difference), V(bce * modulation.slope(difference, factor)));
+    return qfl_chain<FORM, true>(j, V(factor * difference), V(bce * modulation.derivative(difference, factor)));
 }
 
 template <QflForm FORM, class S, class V>
-GFLV2_HD QflSlopes<V> qfl_negative_slopes(const JointScore<V>& j, const Modulation<S>& modulation) {
-    const V factor = modulation.factor(j.score), through = j.loss * modulation.slope(j.score, factor);
+GFLV2_HD QflGradients<V> qfl_negative_gradients(const JointScore<V>& j, const Modulation<S>& modulation) {
+    const V factor = modulation.factor(j.score), through = j.loss * modulation.derivative(j.score, factor);
     if constexpr (FORM == QflForm::joint) return qfl_chain<FORM, false>(j, V(factor * j.ratio), through);
     return qfl_chain<FORM, true>(j, V(factor * j.score), through);
 }
@@ -190,8 +190,8 @@ template <class V> GFLV2_HD V qfl_small_score(V odds, V score) { return quotient
 
 template <class V> GFLV2_HD V qfl_small_value(V joint) { return small_loss(joint) * (joint * joint); }
 
-// rest: 1 − σ(r); upstream: ∂L/∂(loss), divided by σ(r). The slope of c is multiplied by it, that of r is not. J is left in `joint`.
-template <QflForm FORM, class S, class V> GFLV2_HD QflSlopes<V> qfl_small_slopes(V odds, V score, V rest, V upstream, V& joint) {
+// rest: 1 − σ(r); upstream: ∂L/∂(loss), divided by σ(r). The gradient of c is multiplied by it, that of r is not. J is left in `joint`.
+template <QflForm FORM, class S, class V> GFLV2_HD QflGradients<V> qfl_small_gradients(V odds, V score, V rest, V upstream, V& joint) {
     const V two = broadcast<V>(S(2)), whole = S(1) + odds;
     if constexpr (FORM == QflForm::logits) {
         joint = quotient(broadcast<V>(S(1)), whole);
@@ -199,7 +199,7 @@ template <QflForm FORM, class S, class V> GFLV2_HD QflSlopes<V> qfl_small_slopes
         return {V(joint * joint * multiply_add(V(small_loss(joint) * complement), two, joint) * upstream), V{}};
     } else {
         // One division for J = σ(r)/(1 + E) and J/(1 − J) = σ(r)/(E + q). Where the product overflows both are 0, and so are
-        // the slopes. 1 − σ(c) = E·J/σ(r).
+        // the gradients. 1 − σ(c) = E·J/σ(r).
         const V sum = odds + rest, both = quotient(score, V(whole * sum));
         joint = both * sum;
         const V t = joint * joint * multiply_add(small_loss(joint), two, V(both * whole));

@@ -1,7 +1,8 @@
-// What crosses the border between Python and the kernels: element types, and the table of levels. No function stands
-// here, so that every translation unit, whatever its instruction set, means the same types.
+// What crosses the border between Python and the kernels: element types, and the table of levels. No function is
+// defined here, so that every translation unit, whatever its instruction set, means the same types.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace gflv2 {
@@ -44,5 +45,10 @@ struct Place {
     int device;
     void* stream;
 };
+
+// Declares cpu::name and cuda::name.
+#define GFLV2_OPERATION(name, Arguments)                        \
+    namespace cpu { void name(const Arguments&, int threads); } \
+    namespace cuda { void name(const Arguments&, Place); }
 
 }  // namespace gflv2

@@ -1,9 +1,6 @@
 // The C++ interface of `atss`: what the assignment receives, and where it runs.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "gflv2/types.hpp"
 
 namespace gflv2 {
@@ -46,12 +43,6 @@ struct AtssArguments {
     std::uint8_t* ignored;       // (B, A) scratch; where `ignoring`
 };
 
-namespace cpu {
-void atss(const AtssArguments&, int threads);
-}  // namespace cpu
-
-namespace cuda {
-void atss(const AtssArguments&, Place);
-}  // namespace cuda
+GFLV2_OPERATION(atss, AtssArguments)
 
 }  // namespace gflv2

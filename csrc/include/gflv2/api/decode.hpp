@@ -1,8 +1,6 @@
 // The C++ interface of `decode`. S stands for float, or double where the logits are double.
 #pragma once
 
-#include <cstdint>
-
 #include "gflv2/types.hpp"
 
 namespace gflv2 {
@@ -35,12 +33,6 @@ struct DecodeArguments {
     void* distributions;           // (B, N, 4, R) S, or null
 };
 
-namespace cpu {
-void decode(const DecodeArguments&, int threads);
-}  // namespace cpu
-
-namespace cuda {
-void decode(const DecodeArguments&, Place);
-}  // namespace cuda
+GFLV2_OPERATION(decode, DecodeArguments)
 
 }  // namespace gflv2

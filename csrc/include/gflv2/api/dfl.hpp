@@ -1,9 +1,6 @@
 // The C++ interface of `dfl`.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "gflv2/api/reduction.hpp"
 #include "gflv2/types.hpp"
 
@@ -22,14 +19,9 @@ struct DflArguments {
     void* workspace;              // CUDA: dfl_workspace() bytes, where the total is wanted
 };
 
-namespace cpu {
-void dfl_forward(const DflArguments&, int threads);
-void dfl_backward(const DflArguments&, int threads);
-}  // namespace cpu
-
+GFLV2_OPERATION(dfl_forward, DflArguments)
+GFLV2_OPERATION(dfl_backward, DflArguments)
 namespace cuda {
-void dfl_forward(const DflArguments&, Place);
-void dfl_backward(const DflArguments&, Place);
 // Bytes for the sums over blocks.
 std::size_t dfl_workspace(std::int64_t rows);
 }  // namespace cuda

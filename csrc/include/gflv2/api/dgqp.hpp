@@ -1,9 +1,6 @@
 // The C++ interface of `dgqp` and `dgqp_statistics`. S stands for float, or double where the logits are double.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "gflv2/types.hpp"
 
 namespace gflv2 {
@@ -35,14 +32,9 @@ struct DgqpArguments {
     int features() const { return 4 * (topk + int(mean) + int(variance)); }
 };
 
-namespace cpu {
-void dgqp_forward(const DgqpArguments&, int threads);
-void dgqp_backward(const DgqpArguments&, int threads);
-}  // namespace cpu
-
+GFLV2_OPERATION(dgqp_forward, DgqpArguments)
+GFLV2_OPERATION(dgqp_backward, DgqpArguments)
 namespace cuda {
-void dgqp_forward(const DgqpArguments&, Place);
-void dgqp_backward(const DgqpArguments&, Place);
 // Bytes for the sums over blocks; features and hidden: 0 where the predictor needs no gradient.
 std::size_t dgqp_workspace(const LevelTable& levels, std::int64_t batch, int features, int hidden);
 }  // namespace cuda

@@ -1,9 +1,6 @@
 // The C++ interface of `distribution_kl`.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "gflv2/api/reduction.hpp"
 #include "gflv2/types.hpp"
 
@@ -28,14 +25,9 @@ struct DistributionKlArguments {
     void* workspace;     // CUDA: distribution_kl_workspace() bytes, where the total is wanted
 };
 
-namespace cpu {
-void distribution_kl_forward(const DistributionKlArguments&, int threads);
-void distribution_kl_backward(const DistributionKlArguments&, int threads);
-}  // namespace cpu
-
+GFLV2_OPERATION(distribution_kl_forward, DistributionKlArguments)
+GFLV2_OPERATION(distribution_kl_backward, DistributionKlArguments)
 namespace cuda {
-void distribution_kl_forward(const DistributionKlArguments&, Place);
-void distribution_kl_backward(const DistributionKlArguments&, Place);
 // Bytes for the sums over blocks.
 std::size_t distribution_kl_workspace(std::int64_t rows);
 }  // namespace cuda

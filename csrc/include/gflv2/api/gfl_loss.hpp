@@ -4,9 +4,6 @@
 // The logits have one gradient: that of the box losses and that which comes through the statistics of `dgqp` are written together.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "gflv2/api/dgqp.hpp"
 #include "gflv2/types.hpp"
 
@@ -44,14 +41,9 @@ struct BoxLossBackwardArguments {
     SavedBoxLoss box;
 };
 
-namespace cpu {
-void box_loss_forward(const BoxLossArguments&, int threads);
-void box_loss_backward(const BoxLossBackwardArguments&, int threads);
-}  // namespace cpu
-
+GFLV2_OPERATION(box_loss_forward, BoxLossArguments)
+GFLV2_OPERATION(box_loss_backward, BoxLossBackwardArguments)
 namespace cuda {
-void box_loss_forward(const BoxLossArguments&, Place);
-void box_loss_backward(const BoxLossBackwardArguments&, Place);
 // Bytes for the sums over blocks; features and hidden as dgqp_workspace takes them.
 std::size_t box_loss_forward_workspace(const LevelTable& levels, std::int64_t batch);
 std::size_t box_loss_backward_workspace(const LevelTable& levels, std::int64_t batch, int features, int hidden);

@@ -1,9 +1,6 @@
 // The C++ interface of `gfl_targets`. S stands for float, or double where the box logits are double.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "gflv2/types.hpp"
 
 namespace gflv2 {
@@ -38,12 +35,8 @@ struct GflTargetsArguments {
     void* workspace;                // CUDA: gfl_targets_workspace() bytes
 };
 
-namespace cpu {
-void gfl_targets(const GflTargetsArguments&, int threads);
-}  // namespace cpu
-
+GFLV2_OPERATION(gfl_targets, GflTargetsArguments)
 namespace cuda {
-void gfl_targets(const GflTargetsArguments&, Place);
 // Bytes for the sums over blocks.
 std::size_t gfl_targets_workspace(const LevelTable& levels, std::int64_t batch);
 }  // namespace cuda

@@ -1,9 +1,6 @@
 // The C++ interface of `giou` and `iou`.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "gflv2/api/reduction.hpp"
 #include "gflv2/types.hpp"
 
@@ -23,14 +20,9 @@ struct GiouArguments {
     void* workspace;              // CUDA: giou_workspace() bytes, where the total is wanted
 };
 
-namespace cpu {
-void giou_forward(const GiouArguments&, int threads);
-void giou_backward(const GiouArguments&, int threads);
-}  // namespace cpu
-
+GFLV2_OPERATION(giou_forward, GiouArguments)
+GFLV2_OPERATION(giou_backward, GiouArguments)
 namespace cuda {
-void giou_forward(const GiouArguments&, Place);
-void giou_backward(const GiouArguments&, Place);
 // Bytes for the sums over blocks.
 std::size_t giou_workspace(std::int64_t rows);
 }  // namespace cuda

@@ -1,9 +1,6 @@
 // The C++ interface of `integral`. S stands for float, or double where the logits are double.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "gflv2/types.hpp"
 
 namespace gflv2 {
@@ -28,14 +25,9 @@ struct IntegralArguments {
     void* workspace;            // CUDA: integral_workspace() bytes, where a sum is wanted
 };
 
-namespace cpu {
-void integral_forward(const IntegralArguments&, int threads);
-void integral_backward(const IntegralArguments&, int threads);
-}  // namespace cpu
-
+GFLV2_OPERATION(integral_forward, IntegralArguments)
+GFLV2_OPERATION(integral_backward, IntegralArguments)
 namespace cuda {
-void integral_forward(const IntegralArguments&, Place);
-void integral_backward(const IntegralArguments&, Place);
 // Bytes for the sums over blocks; projection_bins: R where the projection needs a gradient, else 0.
 std::size_t integral_workspace(const LevelTable& levels, std::int64_t batch, int projection_bins);
 }  // namespace cuda

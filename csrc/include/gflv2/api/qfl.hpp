@@ -1,9 +1,6 @@
 // The C++ interface of `qfl`.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "gflv2/api/reduction.hpp"
 #include "gflv2/types.hpp"
 
@@ -32,14 +29,9 @@ struct QflArguments {
     void* workspace;              // CUDA: qfl_workspace() bytes, where the total is wanted
 };
 
-namespace cpu {
-void qfl_forward(const QflArguments&, int threads);
-void qfl_backward(const QflArguments&, int threads);
-}  // namespace cpu
-
+GFLV2_OPERATION(qfl_forward, QflArguments)
+GFLV2_OPERATION(qfl_backward, QflArguments)
 namespace cuda {
-void qfl_forward(const QflArguments&, Place);
-void qfl_backward(const QflArguments&, Place);
 // Bytes for the sums over blocks.
 std::size_t qfl_workspace(const LevelTable& levels, std::int64_t batch);
 }  // namespace cuda

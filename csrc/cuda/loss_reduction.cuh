@@ -1,4 +1,4 @@
-// Losses of rows to the result on CUDA, and the upstream gradient back to the rows: csrc/cpu/reduction.hpp for a GPU.
+// Losses of rows to the result on CUDA, and the upstream gradient back to the rows: csrc/cpu/loss_reduction.hpp for a GPU.
 //
 // A total is formed in two stages. Every block leaves one partial sum in the workspace, place blockIdx.x; one more block adds
 // them up in double. The order of both sums depends on the shapes alone.
@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <stdexcept>
 
-#include "cuda/reduce.cuh"
+#include "cuda/block_sum.cuh"
 #include "gflv2/api/reduction.hpp"
 #include "gflv2/launch.hpp"
 
@@ -50,9 +50,7 @@ template <unsigned THREADS> __device__ inline void partial_total(const Reduction
 // Second stage.
 static GFLV2_KERNEL(reduce_threads) total_of_blocks(GFLV2_CONSTANT Reduction r, const float* partial, std::uint32_t count) {
     GFLV2_SHARED_MEMORY(double, scratch);
-    double sum = 0;
-    for (std::uint32_t i = threadIdx.x; i < count; i += reduce_threads) sum += partial[i];
-    sum = block_sum<reduce_threads>(sum, scratch);
+    const double sum = sum_of_partials(partial, count, 1, scratch);
     if (threadIdx.x == 0) *static_cast<float*>(r.out) = float(sum / total_divisor(r));
 }
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda/rows.cuh"
+#include "cuda/level_rows.cuh"
 
 namespace gflv2::cuda {
 
@@ -20,6 +20,18 @@ __device__ inline void visit_row_tile(std::uint32_t rows, int bins, std::int64_t
     } else if (threadIdx.x < rows) {
         for (int bin = 0; bin < bins; ++bin) f(threadIdx.x * row_stride + bin * bin_stride, threadIdx.x * pitch_of(bins) + bin);
     }
+}
+
+// The rows to shared memory.
+template <unsigned THREADS, int BINS, class T>
+__device__ inline void matrix_to_shared(const T* from, std::uint32_t rows, int bins, std::int64_t row_stride, std::int64_t bin_stride, float* tile) {
+    visit_row_tile<THREADS, BINS>(rows, bins, row_stride, bin_stride, [&](std::int64_t element, std::uint32_t place) { tile[place] = widen(from[element]); });
+}
+
+// The way back; rounds to T.
+template <unsigned THREADS, int BINS, class T>
+__device__ inline void matrix_from_shared(T* to, std::uint32_t rows, int bins, std::int64_t row_stride, std::int64_t bin_stride, const float* tile) {
+    visit_row_tile<THREADS, BINS>(rows, bins, row_stride, bin_stride, [&](std::int64_t element, std::uint32_t place) { to[element] = narrow<T>(tile[place]); });
 }
 
 }  // namespace gflv2::cuda

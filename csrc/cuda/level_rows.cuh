@@ -28,6 +28,15 @@ template <class T> struct MemoryRow {
 template <int BINS> struct ExponentialsFor { using type = KeptExponentials<float, BINS>; };
 template <> struct ExponentialsFor<0> { using type = RecomputedExponentials<float>; };
 
+// Do neighbouring bins lie side by side?
+inline bool bins_adjacent(const LevelTable& levels, bool gradient) {
+    for (int l = 0; l < levels.count; ++l) {
+        const Level& level = levels.level[l];
+        if (level.strides.bin != 1 || (gradient && level.grad_strides.bin != 1)) return false;
+    }
+    return true;
+}
+
 // Words between rows in shared memory: odd, so that the lanes of a warp fall on different banks.
 GFLV2_HD int pitch_of(int bins) { return bins | 1; }
 
@@ -80,5 +89,30 @@ __device__ inline void rows_from_shared(const Level& level, std::uint32_t image,
             *reinterpret_cast<Four<T>*>(to + element) = four;
         });
 }
+
+// What a thread knows of its point. Threads past the end have a point that does not exist.
+struct ThreadPoint {
+    std::uint32_t point, row, column;  // in the level
+    std::int64_t place;                // in (B, A)
+    bool exists;
+    int side;
+
+    __device__ ThreadPoint(const Chunk& chunk, const Level& level, std::int64_t points)
+        : point(chunk.first + threadIdx.x % warp), row(point / std::uint32_t(level.width)), column(point - row * std::uint32_t(level.width)),
+          place(chunk.image * points + level.first_point + point), exists(point < std::uint32_t(level.height * level.width)),
+          side(threadIdx.x / warp) {}
+
+    __device__ void cell(float offset, float* to) const {
+        to[0] = float(column) + offset;
+        to[1] = float(row) + offset;
+    }
+
+    __device__ std::int64_t offset_in(const Strides& s) const { return row * s.y + column * s.x; }
+
+    template <class T> __device__ MemoryRow<T> row_of(const Level& level, std::uint32_t image) const {
+        const T* at = static_cast<const T*>(level.logits) + image * level.strides.image + side * level.strides.side;
+        return {at + offset_in(level.strides), level.strides.bin};
+    }
+};
 
 }  // namespace gflv2::cuda

@@ -2,11 +2,15 @@
 // in their order, so that the result has the same bits on any number of threads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "cpu/parallel.hpp"
+#include "cpu/tiles.hpp"
 #include "gflv2/api/reduction.hpp"
 #include "gflv2/macros.hpp"
+#include "gflv2/types.hpp"
 
 GFLV2_BEGIN
 
@@ -39,11 +43,23 @@ template <class S> double reduce_rows(const Reduction& r, std::int64_t first, st
     return 0;
 }
 
-template <class S> void write_total(const Reduction& r, const std::vector<double>& sums) {
+// `dtype`: of the logits or boxes.
+inline void write_total(const Reduction& r, Dtype dtype, const std::vector<double>& sums) {
     if (!r.total || !r.out) return;
     double total = 0;
     for (const double sum : sums) total += sum;
-    *static_cast<S*>(r.out) = S(total / total_divisor<S>(r));
+    if (dtype == Dtype::float64) *static_cast<double*>(r.out) = total / total_divisor<double>(r);
+    else *static_cast<float*>(r.out) = float(total / total_divisor<float>(r));
+}
+
+// Of independent rows: losses(first, count) gives what reduce_rows returns, task by task.
+template <class Losses> void reduce_tasks(const Reduction& r, Dtype dtype, std::int64_t rows, int threads, const Losses& losses) {
+    std::vector<double> sums((rows + points_per_task - 1) / points_per_task);
+    parallel_for(std::int64_t(sums.size()), threads, [&](std::int64_t i) {
+        const std::int64_t first = i * points_per_task;
+        sums[i] = losses(first, std::min(points_per_task, rows - first));
+    });
+    write_total(r, dtype, sums);
 }
 
 // ∂L/∂(loss of a row) of rows [first, first + count); without an upstream gradient ∂(result)/∂(loss of a row).
