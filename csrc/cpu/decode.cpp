@@ -41,8 +41,10 @@ constexpr int group = GFLV2_VECTOR_BYTES == 64 ? 16 : 8;
 // How many classes ahead are prefetched: the planes lie too far apart for the processor to see a pattern.
 constexpr int classes_ahead = 8;
 
-// largest[i] = the largest class logit of point i, for GROUP vectors of adjacent points; true if some logit is not a number.
-template <int GROUP, class T> GFLV2_HD bool largest_of_planes(const T* at, std::int64_t class_step, int classes, compute_t<T>* largest) {
+// largest[i] = the largest class logit of point i, for GROUP vectors of adjacent points; true if some logit is not a
+// number.
+template <int GROUP, class T>
+GFLV2_HD bool largest_of_planes(const T* at, std::int64_t class_step, int classes, compute_t<T>* largest) {
     using S = compute_t<T>;
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
@@ -64,7 +66,8 @@ template <int GROUP, class T> GFLV2_HD bool largest_of_planes(const T* at, std::
 }
 
 // The same for one vector of points whose classes are adjacent; classes ≥ lanes.
-template <class T> GFLV2_HD bool largest_of_rows(const T* at, std::int64_t point_step, int classes, compute_t<T>* largest) {
+template <class T>
+GFLV2_HD bool largest_of_rows(const T* at, std::int64_t point_step, int classes, compute_t<T>* largest) {
     using S = compute_t<T>;
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
@@ -102,13 +105,16 @@ template <class T> bool largest_of_point(const T* at, std::int64_t class_step, i
 
 // Points [0, count) at equal steps. Returns whether some logit is not a number; then `largest` may be wrong.
 template <class T>
-bool largest_of_run(const T* at, std::int64_t point_step, std::int64_t class_step, int classes, std::int64_t count, compute_t<T>* largest) {
+bool largest_of_run(const T* at, std::int64_t point_step, std::int64_t class_step, int classes, std::int64_t count,
+                    compute_t<T>* largest) {
     constexpr int n = lanes<compute_t<T>>;
     bool unordered = false;
     std::int64_t i = 0;
     if (count >= n && point_step == 1) {
-        for (; i + group * n <= count; i += group * n) unordered |= largest_of_planes<group>(at + i, class_step, classes, largest + i);
-        for (; i + 4 * n <= count; i += 4 * n) unordered |= largest_of_planes<4>(at + i, class_step, classes, largest + i);
+        for (; i + group * n <= count; i += group * n)
+            unordered |= largest_of_planes<group>(at + i, class_step, classes, largest + i);
+        for (; i + 4 * n <= count; i += 4 * n)
+            unordered |= largest_of_planes<4>(at + i, class_step, classes, largest + i);
         for (; i < count; i += n) {  // the last vector ends with the run
             i = std::min(i, count - n);
             unordered |= largest_of_planes<1>(at + i, class_step, classes, largest + i);
@@ -134,7 +140,8 @@ template <class T> void key_task(const DecodeArguments& a, const Task& task) {
     // 1. The largest logit of each point.
     alignas(64) S largest[points_per_task + n];
     bool unordered = false;
-    each_run(level, task, false, [&](std::int64_t first, std::int64_t run, std::int64_t offset, std::int64_t point_step, auto...) {
+    each_run(level, task, false,
+             [&](std::int64_t first, std::int64_t run, std::int64_t offset, std::int64_t point_step, auto...) {
         unordered |= largest_of_run(logits + offset, point_step, step, a.classes, run, largest + (first - task.first));
     });
     for (std::int64_t i = count; i < count + n; ++i) largest[i] = 0;
@@ -157,7 +164,8 @@ template <class T> void key_task(const DecodeArguments& a, const Task& task) {
 
     // 3. Again, one by one, where a logit is not a number.
     if (unordered)
-        each_run(level, task, false, [&](std::int64_t from, std::int64_t run, std::int64_t offset, std::int64_t point_step, auto...) {
+        each_run(level, task, false,
+                 [&](std::int64_t from, std::int64_t run, std::int64_t offset, std::int64_t point_step, auto...) {
             for (std::int64_t i = 0; i < run; ++i) {
                 const std::int64_t to = from - task.first + i;
                 S best;
@@ -180,7 +188,8 @@ template <class S> void select(const S* keys, std::int64_t count, std::int64_t w
     using Rank = decltype(rank_of(S()));
     constexpr int digit = 11, bits = 8 * sizeof(Rank);
 
-    // 1. The rank of the last one that is taken, from its highest digit to its lowest; `left` of the points of that rank are.
+    // 1. The rank of the last one that is taken, from its highest digit to its lowest; `left` of the points of that
+    //    rank are.
     Rank last = 0, known = 0;
     std::int64_t left = wanted;
     for (int place = bits; place > 0;) {
@@ -226,7 +235,9 @@ template <class S> S smallest_logit(S threshold) {
 }
 
 // Scores of the points; returns how many rows have one above the threshold.
-template <class T> int write_scores(const DecodeArguments& a, int l, std::int64_t image, const Points<compute_t<T>>& points, std::int64_t first_row) {
+template <class T>
+int write_scores(const DecodeArguments& a, int l, std::int64_t image, const Points<compute_t<T>>& points,
+                 std::int64_t first_row) {
     using S = compute_t<T>;
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
@@ -261,7 +272,8 @@ template <class T> int write_scores(const DecodeArguments& a, int l, std::int64_
         return some(logit > smallest) ? kept_score(logit, of_quality, of_key, threshold) : V{};
     };
 
-    // 2. Their scores: class by class with a point in each lane, or where the classes are adjacent, the other way round.
+    // 2. Their scores: class by class with a point in each lane, or where the classes are adjacent, the other way
+    //    round.
     for (int c = 0; c < a.classes; c += n) {
         const int width = std::min(n, a.classes - c);
         V tile[n] = {};
@@ -277,7 +289,9 @@ template <class T> int write_scores(const DecodeArguments& a, int l, std::int64_
     return above;
 }
 
-template <class T> void write_boxes(const DecodeArguments& a, int l, std::int64_t image, const Points<compute_t<T>>& points, std::int64_t first_row) {
+template <class T>
+void write_boxes(const DecodeArguments& a, int l, std::int64_t image, const Points<compute_t<T>>& points,
+                 std::int64_t first_row) {
     using S = compute_t<T>;
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
@@ -374,7 +388,8 @@ template <class S> void run(const DecodeArguments& a, const Kernels<S>& kernels,
         int above = 0;
         for (std::int64_t at = task.first; at < task.last; at += n) {
             Points<S> points{{level, int(std::min<std::int64_t>(n, task.last - at)),
-                              [&](int lane) { return sorted ? chosen[first + at + lane].point : at + lane; }}, {}};
+                              [&](int lane) { return sorted ? chosen[first + at + lane].point : at + lane; }},
+                             {}};
             for (int lane = 0; lane < points.used; ++lane) {
                 points.to[lane] = sorted ? chosen[first + at + lane].row : at + lane;
                 a.indices[first + points.to[lane]] = level.first_point + points.point[lane];
@@ -395,7 +410,8 @@ void decode(const DecodeArguments& a, int threads) {
         if constexpr (std::is_same_v<compute_t<C>, compute_t<decltype(of_box)>>)
             run<compute_t<C>>(a, {key_task<C>, write_scores<C>, write_boxes<decltype(of_box)>}, threads);
     };
-    with_type(a.class_dtype, [&](auto of_class) { with_type(a.box_dtype, [&](auto of_box) { start(of_class, of_box); }); });
+    with_type(a.class_dtype,
+              [&](auto of_class) { with_type(a.box_dtype, [&](auto of_box) { start(of_class, of_box); }); });
 }
 
 GFLV2_END

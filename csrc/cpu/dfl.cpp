@@ -13,7 +13,8 @@ GFLV2_BEGIN
 
 namespace {
 
-template <class T, bool BACKWARD, int BINS> double run_rows(const DflArguments& a, std::int64_t first, std::int64_t count) {
+template <class T, bool BACKWARD, int BINS>
+double run_rows(const DflArguments& a, std::int64_t first, std::int64_t count) {
     using S = compute_t<T>;
     using V = vector_t<S>;
     constexpr int n = lanes<S>, room = BINS > 0 ? BINS : max_bins;
@@ -41,7 +42,8 @@ template <class T, bool BACKWARD, int BINS> double run_rows(const DflArguments& 
         if constexpr (BACKWARD) {
             const V over_total = S(1) / r.total, upstream = load_used(upstreams + i, used);
             each<BINS>(a.bins, [&](int b) { tile[b] = dfl_gradient<S>(b, tile[b], over_total, target, upstream); });
-            store_tile(static_cast<T*>(a.grad_logits) + row * a.grad_row_stride, tile, a.grad_row_stride, a.grad_bin_stride, a.bins, used);
+            store_tile(static_cast<T*>(a.grad_logits) + row * a.grad_row_stride, tile, a.grad_row_stride,
+                       a.grad_bin_stride, a.bins, used);
         }
     }
     if (!losses) return 0;
@@ -51,8 +53,11 @@ template <class T, bool BACKWARD, int BINS> double run_rows(const DflArguments& 
 }
 
 template <bool BACKWARD> void run(const DflArguments& a, int threads) {
-    const auto rows = with_type_and_bins(a.dtype, a.bins, [](auto zero, auto bins) { return run_rows<decltype(zero), BACKWARD, decltype(bins)::value>; });
-    reduce_tasks(a.reduction, a.dtype, a.rows, threads_for(a.rows * a.bins * 2 / 3, threads), [&](std::int64_t first, std::int64_t count) { return rows(a, first, count); });
+    const auto rows = with_type_and_bins(a.dtype, a.bins, [](auto zero, auto bins) {
+        return run_rows<decltype(zero), BACKWARD, decltype(bins)::value>;
+    });
+    reduce_tasks(a.reduction, a.dtype, a.rows, threads_for(a.rows * a.bins * 2 / 3, threads),
+                 [&](std::int64_t first, std::int64_t count) { return rows(a, first, count); });
 }
 
 }  // namespace

@@ -14,11 +14,14 @@ GFLV2_BEGIN
 
 namespace {
 
-template <class T> void load_rows(vector_t<compute_t<T>>* tile, const LogitRows& rows, std::int64_t row, int bins, int used) {
-    load_tile(tile, static_cast<const T*>(rows.at) + row * rows.row_stride, rows.row_stride, rows.bin_stride, bins, used);
+template <class T>
+void load_rows(vector_t<compute_t<T>>* tile, const LogitRows& rows, std::int64_t row, int bins, int used) {
+    load_tile(tile, static_cast<const T*>(rows.at) + row * rows.row_stride, rows.row_stride, rows.bin_stride, bins,
+              used);
 }
 
-// The teacher has a dtype of its own. It is looked up for every tile: compiled in, it would triple the number of kernels.
+// The teacher has a dtype of its own. It is looked up for every tile: compiled in, it would triple the number of
+// kernels.
 template <class S> void load_teacher(vector_t<S>* tile, const LogitRows& rows, std::int64_t row, int bins, int used) {
     if constexpr (std::is_same_v<S, double>) return load_rows<double>(tile, rows, row, bins, used);
     else if (rows.dtype == Dtype::float16) load_rows<half>(tile, rows, row, bins, used);
@@ -47,7 +50,8 @@ double run_rows(const DistributionKlArguments& a, std::int64_t first, std::int64
         V student[room], teacher[room];
         load_rows<T>(student, a.logits, row, a.bins, used);
         load_teacher<S>(teacher, a.teacher, row, a.bins, used);
-        const KlRow<V> r = kl_row<BINS, S, V>(student, teacher, a.bins, factors.inverse, [&](int b, V e_student, V e_teacher) {
+        const KlRow<V> r =
+            kl_row<BINS, S, V>(student, teacher, a.bins, factors.inverse, [&](int b, V e_student, V e_teacher) {
             if (BACKWARD) student[b] = e_student, teacher[b] = e_teacher;
         });
         if (losses) {
@@ -55,20 +59,28 @@ double run_rows(const DistributionKlArguments& a, std::int64_t first, std::int64
             store(values + i, r.weighted / r.teacher);
         }
         if constexpr (BACKWARD) {
-            const V over_student = S(1) / r.student, over_teacher = S(1) / r.teacher, upstream = load_used(upstreams + i, used);
-            each<BINS>(a.bins, [&](int b) { student[b] = kl_gradient(student[b], teacher[b], over_student, over_teacher, upstream); });
-            store_tile(static_cast<T*>(a.grad_logits) + row * a.grad_row_stride, student, a.grad_row_stride, a.grad_bin_stride, a.bins, used);
+            const V over_student = S(1) / r.student, over_teacher = S(1) / r.teacher,
+                    upstream = load_used(upstreams + i, used);
+            each<BINS>(a.bins, [&](int b) {
+                student[b] = kl_gradient(student[b], teacher[b], over_student, over_teacher, upstream);
+            });
+            store_tile(static_cast<T*>(a.grad_logits) + row * a.grad_row_stride, student, a.grad_row_stride,
+                       a.grad_bin_stride, a.bins, used);
         }
     }
     if (!losses) return 0;
     // Logarithms are long chains of operations: in a loop of their own, one need not wait for the other.
-    for (std::int64_t i = 0; i < count; i += n) store(values + i, kl_loss<S>(load(ratios + i), load(values + i), factors.loss));
+    for (std::int64_t i = 0; i < count; i += n)
+        store(values + i, kl_loss<S>(load(ratios + i), load(values + i), factors.loss));
     return reduce_rows(a.reduction, first, count, values);
 }
 
 template <bool BACKWARD> void run(const DistributionKlArguments& a, int threads) {
-    const auto rows = with_type_and_bins(a.logits.dtype, a.bins, [](auto zero, auto bins) { return run_rows<decltype(zero), BACKWARD, decltype(bins)::value>; });
-    reduce_tasks(a.reduction, a.logits.dtype, a.rows, threads, [&](std::int64_t first, std::int64_t count) { return rows(a, first, count); });
+    const auto rows = with_type_and_bins(a.logits.dtype, a.bins, [](auto zero, auto bins) {
+        return run_rows<decltype(zero), BACKWARD, decltype(bins)::value>;
+    });
+    reduce_tasks(a.reduction, a.logits.dtype, a.rows, threads,
+                 [&](std::int64_t first, std::int64_t count) { return rows(a, first, count); });
 }
 
 }  // namespace

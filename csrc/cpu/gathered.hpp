@@ -1,5 +1,5 @@
-// Single points of a level, one in each lane, wherever they lie: few points are positive, and the training head computes those
-// alone.
+// Single points of a level, one in each lane, wherever they lie: few points are positive, and the training head
+// computes those alone.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,8 @@
 
 GFLV2_BEGIN
 
-// A vector of points anywhere in an image's level, the point of lane i being point_of(i). Lanes from `used` on repeat the first.
+// A vector of points anywhere in an image's level, the point of lane i being point_of(i). Lanes from `used` on repeat
+// the first.
 template <class S> struct Gathered {
     using V = vector_t<S>;
     static constexpr int n = lanes<S>;
@@ -49,7 +50,9 @@ template <class T> GFLV2_HD vector_t<compute_t<T>> gather(const T* at, const std
 }
 
 // A row of logits for each lane.
-template <class T> GFLV2_HD void gather_row(const T* at, const std::int64_t* offsets, std::int64_t bin_step, int bins, vector_t<compute_t<T>>* row) {
+template <class T>
+GFLV2_HD void gather_row(const T* at, const std::int64_t* offsets, std::int64_t bin_step, int bins,
+                         vector_t<compute_t<T>>* row) {
     for (int b = 0; b < bins; ++b) row[b] = gather(at + b * bin_step, offsets);
 }
 
@@ -60,9 +63,11 @@ template <class S> void gather_boxes(const S* const* at, vector_t<S>* box) {
 }
 
 // Calls run(points) for the gathered points of a task.
-template <class S, class Run> void each_gathered(const Level& level, const std::vector<std::int32_t>& points, const Run& run) {
+template <class S, class Run>
+void each_gathered(const Level& level, const std::vector<std::int32_t>& points, const Run& run) {
     for (std::size_t i = 0; i < points.size(); i += lanes<S>)
-        run(Gathered<S>(level, int(std::min<std::size_t>(lanes<S>, points.size() - i)), [&](int lane) { return points[i + lane]; }));
+        run(Gathered<S>(level, int(std::min<std::size_t>(lanes<S>, points.size() - i)),
+                        [&](int lane) { return points[i + lane]; }));
 }
 
 GFLV2_END

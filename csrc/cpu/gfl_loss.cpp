@@ -1,5 +1,5 @@
-// The box losses of `gfl_loss` on a CPU, and what they add to the gradient of the box logits. A task gathers the points that count
-// and computes them with one point in each lane. The arithmetic is gflv2/gfl_loss.hpp's.
+// The box losses of `gfl_loss` on a CPU, and what they add to the gradient of the box logits. A task gathers the points
+// that count and computes them with one point in each lane. The arithmetic is gflv2/gfl_loss.hpp's.
 
 #include <algorithm>
 #include <cstdint>
@@ -49,7 +49,8 @@ template <class T> struct BoxLosses {
             V cell[2], target[4], distance[4], gradient[4], weight, dfl = V{};
             points.cells(S(a.offset), cell);
             const S* at[n];
-            for (int lane = 0; lane < n; ++lane) at[lane] = static_cast<const S*>(a.boxes) + 4 * (base + points.point[lane]);
+            for (int lane = 0; lane < n; ++lane)
+                at[lane] = static_cast<const S*>(a.boxes) + 4 * (base + points.point[lane]);
             gather_boxes(at, target);
             for (int lane = 0; lane < n; ++lane) weight[lane] = weights[points.point[lane]];
 
@@ -60,7 +61,8 @@ template <class T> struct BoxLosses {
                 V row[max_bins];
                 gather_row(logits + side * level.strides.side, offsets, level.strides.bin, a.bins, row);
                 target[side] /= stride;
-                const V bin = target_bin<S>(cell[side % 2], target[side], side, projection[0], projection[1] - projection[0], a.bins);
+                const V bin = target_bin<S>(cell[side % 2], target[side], side, projection[0],
+                                            projection[1] - projection[0], a.bins);
                 const BoxSide<V> read = read_box_side<0, V>(row, a.bins, scale, projection, bin);
                 distance[side] = read.distance;
                 dfl += read.dfl;
@@ -112,7 +114,8 @@ public:
         return found;
     }
 
-    void write(std::int64_t first, int used, int side, int bins, const V* exponentials, V inverse, V* to) const override {
+    void write(std::int64_t first, int used, int side, int bins, const V* exponentials, V inverse,
+               V* to) const override {
         const S* const weights = weights_ + first;
         const S* const sides = sides_ + 8 * first + 2 * side;
         BoxRowGradient<V> row{};
@@ -122,7 +125,8 @@ public:
             row.of_dfl[i] = dfl_ * weights[i];
             row.target[i] = sides[8 * i + 1];
         }
-        for (int b = 0; b < bins; ++b) row.distance = multiply_add(exponentials[b], splat(projection_[b]), row.distance);
+        for (int b = 0; b < bins; ++b)
+            row.distance = multiply_add(exponentials[b], splat(projection_[b]), row.distance);
         row.distance *= inverse;
         for (int b = 0; b < bins; ++b) to[b] = row.at(b, V(exponentials[b] * inverse), projection_[b]);
     }

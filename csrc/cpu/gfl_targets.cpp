@@ -1,5 +1,5 @@
-// `gfl_targets` on a CPU. A task writes what the points without a box get, gathers its positive ones, and computes them with one
-// point in each lane. The arithmetic is gflv2/gfl_targets.hpp's.
+// `gfl_targets` on a CPU. A task writes what the points without a box get, gathers its positive ones, and computes them
+// with one point in each lane. The arithmetic is gflv2/gfl_targets.hpp's.
 
 #include <algorithm>
 #include <cstdint>
@@ -26,7 +26,8 @@ void largest_classes(const GflTargetsArguments& a, const Task& task, const Gathe
     const C* from = static_cast<const C*>(level.logits) + task.image * level.strides.image;
     for (int lane = 0; lane < lanes<S>; ++lane) largest[lane] = widen(from[offsets[lane]]);
     for (int c = 1; c < a.classes; ++c)
-        for (int lane = 0; lane < lanes<S>; ++lane) largest[lane] = maximum(S(widen(from[offsets[lane] + c * level.strides.bin])), largest[lane]);
+        for (int lane = 0; lane < lanes<S>; ++lane)
+            largest[lane] = maximum(S(widen(from[offsets[lane] + c * level.strides.bin])), largest[lane]);
 }
 
 template <class T> struct Targets {
@@ -45,7 +46,8 @@ template <class T> struct Targets {
     void fill(const Task& task, std::int64_t first, std::vector<std::int32_t>& positive) const {
         const Level& level = a.levels.level[task.level];
         const GflImage& image = a.images[task.image];
-        const std::int64_t count = task.last - task.first, rows = image.rows[task.level], columns = image.columns[task.level];
+        const std::int64_t count = task.last - task.first, rows = image.rows[task.level],
+                           columns = image.columns[task.level];
         std::fill_n(a.labels + first, count, std::int64_t(-1));
         std::fill_n(static_cast<S*>(a.boxes) + 4 * first, 4 * count, S(0));
         std::fill_n(static_cast<S*>(a.scores) + first, count, S(0));

@@ -14,7 +14,9 @@ GFLV2_BEGIN
 namespace {
 
 // Four corners of `used` ≤ lanes boxes; the other lanes are 0.
-template <class T> void load_boxes(vector_t<compute_t<T>>* corners, const T* at, std::int64_t row_stride, std::int64_t side_stride, int used) {
+template <class T>
+void load_boxes(vector_t<compute_t<T>>* corners, const T* at, std::int64_t row_stride, std::int64_t side_stride,
+                int used) {
     using S = compute_t<T>;
     if constexpr (std::is_same_v<T, S>)
         if (used == lanes<S> && side_stride == 1 && row_stride == 4) return load_interleaved(at, corners);
@@ -28,7 +30,8 @@ template <class T> void store_boxes(T* at, vector_t<compute_t<T>>* corners, int 
     store_tile(at, corners, 4, 1, 4, used);
 }
 
-template <class T, bool LOSS, bool BACKWARD> double run_rows(const GiouArguments& a, std::int64_t first, std::int64_t count) {
+template <class T, bool LOSS, bool BACKWARD>
+double run_rows(const GiouArguments& a, std::int64_t first, std::int64_t count) {
     using S = compute_t<T>;
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
@@ -57,9 +60,12 @@ template <class T, bool LOSS, bool BACKWARD> double run_rows(const GiouArguments
 }
 
 template <bool BACKWARD> void run(const GiouArguments& a, int threads) {
-    const auto rows = with_type(a.dtype, [&](auto zero) { return a.loss ? run_rows<decltype(zero), true, BACKWARD> : run_rows<decltype(zero), false, BACKWARD>; });
+    const auto rows = with_type(a.dtype, [&](auto zero) {
+        return a.loss ? run_rows<decltype(zero), true, BACKWARD> : run_rows<decltype(zero), false, BACKWARD>;
+    });
     threads = threads_for(a.rows * (BACKWARD ? 4 : 2), threads);
-    reduce_tasks(a.reduction, a.dtype, a.rows, threads, [&](std::int64_t first, std::int64_t count) { return rows(a, first, count); });
+    reduce_tasks(a.reduction, a.dtype, a.rows, threads,
+                 [&](std::int64_t first, std::int64_t count) { return rows(a, first, count); });
 }
 
 }  // namespace

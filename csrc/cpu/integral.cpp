@@ -1,5 +1,5 @@
-// `integral` on a CPU: forward and backward, one pass over the logits each. The arithmetic is gflv2/integral.hpp's, with
-// one point in each lane.
+// `integral` on a CPU: forward and backward, one pass over the logits each. The arithmetic is gflv2/integral.hpp's,
+// with one point in each lane.
 
 #include <algorithm>
 #include <vector>
@@ -45,8 +45,9 @@ template <class S> struct alignas(64) TaskValues {
 
 // A tile of any layout. Out of line: the instances with a constant number of bins share it.
 template <class T>
-__attribute__((noinline)) vector_t<compute_t<T>> forward_tile(
-    const T* at, std::int64_t point_step, std::int64_t bin_step, int bins, int count, compute_t<T> scale, const compute_t<T>* projection) {
+__attribute__((noinline)) vector_t<compute_t<T>> forward_tile(const T* at, std::int64_t point_step,
+                                                              std::int64_t bin_step, int bins, int count,
+                                                              compute_t<T> scale, const compute_t<T>* projection) {
     using V = vector_t<compute_t<T>>;
     V tile[max_bins];
     load_tile(tile, at, point_step, bin_step, bins, count);
@@ -63,7 +64,8 @@ template <class T, int BINS> void forward_task(const IntegralArguments& argument
 
     // 1. Distances, side by side.
     TaskValues<S> distances;
-    each_run(level, task, false, [&](std::int64_t first, std::int64_t count, std::int64_t offset, std::int64_t step, auto...) {
+    each_run(level, task, false,
+             [&](std::int64_t first, std::int64_t count, std::int64_t offset, std::int64_t step, auto...) {
         for (int side = 0; side < 4; ++side) {
             const T* at = static_cast<const T*>(level.logits) + offset + side * level.strides.side;
             S* to = distances.side[side] + (first - task.first);
@@ -75,7 +77,8 @@ template <class T, int BINS> void forward_task(const IntegralArguments& argument
                     prefetch_planes<BINS>(row.at, row.bin_step, arguments.bins);
                     distance = distance_of<BINS, V>(row, arguments.bins, scale, projection);
                 } else {
-                    distance = forward_tile(at + i * step, step, level.strides.bin, arguments.bins, used, scale, projection);
+                    distance =
+                        forward_tile(at + i * step, step, level.strides.bin, arguments.bins, used, scale, projection);
                 }
                 store(to + i, distance);
             }
@@ -88,15 +91,16 @@ template <class T, int BINS> void forward_task(const IntegralArguments& argument
         const TaskPoints<S> points(arguments, task);
         for (int side = 0; side < 4; ++side)
             for (std::int64_t i = 0; i < count; ++i)
-                distances.side[side][i] = box_side(points.along[side % 2][i], distances.side[side][i], points.stride[i], side);
+                distances.side[side][i] =
+                    box_side(points.along[side % 2][i], distances.side[side][i], points.stride[i], side);
     }
 
     // 3. Sides become the last axis of the result.
     S* out = static_cast<S*>(arguments.out) + 4 * (task.image * arguments.points + level.first_point + task.first);
     std::int64_t i = 0;
     for (; i + n <= count; i += n) {
-        const V four[4] = {
-            load(distances.side[0] + i), load(distances.side[1] + i), load(distances.side[2] + i), load(distances.side[3] + i)};
+        const V four[4] = {load(distances.side[0] + i), load(distances.side[1] + i), load(distances.side[2] + i),
+                           load(distances.side[3] + i)};
         store_interleaved(out + 4 * i, four);
     }
     for (; i < count; ++i)
@@ -106,21 +110,22 @@ template <class T, int BINS> void forward_task(const IntegralArguments& argument
 // Sums over the points of a task: element 0 for the level's scale, then one per bin for the projection.
 constexpr int sums_per_task = 1 + max_bins;
 
-// A tile of any layout, out of line as above. `grad` may be null; lanes from `count` on must have upstream 0. Returns the
-// tile's part of the scale's gradient, and adds to the projection's.
+// A tile of any layout, out of line as above. `grad` may be null; lanes from `count` on must have upstream 0. Returns
+// the tile's part of the scale's gradient, and adds to the projection's.
 template <class T, bool PROJECTION>
 __attribute__((noinline)) vector_t<compute_t<T>> backward_tile(
-    const T* at, std::int64_t point_step, std::int64_t bin_step, T* grad, std::int64_t grad_point_step, std::int64_t grad_bin_step,
-    int bins, int count, compute_t<T> scale, const compute_t<T>* projection, vector_t<compute_t<T>> upstream,
-    vector_t<compute_t<T>>* projection_sums) {
+    const T* at, std::int64_t point_step, std::int64_t bin_step, T* grad, std::int64_t grad_point_step,
+    std::int64_t grad_bin_step, int bins, int count, compute_t<T> scale, const compute_t<T>* projection,
+    vector_t<compute_t<T>> upstream, vector_t<compute_t<T>>* projection_sums) {
     using V = vector_t<compute_t<T>>;
     V tile[max_bins], gradients[max_bins];
     load_tile(tile, at, point_step, bin_step, bins, count);
     KeptExponentials<V, max_bins> exponentials;
     const Softmax<V> softmax = softmax_moment<0, V>(tile, bins, scale, projection, exponentials);
-    const V scale_sum = softmax_moment_backward<0, PROJECTION, V>(
-        tile, bins, scale, projection, exponentials, softmax, upstream, [&](int bin, V gradient) { gradients[bin] = gradient; },
-        [&](int bin, V weight) { projection_sums[bin] += weight; });
+    const V scale_sum = softmax_moment_backward<0, PROJECTION, V>(tile, bins, scale, projection, exponentials, softmax,
+                                                                  upstream, [&](int bin, V gradient) {
+        gradients[bin] = gradient;
+    }, [&](int bin, V weight) { projection_sums[bin] += weight; });
     if (grad) store_tile(grad, gradients, grad_point_step, grad_bin_step, bins, count);
     return scale_sum;
 }
@@ -137,7 +142,8 @@ void backward_task(const IntegralArguments& arguments, const Task& task, double*
 
     // 1. Upstream gradient of each distance, side by side; 0 in the lanes past the end, which so add nothing to a sum.
     TaskValues<S> upstream;
-    const S* grad_out = static_cast<const S*>(arguments.grad_out) + 4 * (task.image * arguments.points + level.first_point + task.first);
+    const S* grad_out = static_cast<const S*>(arguments.grad_out) +
+                        4 * (task.image * arguments.points + level.first_point + task.first);
     std::int64_t filled = 0;
     for (; filled + n <= points; filled += n) {
         V four[4];
@@ -149,14 +155,16 @@ void backward_task(const IntegralArguments& arguments, const Task& task, double*
     if (arguments.decode) {
         const TaskPoints<S> where(arguments, task);
         for (int side = 0; side < 4; ++side)
-            for (std::int64_t i = 0; i < points; ++i) upstream.side[side][i] *= box_side_derivative(where.stride[i], side);
+            for (std::int64_t i = 0; i < points; ++i)
+                upstream.side[side][i] *= box_side_derivative(where.stride[i], side);
     }
 
     // 2. Gradients of the logits, and the sums.
     double scale_sum = 0;
     double projection_sums[max_bins] = {};
-    each_run(level, task, arguments.grad_logits, [&](std::int64_t first, std::int64_t count, std::int64_t offset, std::int64_t step,
-                                                     std::int64_t grad_offset, std::int64_t grad_step) {
+    each_run(level, task, arguments.grad_logits,
+             [&](std::int64_t first, std::int64_t count, std::int64_t offset, std::int64_t step,
+                 std::int64_t grad_offset, std::int64_t grad_step) {
         for (int side = 0; side < 4; ++side) {
             const T* at = static_cast<const T*>(level.logits) + offset + side * level.strides.side;
             T* grad = static_cast<T*>(level.grad_logits) + grad_offset + side * level.grad_strides.side;
@@ -169,19 +177,20 @@ void backward_task(const IntegralArguments& arguments, const Task& task, double*
                     const PlaneRow<T> row{at + i, level.strides.bin};
                     prefetch_planes<BINS>(row.at, row.bin_step, arguments.bins);
                     KeptExponentials<V, (BINS > 0 ? BINS : max_bins)> exponentials;
-                    const Softmax<V> softmax = softmax_moment<BINS, V>(row, arguments.bins, scale, projection, exponentials);
+                    const Softmax<V> softmax =
+                        softmax_moment<BINS, V>(row, arguments.bins, scale, projection, exponentials);
                     lane_scale_sums += softmax_moment_backward<BINS, PROJECTION, V>(
                         row, arguments.bins, scale, projection, exponentials, softmax, of_distance,
                         [&](int bin, V gradient) {
-                            store(grad + i + bin * level.grad_strides.bin, gradient);
-                            prefetch_write(grad + i + bin * level.grad_strides.bin);
-                        },
-                        [&](int bin, V weight) { lane_projection_sums[bin] += weight; });
+                        store(grad + i + bin * level.grad_strides.bin, gradient);
+                        prefetch_write(grad + i + bin * level.grad_strides.bin);
+                    }, [&](int bin, V weight) { lane_projection_sums[bin] += weight; });
                 } else {
                     for (int lane = used; lane < n; ++lane) of_distance[lane] = 0;
                     lane_scale_sums += backward_tile<T, PROJECTION>(
-                        at + i * step, step, level.strides.bin, arguments.grad_logits ? grad + i * grad_step : nullptr, grad_step,
-                        level.grad_strides.bin, arguments.bins, used, scale, projection, of_distance, lane_projection_sums);
+                        at + i * step, step, level.strides.bin, arguments.grad_logits ? grad + i * grad_step : nullptr,
+                        grad_step, level.grad_strides.bin, arguments.bins, used, scale, projection, of_distance,
+                        lane_projection_sums);
                 }
             }
             // Few numbers are added in float before the sum goes on in double.
@@ -196,7 +205,8 @@ void backward_task(const IntegralArguments& arguments, const Task& task, double*
 
 template <class T, int BINS> void forward(const IntegralArguments& arguments, int threads) {
     const std::vector<Task> tasks = list_tasks(arguments.levels, arguments.batch);
-    parallel_for(std::int64_t(tasks.size()), threads, [&](std::int64_t i) { forward_task<T, BINS>(arguments, tasks[i]); });
+    parallel_for(std::int64_t(tasks.size()), threads,
+                 [&](std::int64_t i) { forward_task<T, BINS>(arguments, tasks[i]); });
 }
 
 template <class T, int BINS> void backward(const IntegralArguments& arguments, int threads) {
@@ -209,7 +219,8 @@ template <class T, int BINS> void backward(const IntegralArguments& arguments, i
     parallel_for(std::int64_t(tasks.size()), threads, [&](std::int64_t i) {
         double* to = sums.data() + i * width;
         // A projection that needs a gradient is rare: the generic code serves every number of bins.
-        projection ? backward_task<T, 0, true>(arguments, tasks[i], to) : backward_task<T, BINS, false>(arguments, tasks[i], to);
+        projection ? backward_task<T, 0, true>(arguments, tasks[i], to)
+                   : backward_task<T, BINS, false>(arguments, tasks[i], to);
     });
     // Second stage, in the order of the tasks: the same bits on any number of threads.
     if (arguments.grad_scales) {
@@ -243,11 +254,13 @@ template <class Start> void choose(const IntegralArguments& arguments, const Sta
 }  // namespace
 
 void integral_forward(const IntegralArguments& arguments, int threads) {
-    choose(arguments, [&](auto zero, auto bins) { forward<decltype(zero), decltype(bins)::value>(arguments, threads); });
+    choose(arguments,
+           [&](auto zero, auto bins) { forward<decltype(zero), decltype(bins)::value>(arguments, threads); });
 }
 
 void integral_backward(const IntegralArguments& arguments, int threads) {
-    choose(arguments, [&](auto zero, auto bins) { backward<decltype(zero), decltype(bins)::value>(arguments, threads); });
+    choose(arguments,
+           [&](auto zero, auto bins) { backward<decltype(zero), decltype(bins)::value>(arguments, threads); });
 }
 
 GFLV2_END

@@ -1,5 +1,5 @@
-// Losses of rows to the result, and the upstream gradient back to the rows. A task gives one double; the tasks are summed
-// in their order, so that the result has the same bits on any number of threads.
+// Losses of rows to the result, and the upstream gradient back to the rows. A task gives one double; the tasks are
+// summed in their order, so that the result has the same bits on any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +23,8 @@ template <class S> double total_divisor(const Reduction& r) {
     return r.factor ? r.divisor * double(*static_cast<const S*>(r.factor)) : r.divisor;
 }
 
-// Σ f(i) for i below count. Eight sums side by side, whatever the instruction set: one alone would make every addition wait
-// for the last one.
+// Σ f(i) for i below count. Eight sums side by side, whatever the instruction set: one alone would make every addition
+// wait for the last one.
 template <class F> double sum_of(std::int64_t count, const F& f) {
     double sums[8] = {};
     std::int64_t i = 0;
@@ -39,7 +39,8 @@ template <class S> double reduce_rows(const Reduction& r, std::int64_t first, st
     const S* weight = r.weight ? static_cast<const S*>(r.weight) + first : nullptr;
     if (r.total && weight) return sum_of(count, [&](std::int64_t i) { return losses[i] * weight[i]; });
     if (r.total) return sum_of(count, [&](std::int64_t i) { return losses[i]; });
-    for (std::int64_t i = 0; i < count; ++i) static_cast<S*>(r.out)[first + i] = losses[i] * row_weight<S>(r, first + i);
+    for (std::int64_t i = 0; i < count; ++i)
+        static_cast<S*>(r.out)[first + i] = losses[i] * row_weight<S>(r, first + i);
     return 0;
 }
 
@@ -53,7 +54,8 @@ inline void write_total(const Reduction& r, Dtype dtype, const std::vector<doubl
 }
 
 // Of independent rows: losses(first, count) gives what reduce_rows returns, task by task.
-template <class Losses> void reduce_tasks(const Reduction& r, Dtype dtype, std::int64_t rows, int threads, const Losses& losses) {
+template <class Losses>
+void reduce_tasks(const Reduction& r, Dtype dtype, std::int64_t rows, int threads, const Losses& losses) {
     std::vector<double> sums((rows + points_per_task - 1) / points_per_task);
     parallel_for(std::int64_t(sums.size()), threads, [&](std::int64_t i) {
         const std::int64_t first = i * points_per_task;

@@ -1,5 +1,5 @@
-// take_rank of gflv2/dgqp.hpp for vectors. Included before it: a vector type has no namespace in which a template would find
-// what is declared later.
+// take_rank of gflv2/dgqp.hpp for vectors. Included before it: a vector type has no namespace in which a template would
+// find what is declared later.
 #pragma once
 
 #include "cpu/simd.hpp"
@@ -23,7 +23,7 @@ GFLV2_HD Longs unranked(Doubles) { return ~Longs{}; }
 template <class V, class M> GFLV2_HD void take_rank(V e, V& top, V gradient, V& taken, M& free) {
     const M here = (e == top) & free;
     taken = (V)((M)taken | ((M)gradient & here));  // each bin takes one rank at most
-    top = (V)(here | ((M)top & ~here));             // all bits set: a NaN, equal to nothing
+    top = (V)(here | ((M)top & ~here));            // all bits set: a NaN, equal to nothing
     free &= ~here;
 }
 

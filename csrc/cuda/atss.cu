@@ -1,13 +1,13 @@
 // `atss` on CUDA. The arithmetic is gflv2/atss.hpp's; one thread owns one box on one level.
 //
 //   1. atss_clear    every point: no box claims it yet; where there are ignore boxes, do they cover it?
-//   2. atss_claim    a block owns some boxes of one image, a thread one level of one of them: it finds the nearest points and
-//                    their IoUs; with the IoUs of all levels in shared memory it forms the box's threshold, and claims
-//                    its positive points.
+//   2. atss_claim    a block owns some boxes of one image, a thread one level of one of them: it finds the nearest
+//                    points and their IoUs; with the IoUs of all levels in shared memory it forms the box's threshold,
+//                    and claims its positive points.
 //   3. atss_finish   every point: from claims to index, IoU and label.
 //
-// A claim is (IoU bits, inverted box) as one signed 64-bit integer, and the largest wins, in whatever order they come: the
-// highest IoU, then the lower box. Until step 3 the output `index` holds the claims.
+// A claim is (IoU bits, inverted box) as one signed 64-bit integer, and the largest wins, in whatever order they come:
+// the highest IoU, then the lower box. Until step 3 the output `index` holds the claims.
 //
 // The images' pointers travel by value, some images a launch: ragged boxes need no packing and no copy to the device.
 
@@ -29,9 +29,7 @@ constexpr int max_topk = 32;           // bounds the shared memory of a block: 4
 using Claim = long long;
 constexpr Claim unclaimed = -1;
 
-__device__ inline Claim claim_of(float iou, std::int64_t box) {
-    return Claim(as_bits(iou)) << 32 | (0x7fffffff - box);
-}
+__device__ inline Claim claim_of(float iou, std::int64_t box) { return Claim(as_bits(iou)) << 32 | (0x7fffffff - box); }
 
 struct Images {
     std::int64_t first;  // index in the batch of image[0]
@@ -85,10 +83,11 @@ GFLV2_KERNEL(point_threads) atss_finish(GFLV2_CONSTANT AtssArguments a, GFLV2_CO
 // ---------------------------------------------------------------------------------------------------------------------
 // Every box
 
-// Shared memory of a block of `boxes` boxes: the IoUs of their candidates, box by box within a candidate; and for a topk that
-// is no constant the lists of the threads.
+// Shared memory of a block of `boxes` boxes: the IoUs of their candidates, box by box within a candidate; and for a
+// topk that is no constant the lists of the threads.
 inline std::size_t shared_bytes(const AtssArguments& a, int boxes, bool lists) {
-    return (std::size_t(boxes) * a.level_count * a.topk + (lists ? 2 * std::size_t(box_threads) * a.topk : 0)) * sizeof(float);
+    return (std::size_t(boxes) * a.level_count * a.topk + (lists ? 2 * std::size_t(box_threads) * a.topk : 0)) *
+           sizeof(float);
 }
 
 template <int K> __device__ inline NearestList<float, K> list_of(float* lists, int topk) {
@@ -101,7 +100,8 @@ template <int K> __device__ inline NearestList<float, K> list_of(float* lists, i
 
 // Eight blocks a multiprocessor: left alone, ptxas aims at ten and spills for it.
 template <int K>
-GFLV2_KERNEL(box_threads, 8) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigned blocks, int boxes) {
+GFLV2_KERNEL(box_threads, 8)
+atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigned blocks, int boxes) {
     GFLV2_SHARED_MEMORY(float, ious);  // (L·topk, boxes), then the lists
     const int topk = K > 0 ? K : a.topk;
 
@@ -132,13 +132,14 @@ GFLV2_KERNEL(box_threads, 8) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CO
     };
     if (working) {
         const AtssBox<float> box = box_of(image, number);
-        const std::uint8_t* ignored = a.ignoring ? a.ignored + (images.first + which) * a.points + level.first_point : nullptr;
+        const std::uint8_t* ignored =
+            a.ignoring ? a.ignored + (images.first + which) * a.points + level.first_point : nullptr;
         if (level.points) {
             search_points(level.points, level.width, box.centre_x(), box.centre_y(), list, ignored);
         } else {
-            search_grid(grid_of(a, image, l), box.centre_x(), box.centre_y(), topk, list, a.ignoring, [&](int row, int column) {
-                return ignored != nullptr && ignored[row * level.width + column] != 0;
-            });
+            search_grid(
+                grid_of(a, image, l), box.centre_x(), box.centre_y(), topk, list, a.ignoring,
+                [&](int row, int column) { return ignored != nullptr && ignored[row * level.width + column] != 0; });
         }
         each<K>(topk, [&](int n) {
             if (n >= found) return;
@@ -150,8 +151,8 @@ GFLV2_KERNEL(box_threads, 8) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CO
     __syncthreads();
     if (!working) return;
 
-    // 3. The threshold of the box (all its threads form the same), and the claims of this level. The box is read again: kept
-    //    over the search, it would cost the registers that the search needs.
+    // 3. The threshold of the box (all its threads form the same), and the claims of this level. The box is read again:
+    //    kept over the search, it would cost the registers that the search needs.
     const AtssBox<float> box = box_of(image, number);
     const float threshold = iou_threshold(all, [&](int n) { return ious[n * boxes + slot]; });
     each<K>(topk, [&](int n) {
@@ -161,7 +162,8 @@ GFLV2_KERNEL(box_threads, 8) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CO
         const float iou = ious[(before + n) * boxes + slot];
         if (!is_positive(x, y, box, iou, threshold)) return;
         const std::int64_t point = level.first_point + index_of(level, list.name(n));
-        atomic_max(reinterpret_cast<Claim*>(a.index) + (images.first + which) * a.points + point, claim_of(iou, number));
+        atomic_max(reinterpret_cast<Claim*>(a.index) + (images.first + which) * a.points + point,
+                   claim_of(iou, number));
     });
 }
 
@@ -182,8 +184,8 @@ void assign(const AtssArguments& a, const Images& images, int count, void* strea
         const int boxes = int(box_threads) / a.level_count;
         const std::int64_t blocks = (most + boxes - 1) / boxes;
         const bool usual = a.topk == 9;
-        launch(usual ? atss_claim<9> : atss_claim<0>, grid_size(blocks, count), box_threads, shared_bytes(a, boxes, !usual), stream, a,
-               images, unsigned(blocks), boxes);
+        launch(usual ? atss_claim<9> : atss_claim<0>, grid_size(blocks, count), box_threads,
+               shared_bytes(a, boxes, !usual), stream, a, images, unsigned(blocks), boxes);
     }
     launch(atss_finish, grid_size(point_blocks, count), point_threads, 0, stream, a, images, unsigned(point_blocks));
 }

@@ -1,5 +1,5 @@
-// Sums over a block and over blocks. No float atomics: the order of every sum depends on the shapes alone, so the result has
-// the same bits every time.
+// Sums over a block and over blocks. No float atomics: the order of every sum depends on the shapes alone, so the
+// result has the same bits every time.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// `dfl` on CUDA: one row a thread. The rows of a block travel through shared memory, so that global memory sees whole lines
-// whichever dimension is the inner one; the exponentials, then the gradients, take the place of the logits there. The arithmetic
-// is gflv2/dfl.hpp's.
+// `dfl` on CUDA: one row a thread. The rows of a block travel through shared memory, so that global memory sees whole
+// lines whichever dimension is the inner one; the exponentials, then the gradients, take the place of the logits there.
+// The arithmetic is gflv2/dfl.hpp's.
 
 #include "cuda/dtypes.cuh"
 #include "cuda/loss_reduction.cuh"

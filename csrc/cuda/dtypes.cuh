@@ -15,7 +15,8 @@ template <class Run> void run_as(const char* operation, Dtype dtype, Place place
     const DeviceGuard guard(place.device);
     with_type(dtype, [&](auto zero) {
         if constexpr (sizeof zero == sizeof(double))
-            throw std::invalid_argument(std::string(operation) + ": the CUDA kernels take float32, float16 and bfloat16");
+            throw std::invalid_argument(std::string(operation) +
+                                        ": the CUDA kernels take float32, float16 and bfloat16");
         else run(zero);
     });
 }

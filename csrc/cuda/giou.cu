@@ -16,7 +16,9 @@ template <class T> __device__ inline bool together(const T* boxes, std::int64_t 
     return side_stride == 1 && row_stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(boxes) % sizeof(Four<T>) == 0;
 }
 
-template <class T> __device__ inline void load_box(float* corners, const void* boxes, std::int64_t row, std::int64_t row_stride, std::int64_t side_stride) {
+template <class T>
+__device__ inline void load_box(float* corners, const void* boxes, std::int64_t row, std::int64_t row_stride,
+                                std::int64_t side_stride) {
     const T* const first = static_cast<const T*>(boxes);
     const T* const at = first + row * row_stride;
     if (together(first, row_stride, side_stride)) {
@@ -51,7 +53,8 @@ template <class T, bool LOSS, bool BACKWARD> GFLV2_KERNEL(threads) giou_kernel(G
         const BoxPair<float> pair = box_pair(pred, target, eps);
         if constexpr (BACKWARD) {
             float grad_pred[4], grad_target[4];
-            giou_gradients<LOSS, true>(pair, pred, target, eps, upstream_of_row(a.reduction, row), grad_pred, grad_target);
+            giou_gradients<LOSS, true>(pair, pred, target, eps, upstream_of_row(a.reduction, row), grad_pred,
+                                       grad_target);
             store_box<T>(a.grad_pred, row, grad_pred);
             store_box<float>(a.grad_target, row, grad_target);
         } else {

@@ -1,12 +1,12 @@
-// `qfl` on CUDA: forward and backward, one pass over the score map each, all levels and images in one launch. The arithmetic
-// is gflv2/qfl.hpp's, one element a time.
+// `qfl` on CUDA: forward and backward, one pass over the score map each, all levels and images in one launch. The
+// arithmetic is gflv2/qfl.hpp's, one element a time.
 //
 // A block takes some points with all their classes. Its threads share them out in one of two ways:
-//   points across the lanes   warp w takes the classes w, w + 4, …: NCHW, correct for any strides; 16-bit scores are read two
-//                             points at a time where the layout allows it
+//   points across the lanes   warp w takes the classes w, w + 4, …: NCHW, correct for any strides; 16-bit scores are
+//                             read two points at a time where the layout allows it
 //   classes across the lanes  some 8 to 32 neighbouring threads take a point: channels_last and rows (N, C)
-// What the classes of a point share is formed once a block. Each thread leaves the sum over its classes of a point in shared
-// memory; one thread a point adds those up in their order.
+// What the classes of a point share is formed once a block. Each thread leaves the sum over its classes of a point in
+// shared memory; one thread a point adds those up in their order.
 
 #include "cuda/dtypes.cuh"
 #include "cuda/loss_reduction.cuh"
@@ -41,16 +41,18 @@ struct Sharing {
 struct Shared {
     float *logit, *score, *rest;  // of the quality; without one the score is 1
     float *upstream, *upstream_over_score;
-    int* label;                   // −1: background
-    float* sums;                  // (points, pitch)
+    int* label;   // −1: background
+    float* sums;  // (points, pitch)
 
     __device__ Shared(float* memory, unsigned points)
         : logit(memory), score(memory + points), rest(memory + 2 * points), upstream(memory + 3 * points),
-          upstream_over_score(memory + 4 * points), label(reinterpret_cast<int*>(memory + 5 * points)), sums(memory + 6 * points) {}
+          upstream_over_score(memory + 4 * points), label(reinterpret_cast<int*>(memory + 5 * points)),
+          sums(memory + 6 * points) {}
 };
 
 // Point `p` of the block, whose row is `row`.
-template <QflForm FORM, bool BACKWARD> __device__ inline void share_point(const QflArguments& a, const Shared& shared, unsigned p, std::int64_t row) {
+template <QflForm FORM, bool BACKWARD>
+__device__ inline void share_point(const QflArguments& a, const Shared& shared, unsigned p, std::int64_t row) {
     Quality<float> quality{0.0f, 1.0f, 0.0f};
     if constexpr (FORM == QflForm::joint) quality = quality_of<float>(static_cast<const float*>(a.quality)[row]);
     shared.logit[p] = quality.logit;
@@ -88,15 +90,16 @@ struct Given {
 
 // target(): y of the element.
 template <QflForm FORM, bool SQUARE, bool BACKWARD, class Target>
-__device__ inline Given element(float value, int c, const Point& point, const Modulation<float>& modulation, const Target& target) {
+__device__ inline Given element(float value, int c, const Point& point, const Modulation<float>& modulation,
+                                const Target& target) {
     // 1. The usual case: a small negative of β = 2.
     if constexpr (SQUARE && FORM != QflForm::probabilities) {
         if (point.near && c != point.label) {
             const float odds = odds_against<float>(value);
             float joint;
             if constexpr (BACKWARD) {
-                const QflGradients<float> gradients =
-                    qfl_small_gradients<FORM, float>(odds, point.quality.score, point.quality.rest, point.upstream_over_score, joint);
+                const QflGradients<float> gradients = qfl_small_gradients<FORM, float>(
+                    odds, point.quality.score, point.quality.rest, point.upstream_over_score, joint);
                 if (joint < small_score<float>) return {gradients.value, gradients.quality};
             } else {
                 joint = qfl_small_score(odds, point.quality.score);
@@ -109,7 +112,8 @@ __device__ inline Given element(float value, int c, const Point& point, const Mo
     const JointScore<float> j = joint_score<FORM, true, float>(value, point.quality);
     const float y = target();
     if constexpr (BACKWARD) {
-        const QflGradients<float> gradients = y == 0.0f ? qfl_negative_gradients<FORM>(j, modulation) : qfl_gradients<FORM>(j, y, modulation);
+        const QflGradients<float> gradients =
+            y == 0.0f ? qfl_negative_gradients<FORM>(j, modulation) : qfl_gradients<FORM>(j, y, modulation);
         return {gradients.value * point.upstream, gradients.quality};
     } else {
         return {0.0f, y == 0.0f ? qfl_negative_value(j, modulation) : qfl_value(j, y, modulation)};
@@ -117,7 +121,8 @@ __device__ inline Given element(float value, int c, const Point& point, const Mo
 }
 
 // PACK neighbouring elements, of as many points, at `at` + offset[0], …
-template <class T, int PACK> __device__ inline void load_points(float (&value)[PACK], const T* at, const std::int64_t (&offset)[PACK], bool pairs) {
+template <class T, int PACK>
+__device__ inline void load_points(float (&value)[PACK], const T* at, const std::int64_t (&offset)[PACK], bool pairs) {
     if constexpr (PACK == 2) {
         if (pairs) {
             const Pair<T> both = *reinterpret_cast<const Pair<T>*>(at + offset[0]);
@@ -130,11 +135,12 @@ template <class T, int PACK> __device__ inline void load_points(float (&value)[P
 }
 
 template <class T, int PACK>
-__device__ inline void store_points(
-    const float (&gradient)[PACK], T* at, const std::int64_t (&offset)[PACK], const ThreadPoints<PACK>& place, bool pairs) {
+__device__ inline void store_points(const float (&gradient)[PACK], T* at, const std::int64_t (&offset)[PACK],
+                                    const ThreadPoints<PACK>& place, bool pairs) {
     if constexpr (PACK == 2) {
         if (pairs) {
-            if (place.valid[0]) *reinterpret_cast<Pair<T>*>(at + offset[0]) = {narrow<T>(gradient[0]), narrow<T>(gradient[1])};
+            if (place.valid[0])
+                *reinterpret_cast<Pair<T>*>(at + offset[0]) = {narrow<T>(gradient[0]), narrow<T>(gradient[1])};
             return;
         }
     }
@@ -145,7 +151,8 @@ __device__ inline void store_points(
 
 // SQUARE: β is 2 and the target has labels. PACK points a thread at a time; 1 with classes across the lanes.
 template <class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK>
-GFLV2_KERNEL(threads, 8) qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing sharing) {
+GFLV2_KERNEL(threads, 8)
+qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing sharing) {
     GFLV2_SHARED_MEMORY(float, memory);  // sharing.words()
     const Shared shared(memory, sharing.points);
 
@@ -160,7 +167,9 @@ GFLV2_KERNEL(threads, 8) qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTAN
 
     // 2. The thread's points, and its classes of each.
     const T* scores = static_cast<const T*>(level.logits) + chunk.image * level.strides.image;
-    T* const grad = BACKWARD && a.grad_logits ? static_cast<T*>(level.grad_logits) + chunk.image * level.grad_strides.image : nullptr;
+    T* const grad = BACKWARD && a.grad_logits
+                        ? static_cast<T*>(level.grad_logits) + chunk.image * level.grad_strides.image
+                        : nullptr;
     const bool pairs = PACK == 2 && paired<T>(level, level.strides, level.logits);
     const bool grad_pairs = PACK == 2 && grad && paired<T>(level, level.grad_strides, level.grad_logits);
     const Modulation<float> modulation{SQUARE ? 2.0f : float(a.beta)};
@@ -197,7 +206,8 @@ GFLV2_KERNEL(threads, 8) qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTAN
                     gradient[k] = given.gradient;
                     sum[k] += given.added;
                 });
-                if (BACKWARD && grad) store_points<T, PACK>(gradient, grad + c * level.grad_strides.bin, grad_offset, place, grad_pairs);
+                if (BACKWARD && grad)
+                    store_points<T, PACK>(gradient, grad + c * level.grad_strides.bin, grad_offset, place, grad_pairs);
             });
         }
         each<PACK>(PACK, [&](int k) {
@@ -233,7 +243,8 @@ bool classes_adjacent(const QflArguments& a, bool gradient) {
     return points_apart;
 }
 
-// Threads for the classes of a point: of 32, 16 and 8 the one that leaves the fewest idle; for fewer classes a power of two.
+// Threads for the classes of a point: of 32, 16 and 8 the one that leaves the fewest idle; for fewer classes a power of
+// two.
 unsigned parts_for(unsigned classes) {
     unsigned best = warp;
     for (unsigned parts : {16u, 8u})
@@ -246,7 +257,8 @@ template <class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK>
 void start(const QflArguments& a, const Sharing& sharing, void* stream) {
     const BlockTable blocks = block_table(a.levels, a.batch, sharing.points);
     if (blocks.count == 0) return;
-    launch(qfl_points<T, FORM, SQUARE, BACKWARD, PACK>, blocks.count, threads, sharing.words() * sizeof(float), stream, a, blocks, sharing);
+    launch(qfl_points<T, FORM, SQUARE, BACKWARD, PACK>, blocks.count, threads, sharing.words() * sizeof(float), stream,
+           a, blocks, sharing);
     if constexpr (!BACKWARD) launch_total(a.reduction, a.workspace, blocks.count, stream);
 }
 
@@ -255,12 +267,14 @@ template <class T, QflForm FORM, bool BACKWARD> void run(const QflArguments& a, 
     if (classes_adjacent(a, BACKWARD && a.grad_logits)) {
         const unsigned parts = parts_for(a.classes), at_once = threads / parts;
         const Sharing sharing{true, at_once < fewest_points ? fewest_points : at_once, parts};
-        return square ? start<T, FORM, true, BACKWARD, 1>(a, sharing, stream) : start<T, FORM, false, BACKWARD, 1>(a, sharing, stream);
+        return square ? start<T, FORM, true, BACKWARD, 1>(a, sharing, stream)
+                      : start<T, FORM, false, BACKWARD, 1>(a, sharing, stream);
     }
     if constexpr (sizeof(T) == 2 && FORM != QflForm::probabilities)
         if (square) return start<T, FORM, true, BACKWARD, 2>(a, {false, 2 * warp, threads / warp}, stream);
     const Sharing sharing{false, warp, threads / warp};
-    square ? start<T, FORM, true, BACKWARD, 1>(a, sharing, stream) : start<T, FORM, false, BACKWARD, 1>(a, sharing, stream);
+    square ? start<T, FORM, true, BACKWARD, 1>(a, sharing, stream)
+           : start<T, FORM, false, BACKWARD, 1>(a, sharing, stream);
 }
 
 template <class T, bool BACKWARD> void run(const QflArguments& a, void* stream) {

@@ -1,5 +1,5 @@
-// The threads of a block as threads of the operating system, for the thread sanitizer. Two teams share the blocks of a launch,
-// with no order between them, so that a write of two blocks to one place shows as well.
+// The threads of a block as threads of the operating system, for the thread sanitizer. Two teams share the blocks of a
+// launch, with no order between them, so that a write of two blocks to one place shows as well.
 
 #include <barrier>
 #include <memory>
@@ -18,7 +18,8 @@ struct Abandoned {};
 class Team {
 public:
     Team(const Launch& launched, unsigned first, unsigned step)
-        : launched_(launched), block_(first), step_(step), stops_(launched.block), barrier_(launched.block, Arrived{this}) {
+        : launched_(launched), block_(first), step_(step), stops_(launched.block),
+          barrier_(launched.block, Arrived{this}) {
         shared_.poison(launched.shared_bytes);
     }
 
@@ -33,9 +34,7 @@ public:
             try {
                 launched_.body(launched_.context);
                 stop({nullptr, 0});
-            } catch (const Abandoned&) {
-                return;
-            }
+            } catch (const Abandoned&) { return; }
         }
     }
 

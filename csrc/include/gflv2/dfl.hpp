@@ -46,7 +46,8 @@ GFLV2_HD DflRow<V> dfl_row(const Row& row, int bins, const DflTarget<V>& target,
     // No comparison above holds for a target that is NaN; so it spoils the sum, and with it loss and gradients.
     const V total = combine(totals, [](V a, V b) { return a + b; }) + (target.above - target.above);
     // Not products alone: a logit of −∞ in a bin without a share must not spoil the loss.
-    const V chosen = (target.below == S(0) ? V{} : V(target.below * low)) + (target.above == S(0) ? V{} : V(target.above * high));
+    const V chosen =
+        (target.below == S(0) ? V{} : V(target.below * low)) + (target.above == S(0) ? V{} : V(target.above * high));
     return {total, chosen};
 }
 
@@ -56,7 +57,8 @@ template <class S, class V> GFLV2_HD V dfl_loss(V total, V chosen) {
 }
 
 // ∂(loss)/∂z_b · upstream, for the exponential that was kept.
-template <class S, class V> GFLV2_HD V dfl_gradient(int bin, V exponential, V over_total, const DflTarget<V>& target, V upstream) {
+template <class S, class V>
+GFLV2_HD V dfl_gradient(int bin, V exponential, V over_total, const DflTarget<V>& target, V upstream) {
     const V share = target.left == S(bin) ? V(-target.below) : target.left == S(bin - 1) ? V(-target.above) : V{};
     return upstream * multiply_add(exponential, over_total, share);
 }

@@ -1,13 +1,14 @@
 // The arithmetic of one row of `dgqp`: the statistics of one side's distribution, and the way back to its logits
 // (arXiv 2011.12885, section 3.2).
 //
-//   t_b = scale·z_b,   e_b = exp(t_b − max t),   P = e / Σ e,   T = the k largest P, descending; of equal ones the lower bin first
-//   mean = Σ T_j / k,   variance = Σ (T_j − mean)² / k
+//   t_b = scale·z_b,   e_b = exp(t_b − max t),   P = e / Σ e,   T = the k largest P, descending; of equal ones the
+//   lower bin first mean = Σ T_j / k,   variance = Σ (T_j − mean)² / k
 //   ∂L/∂T_j = g_j + (g_mean + 2·g_variance·(T_j − mean)) / k
 //   ∂L/∂t_b = P_b·(∂L/∂P_b − Σ_j T_j·∂L/∂T_j), where ∂L/∂P_b = ∂L/∂T_j for the bin that came j-th, else 0
 //
-// V, S, Row and BINS as in gflv2/integral.hpp. TOPK > 0: arrays over the ranks have that many places, and their loops are
-// unrolled, so that the arrays stay in registers; k itself may be smaller. TOPK = 0: arrays in memory, loops of k steps.
+// V, S, Row and BINS as in gflv2/integral.hpp. TOPK > 0: arrays over the ranks have that many places, and their loops
+// are unrolled, so that the arrays stay in registers; k itself may be smaller. TOPK = 0: arrays in memory, loops of k
+// steps.
 #pragma once
 
 #include "gflv2/macros.hpp"
@@ -67,7 +68,8 @@ template <class V> struct Moments {
     V mean, variance;
 };
 
-template <int TOPK, class S, class V> GFLV2_HD Moments<V> moments_of(const V* top, V inverse, const Statistics& statistics) {
+template <int TOPK, class S, class V>
+GFLV2_HD Moments<V> moments_of(const V* top, V inverse, const Statistics& statistics) {
     const int topk = statistics.topk;
     V sum = V{};
     each_rank<TOPK>(topk, [&](int j) { sum += top[j]; });
@@ -113,8 +115,8 @@ GFLV2_HD V statistics_backward(const V* top, V inverse, const Statistics& statis
     return sum;
 }
 
-// One number's part of the search for a bin's rank; csrc/cpu/simd.hpp has it for vectors. Where `e` is the value `top` of a
-// rank that no lower bin took, and has none yet: it takes the rank, whose gradient becomes its own.
+// One number's part of the search for a bin's rank; csrc/cpu/simd.hpp has it for vectors. Where `e` is the value `top`
+// of a rank that no lower bin took, and has none yet: it takes the rank, whose gradient becomes its own.
 GFLV2_HD bool unranked(float) { return true; }
 GFLV2_HD bool unranked(double) { return true; }
 template <class S> GFLV2_HD void take_rank(S e, S& top, S gradient, S& taken, bool& free) {
@@ -126,9 +128,8 @@ template <class S> GFLV2_HD void take_rank(S e, S& top, S gradient, S& taken, bo
 
 // Calls use(bin, ∂L/∂t_b) for every bin. `top` is used up; `gradient` and `sum` are statistics_backward's.
 template <int BINS, int TOPK, class V, class S, class Row, class Exponentials, class Use>
-GFLV2_HD void softmax_top_backward(
-    const Row& row, int bins, S scale, int topk, const Exponentials& exponentials, const Peak<V>& peak, V* top, const V* gradient, V sum,
-    const Use& use) {
+GFLV2_HD void softmax_top_backward(const Row& row, int bins, S scale, int topk, const Exponentials& exponentials,
+                                   const Peak<V>& peak, V* top, const V* gradient, V sum, const Use& use) {
     each<BINS>(bins, [&](int b) {
         const V e = exponentials.get(row, b, scale, peak.largest);
         V taken = V{};

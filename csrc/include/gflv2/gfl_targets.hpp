@@ -1,5 +1,5 @@
-// The arithmetic of one positive point of `gfl_targets`: its IoU target and its weight (arXiv 2006.04388 and 2011.12885). Lengths
-// are in units of the stride.
+// The arithmetic of one positive point of `gfl_targets`: its IoU target and its weight (arXiv 2006.04388 and
+// 2011.12885). Lengths are in units of the stride.
 //
 //   d_side = Σ_b P_b·project_b (gflv2/integral.hpp),   box = cell ∓ d
 //   y = IoU(box, target),   w = σ(max_c c)·σ(r)

@@ -37,7 +37,8 @@ GFLV2_HD Softmax<V> softmax_moment(const Row& row, int bins, S scale, const S* p
 }
 
 // d alone.
-template <int BINS, class V, class S, class Row> GFLV2_HD V distance_of(const Row& row, int bins, S scale, const S* projection) {
+template <int BINS, class V, class S, class Row>
+GFLV2_HD V distance_of(const Row& row, int bins, S scale, const S* projection) {
     NoExponentials none;
     const Softmax<V> softmax = softmax_moment<BINS, V>(row, bins, scale, projection, none);
     return softmax.moment / softmax.total;
@@ -46,9 +47,9 @@ template <int BINS, class V, class S, class Row> GFLV2_HD V distance_of(const Ro
 // Calls store(bin, ∂L/∂z_b) for every bin, and project(bin, ∂L/∂project_b) where PROJECTION; returns the row's part of
 // ∂L/∂scale. `upstream` is ∂L/∂d.
 template <int BINS, bool PROJECTION, class V, class S, class Row, class Exponentials, class Store, class Project>
-GFLV2_HD V softmax_moment_backward(
-    const Row& row, int bins, S scale, const S* projection, const Exponentials& exponentials, const Softmax<V>& softmax,
-    V upstream, const Store& store, const Project& project) {
+GFLV2_HD V softmax_moment_backward(const Row& row, int bins, S scale, const S* projection,
+                                   const Exponentials& exponentials, const Softmax<V>& softmax, V upstream,
+                                   const Store& store, const Project& project) {
     const V inverse = broadcast<V>(S(1)) / softmax.total;
     const V distance = softmax.moment * inverse;
     const V factor = inverse * upstream;

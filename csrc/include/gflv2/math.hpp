@@ -27,10 +27,12 @@ template <class S> GFLV2_HD S exponential(S x) {
 #endif
 }
 
-// The same for |x| ≤ 87 (float), with full relative precision: simd.hpp has a faster one for sums, where that is not needed.
+// The same for |x| ≤ 87 (float), with full relative precision: simd.hpp has a faster one for sums, where that is not
+// needed.
 template <class S> GFLV2_HD S exponential_wide(S x) { return exponential(x); }
 
-// a/b, on a GPU within two units in the last place instead of half of one (a third of the instructions); b < 2^126 or infinite.
+// a/b, on a GPU within two units in the last place instead of half of one (a third of the instructions); b < 2^126 or
+// infinite.
 template <class V> GFLV2_HD V quotient(V a, V b) { return a / b; }
 GFLV2_HD float quotient(float a, float b) {
 #if defined(__CUDA_ARCH__)

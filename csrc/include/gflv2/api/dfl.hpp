@@ -8,15 +8,15 @@ namespace gflv2 {
 
 struct DflArguments {
     Dtype dtype;
-    int bins;                     // R
-    std::int64_t rows;            // N
-    const void* logits;           // (N, R) with the two strides below, in elements
+    int bins;            // R
+    std::int64_t rows;   // N
+    const void* logits;  // (N, R) with the two strides below, in elements
     std::int64_t row_stride, bin_stride;
-    const void* target;           // (N,) S, in bins
+    const void* target;  // (N,) S, in bins
     Reduction reduction;
-    void* grad_logits;            // (N, R); backward only, as its strides
+    void* grad_logits;  // (N, R); backward only, as its strides
     std::int64_t grad_row_stride, grad_bin_stride;
-    void* workspace;              // CUDA: dfl_workspace() bytes, where the total is wanted
+    void* workspace;  // CUDA: dfl_workspace() bytes, where the total is wanted
 };
 
 GFLV2_OPERATION(dfl_forward, DflArguments)

@@ -20,9 +20,9 @@ struct DistributionKlArguments {
     LogitRows teacher;   // of any dtype where the student's are not float64, else float64 too
     double temperature;  // T
     Reduction reduction;
-    void* grad_logits;   // (N, R), in the dtype of the logits; backward only, as its strides
+    void* grad_logits;  // (N, R), in the dtype of the logits; backward only, as its strides
     std::int64_t grad_row_stride, grad_bin_stride;
-    void* workspace;     // CUDA: distribution_kl_workspace() bytes, where the total is wanted
+    void* workspace;  // CUDA: distribution_kl_workspace() bytes, where the total is wanted
 };
 
 GFLV2_OPERATION(distribution_kl_forward, DistributionKlArguments)
