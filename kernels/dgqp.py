@@ -231,7 +231,7 @@ def dgqp_backward_kernel(
     partials,  # (slots, F + 2, hidden) float32, or None: Σ a_h·F_f for each f, Σ a_h, Σ g·relu_h
     partial_upstream,  # (slots,) float32, or None: Σ g
     partial_scales,  # (slots,) float32, or None
-    box_sides, box_weights, box_projection, grad_boxes, normaliser,  # see `SavedBoxLoss`; None: no box losses
+    box_sides, box_weights, box_projection, normalisers, grad_giou, grad_dfl,  # see `SavedBoxLoss`; None: no box losses
     giou_factor: tl.float32, dfl_factor: tl.float32, blocks: tl.int32, batch: tl.int64,
     total: tl.int64,
     TOPK: tl.constexpr, MEAN: tl.constexpr, VARIANCE: tl.constexpr, PLACES: tl.constexpr, HIDDEN: tl.constexpr,
@@ -255,8 +255,9 @@ def dgqp_backward_kernel(
     if partials is not None:
         columns = partials + slot * ((4 * SIDE + 2) * HIDDEN) + units
     if box_sides is not None:
-        of_giou = tl.load(grad_boxes) * giou_factor / tl.load(normaliser)
-        of_dfl = tl.load(grad_boxes + 1) * dfl_factor / tl.load(normaliser)
+        divisor = tl.load(normalisers + 1)
+        of_giou = tl.load(grad_giou) * giou_factor / divisor
+        of_dfl = tl.load(grad_dfl) * dfl_factor / divisor
 
     sum_upstream = tl.zeros((BLOCK,), tl.float32)
     sum_scale = tl.zeros((BLOCK,), tl.float32)
@@ -480,7 +481,7 @@ def write_gradients(
             *level_arguments(logits),
             *level_arguments(grad_logits),
             *(*(predictor[:3] or [None] * 3), gapless(scales), partials, partial_upstream, partial_scales),
-            *((None,) * 5 + (0.0, 0.0) if box is None else (*box[:5], *box.factors)),
+            *((None,) * 6 + (0.0, 0.0) if box is None else (*box[:6], *box.factors)),
             *extent,
             **shape,
             maxnreg=_MOST_REGISTERS,

@@ -116,30 +116,31 @@ def box_loss_forward_kernel(
 @kernel
 def box_loss_sums_kernel(
     partial_giou, partial_dfl,  # as above
-    normaliser,  # () float32
-    losses,  # (2,) float32
+    normalisers,  # (2,) float32: N_pos, W
+    giou, dfl,  # () float32
     giou_factor: tl.float32, dfl_factor: tl.float32, slots: tl.int64,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    divisor = tl.load(normaliser)
-    tl.store(losses, sum_run(partial_giou, slots, WIDE) * giou_factor / divisor)
-    tl.store(losses + 1, sum_run(partial_dfl, slots, WIDE) * dfl_factor / divisor)
+    divisor = tl.load(normalisers + 1)
+    tl.store(giou, sum_run(partial_giou, slots, WIDE) * giou_factor / divisor)
+    tl.store(dfl, sum_run(partial_dfl, slots, WIDE) * dfl_factor / divisor)
 
 
 def box_loss_forward(
     box_logits: Sequence[Tensor],
     boxes: Tensor,
     weights: Tensor,
-    normaliser: Tensor,
+    normalisers: Tensor,
     strides: Sequence[float],
     scales: Tensor | None,
     projection: Tensor,
     offset: float,
     factors: tuple[float, float],
     sides: Tensor,
-    losses: Tensor,
+    giou: Tensor,
+    dfl: Tensor,
 ) -> None:
-    """Write GIoU loss and DFL into ``losses``, and what their gradient needs into ``sides``.
+    """Write GIoU loss and DFL into ``giou`` and ``dfl``, and what their gradient needs into ``sides``.
 
     The arguments are those of `gflv2.ops.native.gfl_loss.box_loss_forward`.
     """
@@ -154,7 +155,7 @@ def box_loss_forward(
             **shape,
         )
         options = {"WIDE": PARTIALS, **OPTIONS}
-        box_loss_sums_kernel[(1,)](*partials, normaliser, losses, *factors, extent.programs, **options)
+        box_loss_sums_kernel[(1,)](*partials, normalisers, giou, dfl, *factors, extent.programs, **options)
 
 
 def box_loss_backward(

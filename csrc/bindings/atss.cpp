@@ -16,16 +16,24 @@ void read_levels(AtssArguments& a, Fields& fields, const std::vector<std::int64_
     const std::vector<py::object> points = fields.objects("points");
     const std::size_t count = strides.size();
     if (count < 1 || count > std::size_t(max_levels) || shapes.size() != 2 * count)
-        throw std::invalid_argument("shapes: expected 2 numbers for each of 1 to 8 strides, got " + std::to_string(shapes.size()));
+        throw std::invalid_argument("shapes: expected 2 numbers for each of 1 to 8 strides, got " +
+                                    std::to_string(shapes.size()));
     const int topk = fields.integer("topk", 1);
     std::int64_t cells = 1;
     a.level_count = int(count);
     for (std::size_t l = 0; l < count; ++l) {
         const void* const given = points.empty() ? nullptr : address_of(points[l]);
-        const std::int64_t height = shapes[2 * l], width = shapes[2 * l + 1], limit = points.empty() ? max_atss_side : INT32_MAX;
-        if (height < 0 || width < 0 || height > limit || width > limit) throw std::length_error("levels: more than 2^15 cells a side");
+        const std::int64_t height = shapes[2 * l], width = shapes[2 * l + 1],
+                           limit = points.empty() ? max_atss_side : INT32_MAX;
+        if (height < 0 || width < 0 || height > limit || width > limit)
+            throw std::length_error("levels: more than 2^15 cells a side");
         const float stride = float(strides[l]);
-        a.level[l] = {static_cast<const float*>(given), a.points, std::int32_t(height), std::int32_t(width), stride, 1.0f / stride,
+        a.level[l] = {static_cast<const float*>(given),
+                      a.points,
+                      std::int32_t(height),
+                      std::int32_t(width),
+                      stride,
+                      1.0f / stride,
                       stride * float(anchor_scale / 2)};
         a.points += height * width;
         cells = std::max(cells, height * width);

@@ -48,7 +48,7 @@ struct ImageMemory {
 // Where a call runs: (device, where, allocate). device < 0: the CPU, with `where` threads; else that CUDA device, `where` is
 // the stream, and allocate(bytes) gives memory there.
 class Call {
-   public:
+public:
     explicit Call(const py::tuple& place);
 
     // Memory on the call's device that lives as long as this object: the launch is in the stream by then.
@@ -63,7 +63,7 @@ class Call {
     int device;
     std::int64_t where;
 
-   private:
+private:
     py::object allocator;
     py::list memory;
     std::vector<std::shared_ptr<void>> host;
@@ -71,7 +71,7 @@ class Call {
 
 // The named arguments of a call. Each is read once; one that is missing, or that nobody reads, is an error.
 class Fields {
-   public:
+public:
     Fields(const char* operation, const py::kwargs& given) : operation(operation), given(given) {}
 
     // The address of a tensor, null for None. One that the kernel writes is checked: contiguous, and of `written`.
@@ -92,7 +92,8 @@ class Fields {
     std::vector<double> numbers(const char* name);
     std::vector<py::object> objects(const char* name);
     // An empty list: no memory for any image; one padded tensor: all of them; else one tensor an image.
-    std::vector<ImageMemory> images(const char* name, std::int64_t batch, std::size_t element_size, int padded_dimensions);
+    std::vector<ImageMemory> images(const char* name, std::int64_t batch, std::size_t element_size,
+                                    int padded_dimensions);
     // Tensors (B, sides·channels, H, W), or one of rows. `gradients` (or null) names tensors like them, or an empty list.
     LevelList levels(const char* name, const char* gradients, int sides, const std::vector<double>& strides = {});
     Rows rows(const char* name);
@@ -100,7 +101,7 @@ class Fields {
     void* address(const char* name);
     void finish() const;  // raises where something was given that nobody has read
 
-   private:
+private:
     void check_dense(const char* name, Dtype dtype);
     py::handle peek(const char* name) const;
 
@@ -111,12 +112,12 @@ class Fields {
 
 // The named argument "valid": rows and columns of each level whose cells count, image by image; empty: all do.
 class ValidCells {
-   public:
+public:
     // shapes: height and width of each level.
     ValidCells(Fields& fields, std::vector<std::int64_t> shapes, std::int64_t batch);
     void write(std::int64_t image, std::int32_t* rows, std::int32_t* columns) const;
 
-   private:
+private:
     std::vector<std::int64_t> shapes, given;
 };
 
@@ -137,7 +138,8 @@ template <class Arguments> void take_gradient_rows(Arguments& a, const Rows& gra
 }
 
 inline int check_bins(int bins) {
-    if (bins < min_bins || bins > max_bins) throw std::invalid_argument("bins: expected 2 to 65, got " + std::to_string(bins));
+    if (bins < min_bins || bins > max_bins)
+        throw std::invalid_argument("bins: expected 2 to 65, got " + std::to_string(bins));
     return bins;
 }
 inline int check_classes(int classes) {
@@ -146,14 +148,16 @@ inline int check_classes(int classes) {
 }
 // Both kinds of logits in one precision.
 inline void check_mixed(Dtype first, Dtype second) {
-    if ((first == Dtype::float64) != (second == Dtype::float64)) throw std::invalid_argument("logits: expected float64 in both, or in neither");
+    if ((first == Dtype::float64) != (second == Dtype::float64))
+        throw std::invalid_argument("logits: expected float64 in both, or in neither");
 }
 // The dtype of the arithmetic, S.
 inline Dtype arithmetic(Dtype dtype) { return dtype == Dtype::float64 ? dtype : Dtype::float32; }
 
 // Calls gflv2::cpu::name or gflv2::cuda::name(arguments, …) without the interpreter's lock.
 template <class Arguments>
-void run(const Call& call, const Arguments& arguments, void (*on_cpu)(const Arguments&, int), void (*on_cuda)(const Arguments&, Place)) {
+void run(const Call& call, const Arguments& arguments, void (*on_cpu)(const Arguments&, int),
+         void (*on_cuda)(const Arguments&, Place)) {
     const int device = call.device;
     const std::int64_t where = call.where;
     const py::gil_scoped_release release;
@@ -162,7 +166,8 @@ void run(const Call& call, const Arguments& arguments, void (*on_cpu)(const Argu
     on_cuda(arguments, {device, reinterpret_cast<void*>(where)});
 }
 #if defined(GFLV2_SIMT)
-#define GFLV2_RUN(name, call, arguments) simt::run(#name, arguments, &cuda::name, {call.device, reinterpret_cast<void*>(call.where)})
+#define GFLV2_RUN(name, call, arguments) \
+    simt::run(#name, arguments, &cuda::name, {call.device, reinterpret_cast<void*>(call.where)})
 #elif defined(GFLV2_HAS_CUDA)
 #define GFLV2_RUN(name, call, arguments) run(call, arguments, &cpu::name, &cuda::name)
 #else

@@ -8,7 +8,8 @@ namespace {
 
 DecodeArguments read(Fields& fields, Call& call) {
     DecodeArguments a{};
-    const LevelList classes = fields.levels("class_logits", nullptr, 1), boxes = fields.levels("box_logits", nullptr, 4, fields.numbers("strides"));
+    const LevelList classes = fields.levels("class_logits", nullptr, 1),
+                    boxes = fields.levels("box_logits", nullptr, 4, fields.numbers("strides"));
     check_mixed(classes.dtype, boxes.dtype);
     if (classes.table.count != boxes.table.count) throw std::invalid_argument("levels: the numbers differ");
     a.class_dtype = classes.dtype;
@@ -23,7 +24,8 @@ DecodeArguments read(Fields& fields, Call& call) {
     for (int l = 0; l < boxes.table.count; ++l) {
         const Level &level = classes.table.level[l], &other = boxes.table.level[l];
         const std::int64_t points = level.height * level.width;
-        if (level.height != other.height || level.width != other.width) throw std::invalid_argument("levels: the sizes differ");
+        if (level.height != other.height || level.width != other.width)
+            throw std::invalid_argument("levels: the sizes differ");
         if (points > INT32_MAX) throw std::length_error("levels: more than 2^31 points in a level");
         a.rows += points < a.topk ? points : a.topk;
     }

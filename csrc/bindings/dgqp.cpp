@@ -20,7 +20,8 @@ DgqpArguments read_dgqp(Fields& fields, const char* levels, const char* grad) {
     const auto layers = [&](const char* name) {
         const std::vector<py::object> given = fields.objects(name);
         if (!given.empty() && given.size() != 4)
-            throw std::invalid_argument(std::string(name) + ": expected four tensors or none, got " + std::to_string(given.size()));
+            throw std::invalid_argument(std::string(name) + ": expected four tensors or none, got " +
+                                        std::to_string(given.size()));
         return given;
     };
     const std::vector<py::object> predictor = layers("predictor");
@@ -56,7 +57,9 @@ DgqpArguments read_forward(Fields& fields, Call&) {
 
 DgqpArguments read_backward(Fields& fields, Call& call) {
     DgqpArguments a = read_dgqp(fields, "logits", "grad_out");
-    if (wants_sums(a)) a.workspace = GFLV2_WORKSPACE(call, cuda::dgqp_workspace(a.levels, a.batch, summed_features(a), summed_hidden(a)));
+    if (wants_sums(a))
+        a.workspace =
+            GFLV2_WORKSPACE(call, cuda::dgqp_workspace(a.levels, a.batch, summed_features(a), summed_hidden(a)));
     return a;
 }
 

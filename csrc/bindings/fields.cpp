@@ -53,7 +53,9 @@ Dtype dtype_of(py::handle tensor) {
     static const py::handle name = name_of("dtype");
     const py::object dtype = py::getattr(tensor, name);
     const auto found = std::find(known_dtypes.begin(), known_dtypes.end(), dtype.ptr());
-    if (found == known_dtypes.end()) throw std::invalid_argument("dtype: expected float32, float16, bfloat16 or float64, got " + std::string(py::str(dtype)));
+    if (found == known_dtypes.end())
+        throw std::invalid_argument("dtype: expected float32, float16, bfloat16 or float64, got " +
+                                    std::string(py::str(dtype)));
     return Dtype(found - known_dtypes.begin());
 }
 
@@ -112,20 +114,24 @@ void Fields::check_dense(const char* name, Dtype dtype) {
     static const py::handle contiguous = name_of("is_contiguous");
     const py::handle tensor = peek(name);
     if (tensor.is_none() || (dtype_of(tensor) == dtype && call_method(tensor, contiguous).ptr() == Py_True)) return;
-    throw std::invalid_argument(std::string(name) + ": expected a contiguous " + std::string(py::str(known_dtypes.at(int(dtype)))) + " tensor, got " +
-                                std::string(py::str(tensor.attr("dtype"))) + " with strides " + std::string(py::str(tensor.attr("stride")())));
+    throw std::invalid_argument(std::string(name) + ": expected a contiguous " +
+                                std::string(py::str(known_dtypes.at(int(dtype)))) + " tensor, got " +
+                                std::string(py::str(tensor.attr("dtype"))) + " with strides " +
+                                std::string(py::str(tensor.attr("stride")())));
 }
 
 void Fields::finish() const {
     if (taken == given.size()) return;
-    throw std::invalid_argument(std::string(operation) + ": expected " + std::to_string(taken) + " fields, got " + std::to_string(given.size()) +
-                                ": " + std::string(py::str(py::list(given.attr("keys")()))));
+    throw std::invalid_argument(std::string(operation) + ": expected " + std::to_string(taken) + " fields, got " +
+                                std::to_string(given.size()) + ": " +
+                                std::string(py::str(py::list(given.attr("keys")()))));
 }
 
 int Fields::integer(const char* name, int least, int most) {
     const std::int64_t value = to_integer(get(name));
     if (value >= least && value <= most) return int(value);
-    const std::string bound = most == INT32_MAX ? "at least " + std::to_string(least) : std::to_string(least) + " to " + std::to_string(most);
+    const std::string bound =
+        most == INT32_MAX ? "at least " + std::to_string(least) : std::to_string(least) + " to " + std::to_string(most);
     throw std::invalid_argument(std::string(name) + ": expected " + bound + ", got " + std::to_string(value));
 }
 
@@ -157,7 +163,8 @@ void Fields::read_reduction(Reduction& reduction, bool backward) {
     if (backward) read("grad", reduction.grad_out);
 }
 
-std::vector<ImageMemory> Fields::images(const char* name, std::int64_t batch, std::size_t element_size, int padded_dimensions) {
+std::vector<ImageMemory> Fields::images(const char* name, std::int64_t batch, std::size_t element_size,
+                                        int padded_dimensions) {
     const std::vector<py::object> tensors = objects(name);
     std::vector<ImageMemory> found(batch, ImageMemory{nullptr, 0});
     if (tensors.empty()) return found;
@@ -169,8 +176,10 @@ std::vector<ImageMemory> Fields::images(const char* name, std::int64_t batch, st
         return found;
     }
     if (std::int64_t(tensors.size()) != batch)
-        throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(batch) + " images, got " + std::to_string(tensors.size()));
-    for (std::int64_t i = 0; i < batch; ++i) found[i] = {static_cast<char*>(address_of(tensors[i])), shape_of(tensors[i]).at[0]};
+        throw std::invalid_argument(std::string(name) + ": expected " + std::to_string(batch) + " images, got " +
+                                    std::to_string(tensors.size()));
+    for (std::int64_t i = 0; i < batch; ++i)
+        found[i] = {static_cast<char*>(address_of(tensors[i])), shape_of(tensors[i]).at[0]};
     return found;
 }
 
@@ -178,12 +187,15 @@ Rows Fields::rows(const char* name) {
     const py::handle tensor = get(name);
     if (tensor.is_none()) return {};
     const Numbers shape = shape_of(tensor), strides = strides_of(tensor);
-    if (shape.count != 2) throw std::invalid_argument(std::string(name) + ": expected two dimensions, got " + std::to_string(shape.count));
+    if (shape.count != 2)
+        throw std::invalid_argument(std::string(name) + ": expected two dimensions, got " +
+                                    std::to_string(shape.count));
     return {address_of(tensor), shape.at[0], strides.at[0], strides.at[1], int(shape.at[1]), dtype_of(tensor)};
 }
 
 LevelList Fields::levels(const char* name, const char* gradients, int sides, const std::vector<double>& strides) {
-    const std::vector<py::object> tensors = objects(name), grads = gradients ? objects(gradients) : std::vector<py::object>{};
+    const std::vector<py::object> tensors = objects(name),
+                                  grads = gradients ? objects(gradients) : std::vector<py::object>{};
     const std::size_t count = tensors.size();
     const auto refuse = [](const char* what, const std::string& expected, std::size_t got) {
         throw std::invalid_argument(std::string(what) + ": expected " + expected + ", got " + std::to_string(got));
@@ -221,13 +233,16 @@ LevelList Fields::levels(const char* name, const char* gradients, int sides, con
 ValidCells::ValidCells(Fields& fields, std::vector<std::int64_t> of_levels, std::int64_t batch)
     : shapes(std::move(of_levels)), given(fields.integers("valid")) {
     if (!given.empty() && given.size() != shapes.size() * batch)
-        throw std::invalid_argument("valid: expected " + std::to_string(shapes.size()) + " numbers an image, got " + std::to_string(given.size()));
+        throw std::invalid_argument("valid: expected " + std::to_string(shapes.size()) + " numbers an image, got " +
+                                    std::to_string(given.size()));
 }
 
 void ValidCells::write(std::int64_t image, std::int32_t* rows, std::int32_t* columns) const {
     const std::int64_t* const cells = given.empty() ? nullptr : given.data() + shapes.size() * image;
     // Never more than there are.
-    const auto cut = [&](std::size_t i) { return std::int32_t(cells ? std::clamp(cells[i], std::int64_t(0), shapes[i]) : shapes[i]); };
+    const auto cut = [&](std::size_t i) {
+        return std::int32_t(cells ? std::clamp(cells[i], std::int64_t(0), shapes[i]) : shapes[i]);
+    };
     for (std::size_t l = 0; 2 * l < shapes.size(); ++l) {
         rows[l] = cut(2 * l);
         columns[l] = cut(2 * l + 1);

@@ -45,7 +45,8 @@ BoxLossBackwardArguments read_backward(Fields& fields, Call& call) {
     read_factors(saved.attr("factors"), a.box.factors);
     if (wants_sums(dgqp))
         dgqp.workspace = GFLV2_WORKSPACE(
-            call, cuda::box_loss_backward_workspace(dgqp.levels, dgqp.batch, summed_features(dgqp), summed_hidden(dgqp)));
+            call,
+            cuda::box_loss_backward_workspace(dgqp.levels, dgqp.batch, summed_features(dgqp), summed_hidden(dgqp)));
     return a;
 }
 

@@ -8,7 +8,8 @@ namespace {
 
 GflTargetsArguments read(Fields& fields, Call& call) {
     GflTargetsArguments a{};
-    const LevelList classes = fields.levels("class_logits", nullptr, 1), boxes = fields.levels("box_logits", nullptr, 4, fields.numbers("strides"));
+    const LevelList classes = fields.levels("class_logits", nullptr, 1),
+                    boxes = fields.levels("box_logits", nullptr, 4, fields.numbers("strides"));
     check_mixed(classes.dtype, boxes.dtype);
     if (classes.table.count != boxes.table.count || classes.points != boxes.points)
         throw std::invalid_argument("class_logits: expected the sizes of the box logits");
@@ -25,10 +26,12 @@ GflTargetsArguments read(Fields& fields, Call& call) {
     fields.read("assigned", a.assigned);
 
     std::vector<std::int64_t> shapes;
-    for (int l = 0; l < a.levels.count; ++l) shapes.insert(shapes.end(), {a.levels.level[l].height, a.levels.level[l].width});
+    for (int l = 0; l < a.levels.count; ++l)
+        shapes.insert(shapes.end(), {a.levels.level[l].height, a.levels.level[l].width});
     const ValidCells valid(fields, std::move(shapes), a.batch);
     const Dtype s = arithmetic(a.dtype);
-    const std::vector<ImageMemory> memory = fields.images("boxes", a.batch, s == Dtype::float64 ? sizeof(double) : sizeof(float), 3);
+    const std::vector<ImageMemory> memory =
+        fields.images("boxes", a.batch, s == Dtype::float64 ? sizeof(double) : sizeof(float), 3);
     std::vector<GflImage> images(a.batch);
     for (std::int64_t i = 0; i < a.batch; ++i) {
         images[i].boxes = memory[i].at;

@@ -35,7 +35,8 @@ IntegralArguments read_backward(Fields& fields, Call& call) {
     fields.read("grad_projection", a.grad_projection, s);
     fields.read("grad_scales", a.grad_scales, s);
     if (a.grad_projection || a.grad_scales)
-        a.workspace = GFLV2_WORKSPACE(call, cuda::integral_workspace(a.levels, a.batch, a.grad_projection ? a.bins : 0));
+        a.workspace =
+            GFLV2_WORKSPACE(call, cuda::integral_workspace(a.levels, a.batch, a.grad_projection ? a.bins : 0));
     return a;
 }
 

@@ -1,5 +1,5 @@
-// The neighbouring points of one thread. 16-bit elements are read two points at a time where the layout allows it: a warp then
-// moves 128 bytes per load, as with float32.
+// The neighbouring points of one thread. 16-bit elements are read two points at a time where the layout allows it: a
+// warp then moves 128 bytes per load, as with float32.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,9 @@
 
 namespace gflv2::cuda {
 
-template <class T> struct alignas(2 * sizeof(T)) Pair { T first, second; };
+template <class T> struct alignas(2 * sizeof(T)) Pair {
+    T first, second;
+};
 
 template <int PACK> struct ThreadPoints {
     std::uint32_t point[PACK];  // clamped to the level, so that every read is in bounds

@@ -40,16 +40,17 @@ def launches(
     rows = [new(batch, points) for _ in range(4)]
     given = [new(boxes + image, 4) for image in range(batch)]
     scales, projection, pair = new(5), new(bins), new(2)
-    targets, sides, one = new(batch, points, 4), new(batch, points, 4, 2), new(1)[0]
+    targets, sides = new(batch, points, 4), new(batch, points, 4, 2)
+    giou, dfl = new(1)[0], new(1)[0]
     offset = shift / 2
 
     def call() -> None:
         maps = (class_logits, box_logits, *numbers[:2], given, [], STRIDES, scales, projection, rows[0], offset)
         gfl_targets.gfl_targets(*maps, numbers[2], targets, *rows[1:], pair)
         settings = (STRIDES, scales, projection, offset, (1.0 + shift, 0.25))
-        gfl_loss.box_loss_forward(box_logits, targets, rows[1], one, *settings, sides, pair)
+        gfl_loss.box_loss_forward(box_logits, targets, rows[1], pair, *settings, sides, giou, dfl)
         layers = [[new(64, 20), new(64), new(64), new(1)] for _ in range(2)]
-        box = SavedBoxLoss(sides, rows[1], projection, pair, one, (1.0 + shift, 0.25))
+        box = SavedBoxLoss(sides, rows[1], projection, pair, giou, dfl, (1.0 + shift, 0.25))
         gradients = [torch.empty_like(level) for level in box_logits]
         wanted = (gradients, layers[1], new(5))
         gfl_loss.box_loss_backward(rows[0], box_logits, layers[0], scales, 4, True, False, *wanted, box)

@@ -36,21 +36,29 @@ GFLV2_HD Softmax<V> softmax_moment(const Row& row, int bins, S scale, const S* p
     return {largest, combine(total, add), combine(moment, add)};
 }
 
+// d alone.
+template <int BINS, class V, class S, class Row>
+GFLV2_HD V distance_of(const Row& row, int bins, S scale, const S* projection) {
+    NoExponentials none;
+    const Softmax<V> softmax = softmax_moment<BINS, V>(row, bins, scale, projection, none);
+    return softmax.moment / softmax.total;
+}
+
 // Calls store(bin, ∂L/∂z_b) for every bin, and project(bin, ∂L/∂project_b) where PROJECTION; returns the row's part of
 // ∂L/∂scale. `upstream` is ∂L/∂d.
 template <int BINS, bool PROJECTION, class V, class S, class Row, class Exponentials, class Store, class Project>
-GFLV2_HD V softmax_moment_backward(
-    const Row& row, int bins, S scale, const S* projection, const Exponentials& exponentials, const Softmax<V>& softmax,
-    V upstream, const Store& store, const Project& project) {
+GFLV2_HD V softmax_moment_backward(const Row& row, int bins, S scale, const S* projection,
+                                   const Exponentials& exponentials, const Softmax<V>& softmax, V upstream,
+                                   const Store& store, const Project& project) {
     const V inverse = broadcast<V>(S(1)) / softmax.total;
     const V distance = softmax.moment * inverse;
     const V factor = inverse * upstream;
     V scale_sum[chains] = {};
     each_chained<BINS>(bins, [&](int b, int chain) {
         const V weight = exponentials.get(row, b, scale, softmax.largest) * factor;
-        const V slope = weight * (projection[b] - distance);
-        scale_sum[chain] = multiply_add(V(row[b]), slope, scale_sum[chain]);
-        store(b, V(slope * scale));
+        const V gradient = weight * (projection[b] - distance);
+        scale_sum[chain] = multiply_add(V(row[b]), gradient, scale_sum[chain]);
+        store(b, V(gradient * scale));
         if constexpr (PROJECTION) project(b, weight);
     });
     return combine(scale_sum, [](V a, V b) { return a + b; });

@@ -1,13 +1,14 @@
-// The arithmetic of one class of one point in the Quality Focal Loss (arXiv 2006.04388, equation 5): BCE(J, y)·|J − y|^β.
+// The arithmetic of one class of one point in the Quality Focal Loss (arXiv 2006.04388, equation 5): BCE(J, y)·|J −
+// y|^β.
 //
 //   logits         J = σ(c)
 //   joint          J = σ(c)·σ(r)   (arXiv 2011.12885, equation 1), r shared by the classes of a row
 //   probabilities  J = p
 //
 // With E = exp(−c) and q = 1 − σ(r):  σ(c) = 1/(1 + E),  1 − σ(c) = E/(1 + E),  1 − J = (E + q)/(1 + E).
-// Nothing is subtracted, so J and 1 − J both keep their relative precision, and one exponential and one logarithm are enough.
-// Where J is so near 1 that 1 − J would leave the range of the numbers, both logits are first moved down by the same h:
-// then 1 − J grows by the factor exp(h), which is added back to its logarithm, and no ratio changes.
+// Nothing is subtracted, so J and 1 − J both keep their relative precision, and one exponential and one logarithm are
+// enough. Where J is so near 1 that 1 − J would leave the range of the numbers, both logits are first moved down by the
+// same h: then 1 − J grows by the factor exp(h), which is added back to its logarithm, and no ratio changes.
 //
 //   ∂L/∂c = (1 − σ(c))·T,   ∂L/∂r = (1 − σ(r))·T,   T = |J−y|^β·(J−y)/(1−J) + BCE·∂|J−y|^β/∂J·J
 //
@@ -42,7 +43,8 @@ template <class S, class V> GFLV2_HD V beyond_far(V x) { return maximum(V{}, V(-
 template <class S, class V> GFLV2_HD V limited_minus_log(V value, V complement) {
     const auto small = value < S(1e-30);
     const V raised = small ? V(value * S(0x1p64)) : value;
-    return minimum(broadcast<V>(S(100)), V(minus_log(raised, complement) + (small ? broadcast<V>(S(44.36141955583650)) : V{})));
+    return minimum(broadcast<V>(S(100)),
+                   V(minus_log(raised, complement) + (small ? broadcast<V>(S(44.36141955583650)) : V{})));
 }
 
 // |d|^β and its derivative, the latter 0 at d = 0.
@@ -52,15 +54,17 @@ template <class S> struct Modulation {
     template <class V> GFLV2_HD V factor(V d) const {
         if (beta == S(2)) return d * d;
         const V size = magnitude(d);
-        const V power = exponential_wide(
-            minimum(broadcast<V>(far_logit<S>), maximum(broadcast<V>(-far_logit<S>), V(minus_log(size, V(S(1) - size)) * -beta))));
-        return d == S(0) ? broadcast<V>(beta > S(0) ? S(0) : S(1)) : V(power + (d - d));  // a NaN stays one, also for β = 0
+        const V power =
+            exponential_wide(minimum(broadcast<V>(far_logit<S>),
+                                     maximum(broadcast<V>(-far_logit<S>), V(minus_log(size, V(S(1) - size)) * -beta))));
+        return d == S(0) ? broadcast<V>(beta > S(0) ? S(0) : S(1))
+                         : V(power + (d - d));  // a NaN stays one, also for β = 0
     }
 
-    template <class V> GFLV2_HD V slope(V d, V factor) const {
+    template <class V> GFLV2_HD V derivative(V d, V factor) const {
         if (beta == S(2)) return d + d;
-        const V size = magnitude(d), slope = beta * factor / size;
-        return d == S(0) ? V{} : d < S(0) ? V(-slope) : slope;
+        const V size = magnitude(d), steepness = beta * factor / size;
+        return d == S(0) ? V{} : d < S(0) ? V(-steepness) : steepness;
     }
 
 private:
@@ -99,7 +103,8 @@ template <QflForm FORM, bool LARGE, class S, class V> GFLV2_HD JointScore<V> joi
     const V one = broadcast<V>(S(1));
     JointScore<V> j{};
     if constexpr (FORM == QflForm::probabilities) {
-        // Logarithms limited to 100 and the product to 1e-12, as in torch's own binary cross-entropy; outside [0, 1]: NaN.
+        // Logarithms limited to 100 and the product to 1e-12, as in torch's own binary cross-entropy; outside [0, 1]:
+        // NaN.
         const V rest = one - value;
         j.score = value;
         j.loss = value <= S(1) ? limited_minus_log<S>(rest, value) : broadcast<V>(not_a_number<S>);
@@ -141,41 +146,44 @@ template <class S, class V> GFLV2_HD V qfl_negative_value(const JointScore<V>& j
     return j.loss * modulation.factor(j.score);
 }
 
-template <class V> struct QflSlopes {
+template <class V> struct QflGradients {
     V value;    // of the class logit, or of the probability
     V quality;  // of the quality logit
 };
 
 // `direct` is T's first term: the numerator where INVERTED, else already divided by 1 − J.
-template <QflForm FORM, bool INVERTED, class V> GFLV2_HD QflSlopes<V> qfl_chain(const JointScore<V>& j, V direct, V through) {
+template <QflForm FORM, bool INVERTED, class V>
+GFLV2_HD QflGradients<V> qfl_chain(const JointScore<V>& j, V direct, V through) {
     if constexpr (FORM == QflForm::logits) return {multiply_add(through, V(j.score * j.class_rest), direct), V{}};
     if constexpr (FORM == QflForm::probabilities) return {multiply_add(direct, j.inverse, through), V{}};
-    const V t = INVERTED ? multiply_add(direct, j.inverse, V(through * j.score)) : multiply_add(through, j.score, direct);
+    const V t =
+        INVERTED ? multiply_add(direct, j.inverse, V(through * j.score)) : multiply_add(through, j.score, direct);
     return {V(j.class_rest * t), V(j.quality_rest * t)};
 }
 
 template <QflForm FORM, class S, class V>
-GFLV2_HD QflSlopes<V> qfl_slopes(const JointScore<V>& j, V y, const Modulation<S>& modulation) {
+GFLV2_HD QflGradients<V> qfl_gradients(const JointScore<V>& j, V y, const Modulation<S>& modulation) {
     const V difference = j.score - y, factor = modulation.factor(difference);
     const V bce = y * j.gain + (S(1) - y) * j.loss;
-    return qfl_chain<FORM, true>(j, V(factor * difference), V(bce * modulation.slope(difference, factor)));
+    return qfl_chain<FORM, true>(j, V(factor * difference), V(bce * modulation.derivative(difference, factor)));
 }
 
 template <QflForm FORM, class S, class V>
-GFLV2_HD QflSlopes<V> qfl_negative_slopes(const JointScore<V>& j, const Modulation<S>& modulation) {
-    const V factor = modulation.factor(j.score), through = j.loss * modulation.slope(j.score, factor);
+GFLV2_HD QflGradients<V> qfl_negative_gradients(const JointScore<V>& j, const Modulation<S>& modulation) {
+    const V factor = modulation.factor(j.score), through = j.loss * modulation.derivative(j.score, factor);
     if constexpr (FORM == QflForm::joint) return qfl_chain<FORM, false>(j, V(factor * j.ratio), through);
     return qfl_chain<FORM, true>(j, V(factor * j.score), through);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Nearly every element is a negative of β = 2 with a small J. For those the same values take half of the operations, and no
-// choice between numbers: V may also be several vectors whose chains of operations then run side by side. The caller looks at
-// J and drops the result where it is not below small_score. The quality logit lies within ±large_logit.
+// Nearly every element is a negative of β = 2 with a small J. For those the same values take half of the operations,
+// and no choice between numbers: V may also be several vectors whose chains of operations then run side by side. The
+// caller looks at J and drops the result where it is not below small_score. The quality logit lies within ±large_logit.
 
 template <class S> constexpr S small_score = S(0.2);
 
-// −log(1 − J) for a small J: J + J²·p(J), where p is the polynomial of degree 4 that minimises the largest relative error (9e-9).
+// −log(1 − J) for a small J: J + J²·p(J), where p is the polynomial of degree 4 that minimises the largest relative
+// error (9e-9).
 template <class V> GFLV2_HD V small_loss(V j) {
     V p = broadcast<V>(2.882349491e-1f);
     p = multiply_add(p, j, broadcast<V>(1.702012837e-1f));
@@ -190,16 +198,18 @@ template <class V> GFLV2_HD V qfl_small_score(V odds, V score) { return quotient
 
 template <class V> GFLV2_HD V qfl_small_value(V joint) { return small_loss(joint) * (joint * joint); }
 
-// rest: 1 − σ(r); upstream: ∂L/∂(loss), divided by σ(r). The slope of c is multiplied by it, that of r is not. J is left in `joint`.
-template <QflForm FORM, class S, class V> GFLV2_HD QflSlopes<V> qfl_small_slopes(V odds, V score, V rest, V upstream, V& joint) {
+// rest: 1 − σ(r); upstream: ∂L/∂(loss), divided by σ(r). The gradient of c is multiplied by it, that of r is not. J is
+// left in `joint`.
+template <QflForm FORM, class S, class V>
+GFLV2_HD QflGradients<V> qfl_small_gradients(V odds, V score, V rest, V upstream, V& joint) {
     const V two = broadcast<V>(S(2)), whole = S(1) + odds;
     if constexpr (FORM == QflForm::logits) {
         joint = quotient(broadcast<V>(S(1)), whole);
         const V complement = odds * joint;  // 1 − σ(c)
         return {V(joint * joint * multiply_add(V(small_loss(joint) * complement), two, joint) * upstream), V{}};
     } else {
-        // One division for J = σ(r)/(1 + E) and J/(1 − J) = σ(r)/(E + q). Where the product overflows both are 0, and so are
-        // the slopes. 1 − σ(c) = E·J/σ(r).
+        // One division for J = σ(r)/(1 + E) and J/(1 − J) = σ(r)/(E + q). Where the product overflows both are 0, and
+        // so are the gradients. 1 − σ(c) = E·J/σ(r).
         const V sum = odds + rest, both = quotient(score, V(whole * sum));
         joint = both * sum;
         const V t = joint * joint * multiply_add(small_loss(joint), two, V(both * whole));

@@ -1,5 +1,5 @@
-// What every operation on a row of box logits begins with: its largest scaled logit, and what becomes of the exponentials.
-// V, S, Row and BINS as in gflv2/integral.hpp.
+// What every operation on a row of box logits begins with: its largest scaled logit, and what becomes of the
+// exponentials. V, S, Row and BINS as in gflv2/integral.hpp.
 #pragma once
 
 #include "gflv2/macros.hpp"
@@ -28,8 +28,9 @@ template <class V> struct RecomputedExponentials {
     }
 };
 
-// Four independent sums per quantity: one long chain of additions would leave the units waiting for each other, and short
-// chains round less. The same for every number of bins, constant or not, so that both forms of a kernel give the same bits.
+// Four independent sums per quantity: one long chain of additions would leave the units waiting for each other, and
+// short chains round less. The same for every number of bins, constant or not, so that both forms of a kernel give the
+// same bits.
 template <class V, class Combine> GFLV2_HD V combine(const V (&parts)[chains], const Combine& of) {
     return of(of(parts[0], parts[1]), of(parts[2], parts[3]));
 }

@@ -15,16 +15,16 @@ def variants() -> dict[str, list[Variant]]:
         box = pyramid(4 * bins, dtype, last=last)
         rows, boxes, sides = torch.zeros(2, POINTS), torch.zeros(2, POINTS, 4), torch.zeros(2, POINTS, 4, 2)
         scales, projection = torch.ones(5), torch.arange(float(bins))
-        pair, one, factors = torch.zeros(2), torch.ones(()), (2.0, 0.25)
+        normalisers, giou, dfl, factors = torch.ones(2), torch.zeros(()), torch.zeros(()), (2.0, 0.25)
 
         def forward() -> None:
             settings = (STRIDES, scales, projection, 0.0, factors)
-            gfl_loss.box_loss_forward(box, boxes, rows, one, *settings, sides, pair)
+            gfl_loss.box_loss_forward(box, boxes, rows, normalisers, *settings, sides, giou, dfl)
 
         def backward() -> None:
             shapes = [(hidden, 20), (hidden,), (hidden,), (1,)] if hidden else []
             predictor, gradients = ([torch.zeros(shape) for shape in shapes] for _ in range(2))
-            given = SavedBoxLoss(sides, rows, projection, pair, one, factors)
+            given = SavedBoxLoss(sides, rows, projection, normalisers, giou, dfl, factors)
             inputs = (rows if hidden else None, box, predictor, scales, 4, bool(hidden), False)
             wanted = ([torch.zeros_like(level) for level in box], gradients, torch.zeros(5))
             gfl_loss.box_loss_backward(*inputs, *wanted, given)
