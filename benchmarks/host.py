@@ -3,9 +3,9 @@
     python -m benchmarks.host                      # this checkout
     python -m benchmarks.host --against 458407d    # beside another commit, in one process, in turns
 
-On a GPU a kernel takes microseconds, so that an eager call is as fast as its host side. Two libraries stand in for the
-real one: a stub, which does nothing, on the ways of a CPU and of a GPU; and the real CPU library on maps of a few cells,
-which adds what the bindings take (and a kernel of a microsecond or two).
+On a GPU a kernel takes microseconds, so that an eager call is as fast as its host side. It is measured in three ways. A
+stub, which does nothing, takes the place of the native library, once on the way of a CPU and once on that of a GPU. The
+real CPU library on maps of one cell adds what the bindings take, and a kernel of a microsecond or two.
 """
 
 from __future__ import annotations

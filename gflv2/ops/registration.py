@@ -362,7 +362,7 @@ def _needs(
 
 
 def convert(argument: Argument, dtype: torch.dtype) -> Argument:
-    """Small arguments as kernels take them: contiguous; integers are int64, numbers have the dtype of the arithmetic."""
+    """Small arguments as kernels take them: contiguous; integers int64, numbers in the dtype of the arithmetic."""
     if isinstance(argument, (list, tuple)):
         return [tensor if _is_converted(tensor, dtype) else convert(tensor, dtype) for tensor in argument]
     if _is_converted(argument, dtype):

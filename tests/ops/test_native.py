@@ -100,7 +100,7 @@ def test_arguments_of_the_wrong_kind_are_errors() -> None:
 
 
 class TestFields:
-    """The C++ arguments are bound by name: what is missing, unknown or of another kind is an error, not another field."""
+    """C++ arguments are bound by name: what is missing, unknown or of another kind is an error, not another field."""
 
     def fields(self) -> dict[str, object]:
         return {
