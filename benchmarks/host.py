@@ -33,7 +33,8 @@ from torch import Tensor
 from benchmarks.harness import machine, table
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = "library operation host_us before_us ratio".split()
+COLUMNS = "device library operation host_us before_us ratio torch commit before".split()
+SHOWN = COLUMNS[1:6]
 STUB_CPU, STUB_GPU, REAL = WAYS = ("stub, as on a CPU", "stub, as on a GPU", "real, few cells")
 STRIDES = [8.0, 16.0, 32.0, 64.0, 128.0]
 CALLS, TURNS = 1000, 10  # calls of a median, and turns in which they are made
@@ -155,6 +156,11 @@ def calls(package: Package, *, batch: int, boxes: int, cells: int) -> dict[str, 
     def dfl() -> None:
         torch.autograd.grad(ops.dfl(rows, distances), rows)
 
+    describe = package.backends._describers
+
+    def checks(op: str, *arguments: Any, **options: Any) -> Callable[[], Any]:
+        return lambda: describe[op](*arguments, **options)
+
     return {
         "integral forward": integral,
         "integral": integral_both,
@@ -164,6 +170,9 @@ def calls(package: Package, *, batch: int, boxes: int, cells: int) -> dict[str, 
         "head": whole_head,
         "decode": decode,
         "dfl": dfl,
+        "checks of integral": checks("integral", box_logits),
+        "checks of atss": checks("atss", images, labels, shapes, STRIDES),
+        "checks of the head": checks("gfl_loss", *maps_of_head, **head),
     }
 
 
@@ -197,6 +206,19 @@ def measure(packages: list[Package], *, batch: int, boxes: int, cells: int) -> I
                 yield {"library": way, "operation": name} | {key: f"{value:.3g}" for key, value in numbers.items()}
 
 
+def section(path: Path) -> Iterator[str]:
+    """Lines of the report for one table."""
+    rows = table.read(path, COLUMNS)
+    first = rows[0]
+    beside = f"commit {first['before']}" if first["before"] else "itself, as a figure of the noise"
+    yield f"### {first['device']}: commit {first['commit'] or 'unknown'} beside {beside} (torch {first['torch']})\n"
+    yield f"| {' | '.join(SHOWN)} |"
+    yield "|" + "---|" * len(SHOWN)
+    for row in rows:
+        yield f"| {' | '.join(row[column] for column in SHOWN)} |"
+    yield ""
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__.splitlines()[0])
     parser.add_argument("--against", metavar="COMMIT", help="measure this commit beside the checkout")
@@ -212,12 +234,14 @@ def main(arguments: list[str] | None = None) -> None:
         packages.append(
             Package(before(options.against, Path(folder)), options.library) if options.against else packages[0]
         )
-        rows = []
-        print(f"{machine.device_text(torch.device('cpu'))}, torch {torch.__version__}")
-        print("".join(f"{column:<20}" for column in COLUMNS))
+        rows, device = [], machine.device_text(torch.device("cpu"))
+        software = machine.software("cpu")
+        known = {"device": device, "torch": software["torch"], "commit": software["commit"]}
+        print(f"{device}, torch {torch.__version__}")
+        print("".join(f"{column:<20}" for column in SHOWN))
         for row in measure(packages, batch=options.batch, boxes=options.boxes, cells=options.cells):
-            rows.append(row)
-            print("".join(f"{row[column]:<20}" for column in COLUMNS), flush=True)
+            rows.append(known | {"before": options.against or ""} | row)
+            print("".join(f"{row[column]:<20}" for column in SHOWN), flush=True)
     if options.output:
         table.write(options.output, rows, COLUMNS)
 
