@@ -100,6 +100,8 @@ class DataConfig:
     pad_divisor: int = 32
     keep_empty: bool = False  # keep training images without boxes as pure background
     min_image_side: int = 32  # smaller training images are dropped
+    skip_bad: bool = False  # leave out images that are missing, damaged or of another size than their annotations say
+    keep_root_category: bool = False  # keep a category without boxes that only groups the others (Roboflow's id 0)
     workers: int = 2
 
 
