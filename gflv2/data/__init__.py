@@ -16,7 +16,9 @@ except ModuleNotFoundError as error:
 
 from gflv2.data import shapes
 from gflv2.data.batch import Batch, Sample, collate
-from gflv2.data.coco import CocoDetection, find_image_folder, load_coco
+from gflv2.data.coco import load_coco
+from gflv2.data.dataset import CocoDetection
+from gflv2.data.files import find_image_folder
 from gflv2.data.image import read_image
 from gflv2.data.loader import GroupedBatchSampler, SampleKey, ShardedBatchSampler, make_loader
 from gflv2.data.transforms import evaluation_transforms, preprocess, resized_size, training_transforms
