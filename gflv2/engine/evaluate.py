@@ -219,7 +219,8 @@ class CocoEvaluator:
             raise ValueError(f"engine: expected one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
         if isinstance(ground_truth, CocoDetection):
             class_names = ground_truth.class_names if class_names is None else class_names
-            ground_truth = ground_truth.annotation_file
+            # What the data set was made of: read once, and not always a COCO file. Training's sets do not keep it.
+            ground_truth = ground_truth.annotation_file if ground_truth.index is None else ground_truth.index
         self.ground_truth = load_coco(ground_truth)
         name = str(ground_truth) if isinstance(ground_truth, (str, Path)) else "ground_truth"
         self.class_names, self.category_ids, _ = class_mapping(self.ground_truth, class_names, name)

@@ -174,7 +174,7 @@ def train(
             _describe(config, trainer, train_set, val_set, len(train_loader), folder, checkpoint_file)
         module = DetectorModule(
             model,
-            CocoEvaluator(val_set.annotation_file, class_names=val_set.class_names) if val_set is not None else None,
+            CocoEvaluator(val_set) if val_set is not None else None,
         )
         model.train()
         if config.train.channels_last:
