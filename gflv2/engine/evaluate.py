@@ -41,6 +41,7 @@ class EvalResult(Mapping):
     images: int = 0  # images that were evaluated
     boxes: int = 0  # ground-truth boxes on them, without crowds
     detections: int = 0
+    max_detections: int = 100  # per image, the best of them, in all numbers but AR1 and AR10; also in "AR100"
 
     def __getitem__(self, name: str) -> float:
         return self.metrics[name]
@@ -55,12 +56,14 @@ class EvalResult(Mapping):
         """Everything as plain values for a JSON file; None stands for NaN, which JSON has not."""
         numbers = {name: _or_none(value) for name, value in self.metrics.items()}
         classes = {name: {key: _or_none(value) for key, value in row.items()} for name, row in self.per_class.items()}
-        counts = {"images": self.images, "boxes": self.boxes, "detections": self.detections}
+        names = ("images", "boxes", "detections", "max_detections")
+        counts = {name: getattr(self, name) for name in names}
         return {**numbers, "per_class": classes, **counts}
 
     def table(self, *, per_class: bool = True) -> str:
         """The numbers as text: overall, per size, and one line per class; "–" where there is nothing to measure."""
         m = {name: _shown(value) for name, value in self.metrics.items()}
+        most = f"AR {self.max_detections:5d} per image"
         lines = [
             f"{self.images} images, {self.boxes} boxes, {self.detections} detections",
             "",
@@ -68,7 +71,7 @@ class EvalResult(Mapping):
             f"{'AP   IoU .50–.95':<20}{m['AP']:>8}{m['AP_small']:>8}{m['AP_medium']:>8}{m['AP_large']:>8}",
             f"{'AP50 IoU .50':<20}{m['AP50']:>8}",
             f"{'AP75 IoU .75':<20}{m['AP75']:>8}",
-            f"{'AR   100 per image':<20}{m['AR100']:>8}{m['AR_small']:>8}{m['AR_medium']:>8}{m['AR_large']:>8}",
+            f"{most:<20}{m['AR100']:>8}{m['AR_small']:>8}{m['AR_medium']:>8}{m['AR_large']:>8}",
             f"{'AR    10 per image':<20}{m['AR10']:>8}",
             f"{'AR     1 per image':<20}{m['AR1']:>8}",
         ]
@@ -97,6 +100,7 @@ def evaluate_detections(
     *,
     image_ids: Iterable[Any] | None = None,
     engine: str = "pycocotools",
+    max_detections: int = 100,
 ) -> EvalResult:
     """The twelve COCO numbers of detections in COCO's result format.
 
@@ -106,12 +110,16 @@ def evaluate_detections(
             or a JSON file of them. May be empty. Not changed.
         image_ids: evaluate these images only; None: all of the file, those without detections or boxes too.
         engine: "pycocotools", or "faster-coco-eval" where that package is installed (same numbers, faster).
+        max_detections: the best so many of each image count. COCO's own numbers are with 100; images with more objects
+            need more.
 
     Raises:
         ValueError: a record is incomplete, or of an image or category that the ground truth does not have.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
+    if isinstance(max_detections, bool) or not isinstance(max_detections, int) or max_detections < 1:
+        raise ValueError(f"max_detections: expected an integer ≥ 1, got {max_detections!r}")
     index = load_coco(ground_truth)
     if isinstance(detections, (str, Path)):
         detections = json.loads(Path(detections).read_text())
@@ -131,14 +139,14 @@ def evaluate_detections(
     if not wanted:
         metrics = dict.fromkeys(METRICS, math.nan)
         classes = {_name(index, i): {"AP": math.nan, "AP50": math.nan} for i in sorted(index.cats)}
-        return EvalResult(metrics, classes, images=0, boxes=0, detections=0)
-    stats, precision = _run(engine, content, records)
+        return EvalResult(metrics, classes, max_detections=max_detections)
+    stats, precision = _run(engine, content, records, max_detections)
     classes = {
         _name(index, category): {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])}
         for k, category in enumerate(sorted(index.cats))
     }
-    metrics = {name: math.nan if value < 0 else float(value) for name, value in zip(METRICS, stats, strict=True)}
-    return EvalResult(metrics, classes, images=len(wanted), boxes=boxes, detections=len(records))
+    metrics = dict(zip(METRICS, stats, strict=True))
+    return EvalResult(metrics, classes, len(wanted), boxes, len(records), max_detections)
 
 
 def _name(index: Any, category: Any) -> str:
@@ -165,8 +173,8 @@ def _complete(number: int, record: Mapping[str, Any], index: Any) -> dict[str, A
     return {**row, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
 
 
-def _run(engine: str, content: dict, records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """The twelve numbers, and the precision (IoU, recall, class) over all sizes at 100 detections per image."""
+def _run(engine: str, content: dict, records: list[dict], limit: int) -> tuple[list[float], np.ndarray]:
+    """The twelve numbers, and the precision (IoU, recall, class) over all sizes at ``limit`` detections per image."""
     if engine == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -184,14 +192,20 @@ def _run(engine: str, content: dict, records: list[dict]) -> tuple[np.ndarray, n
         truth.createIndex()
         found.createIndex()
         evaluation = COCOeval(truth, found, iouType="bbox")
+        evaluation.params.maxDets = [min(1, limit), min(10, limit), limit]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    return np.asarray(evaluation.stats[:12]), np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+    # (IoU .50 to .95, recall, class, size, limit) and the same without recall. The evaluators' own summary would look
+    # for a limit of 100 and give −1 where there is none.
+    precision, recall = (np.asarray(evaluation.eval[name]) for name in ("precision", "recall"))
+    sizes = [_mean(precision[:, :, :, size, -1]) for size in range(4)]
+    at_iou = [_mean(precision[threshold, :, :, 0, -1]) for threshold in (0, 5)]
+    recalls = [_mean(recall[:, :, 0, k]) for k in range(3)] + [_mean(recall[:, :, size, -1]) for size in (1, 2, 3)]
+    return [sizes[0], *at_iou, *sizes[1:], *recalls], precision[:, :, :, 0, -1]
 
 
-def _mean(precision: np.ndarray) -> float:
-    valid = precision[precision > -1]
+def _mean(values: np.ndarray) -> float:
+    valid = values[values > -1]
     return float(valid.mean()) if valid.size else math.nan
 
 
@@ -202,7 +216,7 @@ class CocoEvaluator:
         ground_truth: COCO annotation file, its content, a ``pycocotools.coco.COCO``, or a ``CocoDetection``, whose file
             and class names are taken.
         class_names: name per label of the detections; None: labels are the file's categories in the order of their ids.
-        engine: see ``evaluate_detections``.
+        engine, max_detections: see ``evaluate_detections``.
 
     Detections of classes that the file does not have are left out: nothing can be said about them. Only images that
     were given to ``update`` count, so that a run over a part of the data measures that part.
@@ -214,6 +228,7 @@ class CocoEvaluator:
         *,
         class_names: Sequence[str] | None = None,
         engine: str = "pycocotools",
+        max_detections: int = 100,
     ) -> None:
         if engine not in ENGINES:
             raise ValueError(f"engine: expected one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
@@ -225,6 +240,7 @@ class CocoEvaluator:
         name = str(ground_truth) if isinstance(ground_truth, (str, Path)) else "ground_truth"
         self.class_names, self.category_ids, _ = class_mapping(self.ground_truth, class_names, name)
         self.engine = engine
+        self.max_detections = max_detections
         self._found: dict[Any, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def reset(self) -> None:
@@ -295,7 +311,13 @@ class CocoEvaluator:
         return outcome[0]
 
     def _evaluate(self, found: Mapping[Any, tuple]) -> EvalResult:
-        return evaluate_detections(self.ground_truth, self._records(found), image_ids=found.keys(), engine=self.engine)
+        return evaluate_detections(
+            self.ground_truth,
+            self._records(found),
+            image_ids=found.keys(),
+            engine=self.engine,
+            max_detections=self.max_detections,
+        )
 
 
 def _array(value: Any) -> np.ndarray:
@@ -332,7 +354,8 @@ def evaluate(
         engine: see ``evaluate_detections``.
         progress: show a progress bar.
         save_detections: also write the detections to this JSON file, in COCO's result format (this process's share).
-        detect_options: passed to ``model.detect``, e.g. ``score_thr``.
+        detect_options: passed to ``model.detect``, e.g. ``score_thr``. With more than 100 ``max_detections``, here or
+            in the model's configuration, so many are evaluated.
     """
     from tqdm import tqdm
 
@@ -346,7 +369,8 @@ def evaluate(
         raise TypeError(f"data: expected a loader of CocoDetection, got one of {type(dataset).__name__}")
     if dataset.train:
         raise ValueError("data: expected a data set made with train=False, got one with training's transforms")
-    evaluator = CocoEvaluator(dataset, engine=engine)
+    limit = detect_options.get("max_detections") or _limit_of(model)
+    evaluator = CocoEvaluator(dataset, engine=engine, max_detections=max(limit, 100))
     device = torch.device(device) if device is not None else _device_of(model)
     rank, _ = rank_and_world()
     was_training = model.training
@@ -362,6 +386,12 @@ def evaluate(
     if save_detections is not None:
         Path(save_detections).write_text(json.dumps(evaluator.records()))
     return evaluator.compute()
+
+
+def _limit_of(model: torch.nn.Module) -> int:
+    """Detections per image that the model's configuration allows."""
+    config = getattr(model, "config", None)
+    return config.test.max_detections if config is not None else 100
 
 
 def _device_of(model: torch.nn.Module) -> torch.device:

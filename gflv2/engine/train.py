@@ -174,7 +174,9 @@ def train(
             _describe(config, trainer, train_set, val_set, len(train_loader), folder, checkpoint_file)
         module = DetectorModule(
             model,
-            CocoEvaluator(val_set) if val_set is not None else None,
+            CocoEvaluator(val_set, max_detections=max(config.test.max_detections, 100))
+            if val_set is not None
+            else None,
         )
         model.train()
         if config.train.channels_last:

@@ -77,6 +77,18 @@ def test_a_known_precision(engine):
     assert result["AR100"] == pytest.approx(3 / 10 * 0.5)
 
 
+def test_an_image_of_two_hundred_objects_is_measured_as_far_as_asked(engine):
+    squares = [{"image_id": 1, "category_id": 1, "bbox": [10 * i, 10 * j, 8, 8]} for i in range(20) for j in range(10)]
+    gt, found = truth(*squares, images=1, categories=("a",)), [{**s, "score": 0.9} for s in squares]
+    hundred, all_of_them = (evaluate_detections(gt, found, engine=engine, max_detections=n) for n in (100, 200))
+    assert hundred["AP"] == pytest.approx(51 / 101, abs=1e-3) and hundred["AR100"] == pytest.approx(0.5)
+    assert all_of_them["AP"] == pytest.approx(1) and all_of_them["AR100"] == pytest.approx(1)
+    assert "AR   200 per image" in all_of_them.table() and all_of_them.to_dict()["max_detections"] == 200
+    assert evaluate_detections(gt, found, engine=engine, max_detections=5)["AR10"] == pytest.approx(5 / 200)
+    with pytest.raises(ValueError, match="max_detections: expected an integer ≥ 1, got 0"):
+        evaluate_detections(gt, found, max_detections=0)
+
+
 def test_nothing_found_is_zero(engine):
     result = evaluate_detections(truth(square(1, 10)), [], engine=engine)
     assert result["AP"] == 0 and result["AR100"] == 0 and result.detections == 0
