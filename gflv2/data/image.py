@@ -36,7 +36,7 @@ _TURNS = {
 }
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _DEPTHS = (8, 10, 12, 14, 16, 24, 32)
-_TAIL = 1 << 12  # bytes at the end of a JPEG in which its end marker is looked for
+_TAIL = 1 << 12  # bytes at the end of a file in which its end marker is looked for
 
 _said: set[str] = set()
 _limit_is_off = threading.Lock()
@@ -70,7 +70,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def check_header(path: str | Path, size: tuple[int, int] | None = None) -> tuple[int, int]:
-    """What can be said of an image file without decoding it: ``image_size``, and that a JPEG has its end.
+    """What can be said of an image file without decoding it: ``image_size``, and that a JPEG or PNG has its end.
 
     Args:
         size: (height, width) that the annotations are made for.
@@ -80,7 +80,8 @@ def check_header(path: str | Path, size: tuple[int, int] | None = None) -> tuple
     """
     with _opened(path) as image:
         agreed = _agreed_size(image, size, path)
-        if image.format in ("JPEG", "MPO") and not _has_end(path):
+        _check_range(image)
+        if image.format in ("JPEG", "MPO", "PNG") and not _has_end(path, image.format):
             image.load()  # decides: raises where the data is incomplete
         return agreed
 
@@ -163,11 +164,15 @@ def to_rgb(image: Image.Image, name: str = "an image") -> Image.Image:
     """
     if image.mode in _SIXTEEN_BIT:
         image = Image.fromarray(_upper_bits(np.asarray(image), name))
+    _check_range(image)
+    return image.convert("RGB")
+
+
+def _check_range(image: Image.Image) -> None:
     if image.mode == "F":
         raise ValueError(
             "image of floating-point values (mode 'F'): their range is unknown; convert the file to 8 bits"
         )
-    return image.convert("RGB")
 
 
 def _upper_bits(values: np.ndarray, name: str) -> np.ndarray:
@@ -205,11 +210,11 @@ def upright(image: Image.Image) -> Image.Image:
 def _agreed_size(image: Image.Image, size: tuple[int, int] | None, path: str | Path) -> tuple[int, int]:
     """(height, width) in the orientation, upright or as stored, that agrees with ``size``."""
     stored = (image.height, image.width)
+    if size is not None and stored == tuple(size):  # whatever the orientation, which a PNG tells only when decoded
+        return stored
     shown_size = stored[::-1] if _is_turned(image) else stored
     if size is None or shown_size == tuple(size):
         return shown_size
-    if stored == tuple(size):
-        return stored
     raise ValueError(
         f"image file {shown_path(path)} is {shown_size[1]}×{shown_size[0]} pixels, but its annotations are made for "
         f"{size[1]}×{size[0]} (width × height)"
@@ -222,10 +227,13 @@ def _oriented(image: Image.Image, size: tuple[int, int] | None, path: str | Path
     return image if as_stored else upright(image)
 
 
-def _has_end(path: str | Path) -> bool:
-    """Whether a JPEG's end marker follows its last scan, as far as the end of the file shows."""
+def _has_end(path: str | Path, format: str) -> bool:
+    """Whether the end marker of a JPEG or PNG stands where a whole file has it, near the end."""
     with open(path, "rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(-min(file.tell(), _TAIL), os.SEEK_END)
         tail = file.read()
+    if format == "PNG":
+        return b"IEND" in tail
+    # After the last scan: a preview inside the file has an end of its own.
     return tail.rfind(b"\xff\xd9") > tail.rfind(b"\xff\xda")

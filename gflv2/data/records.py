@@ -64,7 +64,7 @@ def check_records(
         _refuse(name, f"not a COCO annotation file: expected an object, got {kind_of(content)}{hint}")
     images = _images(_list(content, "images", name), problems, needs_files=complete is not None)
     categories = _categories(_list(content, "categories", name), name)
-    known = {image["id"] for image in images}
+    known = dict.fromkeys(image["id"] for image in images)
     if complete is not None:
         images = complete(images)
     rows = content.get("annotations", [])
@@ -74,7 +74,7 @@ def check_records(
     if not isinstance(rows, list):
         _refuse(name, f"expected a list under the key 'annotations', got {kind_of(rows)}")
     sizes = {image["id"]: _size_of(image) for image in images}
-    annotations = _annotations(rows, problems, known, sizes, {category["id"] for category in categories})
+    annotations = _annotations(rows, problems, known, sizes, dict.fromkeys(category["id"] for category in categories))
     if not keep_root:
         categories = _without_root(categories, annotations, problems)
     return {**content, "images": images, "categories": categories, "annotations": annotations}
@@ -246,17 +246,16 @@ def _without_root(categories: list[Record], annotations: list[Record], problems:
 
 
 def _annotations(
-    rows: list, problems: Problems, known: set, sizes: dict[int | str, Size | None], categories: set
+    rows: list, problems: Problems, known: dict, sizes: dict[int | str, Size | None], categories: dict
 ) -> list[Record]:
     """Checked copies of the annotations whose boxes count.
 
     Args:
-        known: ids of the images in the file.
+        known: its keys are the ids of the images in the file.
         sizes: size of each image that is used.
-        categories: their ids.
+        categories: its keys are their ids.
     """
     name, kept = problems.name, []
-    image_kind, category_kind = _first(known), _first(categories)
     unknown: list[str] = []
     boxes = _Extremes()
     for number, row in enumerate(rows, 1):
@@ -266,8 +265,8 @@ def _annotations(
         def which(number: int = number, row: Record = row) -> str:
             return _which("annotation", number, row)
 
-        image_id = _link(row, "image_id", "images", known, image_kind, which, name)
-        category_id = _link(row, "category_id", "categories", categories, category_kind, which, name)
+        image_id = _link(row, "image_id", "images", known, which, name)
+        category_id = _link(row, "category_id", "categories", categories, which, name)
         if category_id not in categories:
             _refuse(name, f"{which()}: category_id {shown(category_id)} is not among the categories")
         box = _box(row, which, problems)
@@ -317,11 +316,7 @@ def _annotations(
     return kept
 
 
-def _first(ids: set) -> Any:
-    return next(iter(ids), None)
-
-
-def _link(row: Record, key: str, what: str, known: set, example: Any, which: Callable[[], str], name: str) -> int | str:
+def _link(row: Record, key: str, what: str, known: dict, which: Callable[[], str], name: str) -> int | str:
     """The id of a record's image or category, of the same kind as the ids that it refers to."""
     if key not in row:
         _refuse(name, f"{which()}: expected the key {key!r}, got {_keys(row)}")
@@ -332,6 +327,7 @@ def _link(row: Record, key: str, what: str, known: set, example: Any, which: Cal
     except TypeError:  # a list or an object
         pass
     value = _identity(value, key, which, name)
+    example = next(iter(known), None)
     if example is not None and isinstance(value, str) != isinstance(example, str):
         _refuse(
             name,
