@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from pycocotools.coco import COCO
 
 from gflv2.data.problems import Problems, shown, shown_path
 from gflv2.data.records import check_records
+from gflv2.data.text import read_bytes
 
 
 class CheckedCOCO(COCO):
@@ -79,12 +78,7 @@ def read_json(path: str | Path) -> Any:
         ValueError: a folder or a pipe, or not JSON; one line that names the file and the place.
     """
     name = f"annotation file {shown_path(path)}"
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
-            raise ValueError(f"{name} is not a file")
-        text = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{name} does not exist") from None
+    text = read_bytes(path, "annotation file")
     if not text.strip():
         raise ValueError(f"{name} is empty")
     try:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from gflv2.config import DataConfig
 from gflv2.data.batch import Sample
 from gflv2.data.coco import CheckedCOCO, class_mapping, index_of
+from gflv2.data.folder import FolderReader
 from gflv2.data.image import read_image
 from gflv2.data.readers import reader_of
 from gflv2.data.transforms import IGNORED, apply, evaluation_transforms, training_transforms
@@ -66,7 +67,14 @@ class CocoDetection(Dataset):
         self.train = train
         self.transforms = training_transforms(self.config) if train else evaluation_transforms(self.config)
         split = split if split is not None else "train" if train else "val"
-        reader = reader_of(annotation_file, image_dir, split=split, skip_bad=self.config.skip_bad)
+        reader = reader_of(
+            annotation_file, image_dir, split=split, skip_bad=self.config.skip_bad, class_names=class_names
+        )
+        if train and isinstance(reader, FolderReader):
+            raise ValueError(
+                f"{annotation_file}: a folder without annotations: neither a YAML file with 'names', nor XML files, "
+                "nor a COCO JSON file under one of the usual names"
+            )
         index = index_of(
             reader.content(),
             reader.problems,

@@ -22,6 +22,14 @@ MAX_NAME = 256  # characters of a class name
 MAX_PATH = 4096  # characters of a file name
 MOST_UNKNOWN = 0.5  # share of annotations that may name images which are not there
 
+
+class Where(str):
+    """A record's place in a file of its own, under its key "where": readers name a record so in messages.
+
+    A type of its own, because a JSON file may hold anything under that key.
+    """
+
+
 NO_BOX = "annotations without a box ('bbox' empty or null, no mask), left out"
 MASKED = "annotations without 'bbox', given the box of their mask"
 UNKNOWN_IMAGE = "annotations that name no image of the file, left out"
@@ -93,8 +101,10 @@ def _list(content: Record, key: str, name: str) -> list:
 
 
 def _which(what: str, number: int, row: Any) -> str:
-    """A record's name in messages: by its id, else by its place in the list."""
+    """A record's name in messages: by its place in a file of its own, by its id, or by its place in the list."""
     found = row.get("id") if isinstance(row, dict) else None
+    if isinstance(row, dict) and isinstance(row.get("where"), Where):
+        return row["where"]
     if isinstance(found, (int, float, str)) and not isinstance(found, bool):
         return f"{what} {shown(found)}"
     return f"{what} number {number} of the list"

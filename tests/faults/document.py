@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.faults import annotation_files, image_files
+from tests.faults import annotation_files, image_files, voc_files, yolo_files
 from tests.faults.row import Row, told
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
@@ -22,6 +22,18 @@ TABLES: tuple[tuple[str, str, Sequence[Row]], ...] = (
         "Image files",
         "The file that takes the place of the base's second image.",
         image_files.ROWS,
+    ),
+    (
+        "YOLO data sets",
+        "The base: `data.yaml` with `path`, `train: images/train` and `names: [box]`, three images of 160 × 120 "
+        "pixels, one row in each label file. A row changes the YAML file or the second label file.",
+        yolo_files.ROWS,
+    ),
+    (
+        "Pascal VOC data sets",
+        "The base: the challenge's folders with three images of 160 × 120 pixels and one object each. A row changes "
+        "the second XML file, where nothing else is said. SET is the folder.",
+        voc_files.ROWS,
     ),
 )
 
