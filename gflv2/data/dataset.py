@@ -135,14 +135,19 @@ class CocoDetection(Dataset):
         """Image file of one item."""
         return self.image_dir / str(self._files[index])
 
-    def raw(self, index: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-        """Image (3, H, W) uint8 RGB, boxes (G, 4) x1 y1 x2 y2 and labels (G,) of one item before any transform.
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of one item's image."""
+        height, width = self._sizes[index]
+        return int(height), int(width)
 
-        The label of a crowd box is −1.
-        """
-        height, width = (int(side) for side in self._sizes[index])
+    def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (G, 4) x1 y1 x2 y2 in pixels and labels (G,) of one item; the label of a crowd is −1."""
         rows = slice(int(self._ends[index - 1]) if index > 0 else 0, int(self._ends[index]))
-        return read_image(self.path(index), size=(height, width)), self._boxes[rows], self._labels[rows]
+        return self._boxes[rows], self._labels[rows]
+
+    def raw(self, index: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        """Image (3, H, W) uint8 RGB, boxes (G, 4) and labels (G,) of one item before any transform."""
+        return read_image(self.path(index), size=self.size(index)), *self.annotations(index)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """One sample. ``key`` is an index, or (index, seed): then the random transforms depend on that seed only."""

@@ -17,11 +17,10 @@ CONFIG = DataConfig(long_side=96, short_side=[64, 64], test_short_side=64, flip=
 def by_name(dataset):
     """Size, boxes and labels of each image, by the image's name; boxes in a fixed order."""
     found = {}
-    ends = [0, *dataset._ends.tolist()]
     for item in range(len(dataset)):
-        boxes, labels = (values[ends[item] : ends[item + 1]] for values in (dataset._boxes, dataset._labels))
+        boxes, labels = dataset.annotations(item)
         rows = sorted((*box, label) for box, label in zip(boxes.tolist(), labels.tolist(), strict=True))
-        found[dataset.path(item).name] = (tuple(dataset._sizes[item]), rows)
+        found[dataset.path(item).name] = (dataset.size(item), rows)
     return found
 
 
