@@ -30,6 +30,7 @@ except ModuleNotFoundError as error:
     raise missing_package(error, "Training") from error
 
 from gflv2.data import CocoDetection, make_loader
+from gflv2.data.checking import quick_notes
 from gflv2.engine.callbacks import AverageWeights, EpochLines, ProgressBar, StopAtNonFiniteLoss
 from gflv2.engine.evaluate import CocoEvaluator
 from gflv2.engine.module import DetectorModule
@@ -172,6 +173,8 @@ def train(
             folder.mkdir(parents=True, exist_ok=True)
             _write_config(config, folder / "config.yaml")
             _describe(config, trainer, train_set, val_set, len(train_loader), folder, checkpoint_file)
+            for note in quick_notes(config, train_set, val_set):
+                _log.warning("data: %s", note)
         module = DetectorModule(
             model,
             CocoEvaluator(val_set, max_detections=max(config.test.max_detections, 100))
