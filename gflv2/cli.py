@@ -307,6 +307,18 @@ def _model(source: str | Path, weights: str | None, overrides: dict[str, Any], d
     return model.to(device).eval()
 
 
+def _data(options: argparse.Namespace) -> None:
+    from gflv2.config import load_config
+    from gflv2.data import check
+
+    config = load_config(options.config, options.overrides)
+    report = check(options.data, options.images, config=config, split=options.split, page=options.page)
+    print(report)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report.to_dict(), indent=2))
+
+
 def _configs(options: argparse.Namespace) -> None:
     from gflv2.config import config_names, load_config
 
@@ -348,6 +360,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(verbs)
     _add_convert(verbs)
     _add_configs(verbs)
+    _add_data(verbs)
     verbs.add_parser("demo", help="generate a small data set, train a light model, draw what it sees")
     verbs.add_parser("env", help="versions, what was built, which backend each operation uses (--json)")
     return parser
@@ -395,8 +408,8 @@ def _add_train(verbs: Any) -> None:
         help="a name that `gflv2 configs` lists, or a YAML file (--resume: by default the run's)",
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--train", metavar="JSON", help="COCO annotations of the training set")
-    data.add_argument("--val", metavar="JSON", help="COCO annotations for the evaluation of each epoch")
+    data.add_argument("--train", metavar="DATA", help="training set: COCO JSON, YOLO YAML or a folder (docs/data.md)")
+    data.add_argument("--val", metavar="DATA", help="data for the evaluation of each epoch, as --train")
     data.add_argument(
         "--train-images", metavar="FOLDER", help="images of --train (default: looked for beside the file)"
     )
@@ -439,7 +452,7 @@ def _add_val(verbs: Any) -> None:
     parser.add_argument(
         "model", metavar="CONFIG|WEIGHTS", help="a checkpoint of gflv2, or a configuration with --weights"
     )
-    parser.add_argument("--data", required=True, metavar="JSON", help="COCO annotations")
+    parser.add_argument("--data", required=True, metavar="DATA", help="COCO JSON, YOLO YAML or a folder")
     parser.add_argument("--images", metavar="FOLDER", help="their images (default: looked for beside the file)")
     parser.add_argument("--weights", metavar="FILE", help="checkpoint for a configuration")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
@@ -504,6 +517,20 @@ def _add_convert(verbs: Any) -> None:
         action="store_false",
         help="the weights being trained where SOURCE also has their average",
     )
+
+
+def _add_data(verbs: Any) -> None:
+    note = "Settings may follow as --SECTION.KEY VALUE, for example --data.short_side [640,640]."
+    parser = _verb(
+        verbs, "data", _data, "check a data set: counts, sizes, problems, what the assignment does", epilog=note
+    )
+    parser.set_defaults(takes_overrides=True)
+    parser.add_argument("data", metavar="DATA", help="a COCO JSON file, a YOLO YAML file, or a folder (docs/data.md)")
+    parser.add_argument("--images", metavar="FOLDER", help="its images (default: looked for beside it)")
+    parser.add_argument("--config", metavar="CONFIG", help="of the detector (default: the general defaults)")
+    parser.add_argument("--split", default="train", metavar="NAME", help="part of a set that has several (train)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write a picture of some images with their boxes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to this file")
 
 
 def _add_configs(verbs: Any) -> None:
