@@ -329,4 +329,6 @@ def _classes_without_boxes(dataset: CocoDetection, purpose: str) -> list[str]:
     used = {int(label) for item in range(len(dataset)) for label in np.unique(dataset.annotations(item)[1])}
     absent = [name for label, name in enumerate(dataset.class_names) if label not in used]
     total = len(dataset.class_names)
+    if not used - {-1}:
+        return [f"the {purpose} data has no box" + ("; AP cannot be measured" if purpose == "validation" else "")]
     return [f"classes without a {purpose} box, {len(absent)} of {total}: {shown(absent)}"] if absent else []

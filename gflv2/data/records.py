@@ -6,7 +6,7 @@ mended or left out is counted in a ``Problems``. docs/data.md states the rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -121,17 +121,16 @@ def _identity(value: Any, key: str, where: Callable[[], str], name: str) -> int 
     return number
 
 
-def _one_kind(ids: Iterable[tuple[int | str, str]], what: str, name: str) -> None:
+def _one_kind(records: list[Record], what: str, name: str) -> None:
     """Refuse ids of which one stands twice, or that are partly numbers and partly texts."""
     seen: set[int | str] = set()
-    first: int | str | None = None
-    for value, where in ids:
-        first = value if first is None else first
+    for number, record in enumerate(records, 1):
+        value, first = record["id"], records[0]["id"]
         if type(value) is not type(first):
             _refuse(
                 name,
-                f"{where}: the id is {kind_of(value)}, but that of the first {what} ({shown(first)}) is "
-                f"{kind_of(first)}; write all of them the same way",
+                f"{_which(what, number, record)}: the id is {kind_of(value)}, but that of the first {what} "
+                f"({shown(first)}) is {kind_of(first)}; write all of them the same way",
             )
         if value in seen:
             _refuse(name, f"{what} id {shown(value)} stands twice")
@@ -141,12 +140,15 @@ def _one_kind(ids: Iterable[tuple[int | str, str]], what: str, name: str) -> Non
 def _images(rows: list, problems: Problems, needs_files: bool) -> list[Record]:
     name, images = problems.name, []
     for number, row in enumerate(rows, 1):
-        which = _which("image", number, row)
+
+        def which(number: int = number, row: Any = row) -> str:
+            return _which("image", number, row)
+
         if not isinstance(row, dict):
-            _refuse(name, f"{which}: expected an object, got {kind_of(row)}")
+            _refuse(name, f"{which()}: expected an object, got {kind_of(row)}")
         if "id" not in row:
-            _refuse(name, f"{which}: expected the key 'id', got {_keys(row)}")
-        image = {**row, "id": _identity(row["id"], "id", lambda which=which: which, name)}
+            _refuse(name, f"{which()}: expected the key 'id', got {_keys(row)}")
+        image = {**row, "id": _identity(row["id"], "id", which, name)}
         if needs_files or row.get("file_name") is not None:
             image["file_name"] = _file_name(row, which, problems)
         width, height = image.pop("width", None), image.pop("height", None)
@@ -154,7 +156,7 @@ def _images(rows: list, problems: Problems, needs_files: bool) -> list[Record]:
         if None not in sides:  # one side alone is as good as none
             image["width"], image["height"] = sides
         images.append(image)
-    _one_kind(((image["id"], _which("image", n, image)) for n, image in enumerate(images, 1)), "image", name)
+    _one_kind(images, "image", name)
     first_of: dict[str, Any] = {}
     for image in images:
         other = first_of.setdefault(image.get("file_name", image["id"]), image["id"])
@@ -167,30 +169,31 @@ def _keys(row: Record) -> str:
     return f"the keys {', '.join(map(shown, list(row)[:8]))}" if row else "no key"
 
 
-def _file_name(row: Record, which: str, problems: Problems) -> str:
+def _file_name(row: Record, which: Callable[[], str], problems: Problems) -> str:
     value = row.get("file_name")
     if value is None:
         for key in ("coco_url", "flickr_url", "url"):
             url = row.get(key)
             base = unquote(urlsplit(url).path).rpartition("/")[2] if isinstance(url, str) else ""
             if base:
-                problems.add(URL, f"{which}: {shown(base)}")
+                problems.add(URL, f"{which()}: {shown(base)}")
                 return base
-        _refuse(problems.name, f"{which}: expected the key 'file_name' with a text, got {_keys(row)}")
+        _refuse(problems.name, f"{which()}: expected the key 'file_name' with a text, got {_keys(row)}")
     if not isinstance(value, str) or not 0 < len(value) <= MAX_PATH or "\0" in value:
         _refuse(
-            problems.name, f"{which}: expected 'file_name' as a text of 1 to {MAX_PATH} characters, got {shown(value)}"
+            problems.name,
+            f"{which()}: expected 'file_name' as a text of 1 to {MAX_PATH} characters, got {shown(value)}",
         )
     return value
 
 
-def _side(value: Any, key: str, which: str, name: str) -> int | None:
+def _side(value: Any, key: str, which: Callable[[], str], name: str) -> int | None:
     """Width or height; None where it is absent, null or 0, which stands for unknown."""
     if value is None or value == 0 and not isinstance(value, bool):
         return None
     number = whole(value, MAX_SIDE)
     if number is None or number < 0:
-        _refuse(name, f"{which}: expected {key!r} as a whole number from 1 to {MAX_SIDE}, got {shown(value)}")
+        _refuse(name, f"{which()}: expected {key!r} as a whole number from 1 to {MAX_SIDE}, got {shown(value)}")
     return number
 
 
@@ -209,7 +212,7 @@ def _categories(rows: list, name: str) -> list[Record]:
                 _refuse(name, f"{which}: expected the key {key!r}, got {_keys(row)}")
         own_id = _identity(row["id"], "id", lambda which=which: which, name)
         categories.append({**row, "id": own_id, "name": class_name(row["name"], f"{name}: {which}")})
-    _one_kind(((c["id"], _which("category", n, c)) for n, c in enumerate(categories, 1)), "category", name)
+    _one_kind(categories, "category", name)
     first_of: dict[str, Any] = {}
     for category in categories:
         other = first_of.setdefault(category["name"], category["id"])

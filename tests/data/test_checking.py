@@ -113,6 +113,13 @@ def test_what_training_says_first(tmp_path):
     assert any("2 of 2 validation images are training images too; first: " in note for note in same)
 
 
+def test_a_validation_set_without_boxes_is_said_to_measure_nothing(tmp_path):
+    train = CocoDetection(write_set(tmp_path / "a", [(256, 256)], [annotation(1, (9, 9, 60, 60))]), config=CONFIG.data)
+    crowd = [annotation(1, (9, 9, 60, 60), iscrowd=1)]
+    val = CocoDetection(write_set(tmp_path / "b", [(256, 256)], crowd), config=CONFIG.data)
+    assert quick_notes(CONFIG, train, val) == ["the validation data has no box; AP cannot be measured"]
+
+
 def test_nothing_is_said_of_a_good_set(tmp_path):
     sets = [
         CocoDetection(write_set(tmp_path / name, [(256, 256)], [annotation(1, (10, 10, 60, 60))]), config=CONFIG.data)
