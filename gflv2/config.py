@@ -103,6 +103,10 @@ class DataConfig:
     skip_bad: bool = False  # leave out images that are missing, damaged or of another size than their annotations say
     keep_root_category: bool = False  # keep a category without boxes that only groups the others (Roboflow's id 0)
     workers: int = 2
+    # decode a JPEG at half, quarter or eighth size where that is still no smaller than the network's input: faster for
+    # large photographs, but the pixels differ a little
+    reduced_decode: bool = False
+    cache_images: bool = False  # keep all decoded images in memory, once per process that trains
 
 
 @dataclass
