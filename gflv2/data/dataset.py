@@ -13,11 +13,12 @@ from torch.utils.data import Dataset
 
 from gflv2.config import DataConfig
 from gflv2.data.batch import Sample
+from gflv2.data.cache import ImageCache
 from gflv2.data.coco import CheckedCOCO, class_mapping, index_of
 from gflv2.data.folder import FolderReader
-from gflv2.data.image import read_image
+from gflv2.data.image import read_image, say_once
 from gflv2.data.readers import reader_of
-from gflv2.data.transforms import IGNORED, apply, evaluation_transforms, training_transforms
+from gflv2.data.transforms import IGNORED, apply, evaluation_transforms, resized_size, training_transforms
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class CocoDetection(Dataset):
         self.image_dir = reader.image_dir
         self._read_records(index, label_of)
         self.index = None if train else index
+        self._cache = ImageCache(self._decoded, len(self), str(annotation_file)) if self.config.cache_images else None
 
     def _read_records(self, index: CheckedCOCO, label_of: dict) -> None:
         # Arrays, not lists of dicts or tensors: a forked worker shares them without copying (Python would touch, and so
@@ -121,8 +123,8 @@ class CocoDetection(Dataset):
         self.aspect_groups = self._sizes[:, 1] > self._sizes[:, 0]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Worker processes read images; the index, which may be large, is for the process that evaluates.
-        return {**self.__dict__, "index": None}
+        # For processes that are not forked. The index, which may be large, is for the process that evaluates.
+        return {**self.__dict__, "index": None, "_cache": None}
 
     @property
     def num_classes(self) -> int:
@@ -153,9 +155,32 @@ class CocoDetection(Dataset):
         """One sample. ``key`` is an index, or (index, seed): then the random transforms depend on that seed only."""
         index, seed = key if isinstance(key, tuple) else (key, None)
         index = range(len(self))[index]  # negative indices, and an IndexError that ends a `for` loop
-        image, boxes, labels = self.raw(index)
+        index, image = self._readable(index)
+        boxes, labels = self.annotations(index)
+        size = self.size(index)
+        # A JPEG may have been decoded at a fraction of its size.
+        boxes = boxes * (np.array([image.shape[2], image.shape[1]] * 2) / np.array([size[1], size[0]] * 2))
+        rest = (self.transforms, image, boxes, labels, self.image_ids[index], size)
         if seed is None:
-            return apply(self.transforms, image, boxes, labels, self.image_ids[index])
+            return apply(*rest)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return apply(self.transforms, image, boxes, labels, self.image_ids[index])
+            return apply(*rest)
+
+    def _readable(self, index: int) -> tuple[int, torch.Tensor]:
+        """The item and its image; in training with ``skip_bad``, the next item whose image can be decoded."""
+        for item in (*range(index, len(self)), *range(index)):
+            try:
+                return item, self._cache[item] if self._cache is not None else self._decoded(item)
+            except (OSError, ValueError) as error:
+                if not (self.train and self.config.skip_bad):
+                    raise
+                say_once(f"bad {self.path(item)}", f"{error}; the next image takes its place")
+        raise ValueError(f"{self.annotation_file}: none of its {len(self)} images can be decoded")
+
+    def _decoded(self, index: int) -> torch.Tensor:
+        size, config = self.size(index), self.config
+        if not config.reduced_decode or self.train and config.random_crop > 0:  # a crop is enlarged
+            return read_image(self.path(index), size=size)
+        short_side = config.short_side[1] if self.train else config.test_short_side
+        return read_image(self.path(index), size=size, least=resized_size(*size, config.long_side, short_side))

@@ -71,6 +71,8 @@ def _pages(path: Path) -> None:
 COLOUR = Image.fromarray(picture(120, 160, 2))
 JPEG = image_bytes(2, ".jpg")
 PNG = image_bytes(2, ".png")
+_START, _END = PNG.index(b"IDAT") + 4, PNG.index(b"IEND") - 8
+DAMAGED = PNG[:_START] + b"\xff" * (_END - _START) + PNG[_END:]
 
 
 def _is_grey(pixels: np.ndarray) -> bool:
@@ -163,6 +165,7 @@ ROWS = [
     ),
     Row("half of a JPEG", raw(JPEG[: len(JPEG) // 2], "im2.jpg"), "im2.jpg' cannot be read: image file is truncated"),
     Row("half of a PNG", raw(PNG[: len(PNG) // 2]), "im2.png' cannot be read"),
+    Row("a PNG whose pixels are damaged", raw(DAMAGED), "im2.png' cannot be read: broken data stream"),
     Row("a JPEG with 10,000 bytes after its end", raw(JPEG + bytes(10_000), "im2.jpg")),
     Row(
         "a PNG header of 60,000 × 60,000 pixels",
