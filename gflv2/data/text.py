@@ -26,14 +26,21 @@ def read_bytes(path: str | Path, what: str) -> bytes:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a folder or a pipe, which would be waited for.
+        ValueError: a folder or a pipe, which would be waited for; or no file can have such a name.
+        OSError: the system refuses; the message has its reason.
     """
+    if "\0" in str(path):
+        raise ValueError(f"{what} {shown_path(path)}: no file can have this name")
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError(f"{what} {shown_path(path)} is not a file")
         return Path(path).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{what} {shown_path(path)} does not exist") from None
+    except OSError as error:  # not allowed, or a name that is too long to be shown whole
+        raise OSError(f"{what} {shown_path(path)} cannot be read: {error.strerror}") from None
+    except UnicodeError:
+        raise ValueError(f"{what} {shown_path(path)}: no file can have this name") from None
 
 
 def read_text(path: str | Path, what: str) -> str:

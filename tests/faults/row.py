@@ -80,7 +80,7 @@ def _read(source: Path, config: DataConfig, train: bool) -> Outcome:
             assert image.shape[0] == 3 and np.isfinite(rows).all()
             boxes[image_id] = rows.tolist()
             images.append(image.permute(1, 2, 0).numpy())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         return Outcome(str(error), {})
     return Outcome(None, boxes, images[1] if len(images) > 1 else None)
 

@@ -187,6 +187,16 @@ ROWS = [
         voc(change=_lists("im1\n", "trainval")),
         "no list 'ImageSets/Main/train.txt'; lists there: trainval",
     ),
+    Row(
+        "a list with a zero byte",
+        voc(change=_lists("im1\nim\0\n")),
+        "XML file 'Annotations/im\\x00.xml': no file can have this name",
+    ),
+    Row(
+        "a list with a name of a million characters",
+        voc(change=_lists("im1\n" + "a" * 10**6)),
+        "aaaa.xml' cannot be read: File name too long",
+    ),
     Row("an empty list", voc(change=_lists("")), "holds no images"),
     Row("no XML", voc(b"box 20 20 80 70"), "XML file 'Annotations/im2.xml' cannot be read: syntax error"),
     Row("XML that ends in the middle", voc(b"<annotation><object>"), "XML file 'Annotations/im2.xml' cannot be read: "),
