@@ -70,21 +70,24 @@ def index_of(
     return index
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, what: str = "annotation file") -> Any:
     """The content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Args:
+        what: the kind of file, for messages.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a folder or a pipe, or not JSON; one line that names the file and the place.
     """
-    name = f"annotation file {shown_path(path)}"
-    text = read_bytes(path, "annotation file")
+    name = f"{what} {shown_path(path)}"
+    text = read_bytes(path, what)
     if not text.strip():
         raise ValueError(f"{name} is empty")
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError(f"{name} is nested too deeply for an annotation file") from None
+        raise ValueError(f"{name} is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{name} is not JSON: {error}") from error
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from gflv2.data import Batch, CocoDetection, load_coco, make_loader
-from gflv2.data.coco import class_mapping
+from gflv2.data.coco import class_mapping, read_json
 from gflv2.data.loader import rank_and_world
+from gflv2.data.problems import shown
 from gflv2.extras import missing_package
 
 METRICS = (
@@ -122,18 +123,31 @@ def evaluate_detections(
         raise ValueError(f"max_detections: expected an integer ≥ 1, got {max_detections!r}")
     index = load_coco(ground_truth)
     if isinstance(detections, (str, Path)):
-        detections = json.loads(Path(detections).read_text())
+        detections = read_json(detections, "file of detections")
+        if not isinstance(detections, list):
+            raise ValueError("detections: expected a list of records in the file, in COCO's result format")
     wanted = set(index.imgs) if image_ids is None else set(image_ids)
     missing = wanted - set(index.imgs)
     if missing:
         raise ValueError(f"image_ids: {min(missing, key=str)!r} is not among the images of the ground truth")
     records = [_complete(number, record, index) for number, record in enumerate(detections)]
-    records = [{**record, "id": i} for i, record in enumerate((r for r in records if r["image_id"] in wanted), 1)]
+    # Copies, because the evaluators write into the records, with small numbers for ids: one of the evaluators keeps ids
+    # as floating-point numbers, and so takes large ones for each other, and texts are not taken everywhere.
+    image_of = {own_id: number for number, own_id in enumerate(sorted(wanted), 1)}
+    category_of = {own_id: number for number, own_id in enumerate(sorted(index.cats), 1)}
+
+    def numbered(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {**row, "image_id": image_of[row["image_id"]], "category_id": category_of[row["category_id"]]}
+            for row in rows
+            if row["image_id"] in wanted
+        ]
+
+    records = [{**record, "id": number} for number, record in enumerate(numbered(records), 1)]
     content = {
-        "images": [dict(image) for image in index.dataset["images"] if image["id"] in wanted],
-        # Copies, because the evaluators write into the records.
-        "annotations": [dict(a) for a in index.dataset["annotations"] if a["image_id"] in wanted],
-        "categories": index.dataset["categories"],
+        "images": [{**i, "id": image_of[i["id"]]} for i in index.dataset["images"] if i["id"] in wanted],
+        "annotations": numbered(index.dataset["annotations"]),
+        "categories": [{**c, "id": category_of[c["id"]]} for c in index.dataset["categories"]],
     }
     boxes = sum(not annotation["iscrowd"] for annotation in content["annotations"])
     if not wanted:
@@ -161,14 +175,17 @@ def _complete(number: int, record: Mapping[str, Any], index: Any) -> dict[str, A
     try:
         x, y, w, h = (float(value) for value in record["bbox"])
         row = {"image_id": record["image_id"], "category_id": record["category_id"], "score": float(record["score"])}
-    except (KeyError, TypeError, ValueError):
+        known = row["image_id"] in index.imgs, row["category_id"] in index.cats
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(
             f"detections: record {number}: expected image_id, category_id, bbox (x, y, width, height) and score, "
-            f"got {record!r}"
+            f"got {shown(record)}"
         ) from None
-    if row["image_id"] not in index.imgs:
+    if not all(map(math.isfinite, (x, y, w, h, row["score"]))):
+        raise ValueError(f"detections: record {number}: expected finite numbers, got {shown(record)}")
+    if not known[0]:
         raise ValueError(f"detections: record {number}: image_id {row['image_id']!r} is not in the ground truth")
-    if row["category_id"] not in index.cats:
+    if not known[1]:
         raise ValueError(f"detections: record {number}: category_id {row['category_id']!r} is not in the ground truth")
     return {**row, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
 
