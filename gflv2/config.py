@@ -83,8 +83,8 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    train: str | None = None  # COCO JSON file of the training set
-    train_images: str | None = None  # folder of its images; None: found beside the JSON file
+    train: str | None = None  # training set: COCO JSON, YOLO YAML or a folder (docs/data.md)
+    train_images: str | None = None  # folder of its images; None: found beside it
     val: str | None = None
     val_images: str | None = None
     mean: list[float] = field(default_factory=lambda: [123.675, 116.28, 103.53])  # RGB, on the 0–255 scale

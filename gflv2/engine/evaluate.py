@@ -362,8 +362,8 @@ def evaluate(
 
     Args:
         model: a ``GFLV2``, or any module with ``detect(images, image_sizes, scale_factors)``.
-        data: a COCO annotation file (read with the model's config and class names), a ``CocoDetection`` made with
-            ``train=False``, or a loader of one, e.g. from ``make_loader``.
+        data: a COCO annotation file or what else docs/data.md lists (read with the model's config and class names), a
+            ``CocoDetection`` made with ``train=False``, or a loader of one, e.g. from ``make_loader``.
         image_dir: folder of the images of an annotation file; None: looked for beside it.
         batch_size, workers: of the loader that is made for a file or data set. With a batch size of 1 no image is
             padded to the size of another.

@@ -84,14 +84,15 @@ def train(
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
-    """Train a detector on COCO data.
+    """Train a detector on COCO, YOLO or Pascal VOC data.
 
     Args:
         config: a named configuration, a YAML file, a mapping or a ``Config``. With ``resume`` it may be left out: then
             the run's own configuration is taken.
-        train_data, val_data: COCO JSON files; None: ``config.data.train`` and ``config.data.val``. Without validation
-            data nothing is evaluated. The classes are those of the training file.
-        train_images, val_images: their image folders; None: looked for beside the JSON files.
+        train_data, val_data: COCO JSON files, or what else docs/data.md lists; None: ``config.data.train`` and
+            ``config.data.val``. Without validation data nothing is evaluated. The classes are those of the training
+            data.
+        train_images, val_images: their image folders; None: looked for beside them.
         overrides: dotted keys, e.g. ``{"train.epochs": 3}``.
         weights: a checkpoint to start from (see ``GFLV2``).
         pretrained: without ``weights``, start the backbone from ImageNet weights.

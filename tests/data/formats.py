@@ -45,8 +45,12 @@ def write_yolo(content: dict, images: Path, folder: Path, split: str = "val", di
     return file
 
 
-def write_voc(content: dict, images: Path, folder: Path, split: str = "val") -> Path:
-    """A Pascal VOC data set in the challenge's folders; crowds become difficult objects. Returns the folder."""
+def write_voc(content: dict, images: Path, folder: Path, split: str = "val", labels: bool = False) -> Path:
+    """A Pascal VOC data set in the challenge's folders; crowds become difficult objects. Returns the folder.
+
+    Args:
+        labels: also write the class names, in the order of the content, to labels.txt.
+    """
     link_images(content, images, folder / "JPEGImages")
     for name in ("Annotations", "ImageSets/Main"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -68,6 +72,8 @@ def write_voc(content: dict, images: Path, folder: Path, split: str = "val") -> 
                 ElementTree.SubElement(box, key).text = repr(value)
         stem = Path(image["file_name"]).stem
         ElementTree.ElementTree(root).write(folder / "Annotations" / f"{stem}.xml")
+    if labels:
+        (folder / "labels.txt").write_text("\n".join(names.values()) + "\n")
     stems = sorted(Path(image["file_name"]).stem for image in content["images"])
     (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
     return folder
