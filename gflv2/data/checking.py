@@ -46,6 +46,7 @@ class DataReport:
         classes: name → numbers of boxes and of images that have one.
         widths, heights: least, median, greatest of the images, in pixels.
         areas: boxes that COCO calls small, medium, large.
+        doubled: boxes that stand in their image a second time, with the same class.
         problems: what was left out, replaced or cut: kind → count and first records.
         looked_at: images whose boxes were assigned to points, evenly spread over the set.
         short_side, reg_max: those of the configuration that the following is for.
@@ -70,6 +71,7 @@ class DataReport:
     widths: tuple[int, int, int]
     heights: tuple[int, int, int]
     areas: dict[str, int]
+    doubled: int
     problems: dict[str, dict[str, Any]]
     looked_at: int
     short_side: int
@@ -197,7 +199,7 @@ def _counts(dataset: CocoDetection) -> dict[str, Any]:
     names = dataset.class_names
     boxes, images = np.zeros(len(names), dtype=int), np.zeros(len(names), dtype=int)
     areas = dict.fromkeys(("small", "medium", "large"), 0)
-    empty = crowds = 0
+    empty = crowds = doubled = 0
     for item in range(len(dataset)):
         rows, labels = dataset.annotations(item)
         rows, own = rows[labels >= 0], labels[labels >= 0]
@@ -205,6 +207,7 @@ def _counts(dataset: CocoDetection) -> dict[str, Any]:
         empty += len(own) == 0
         np.add.at(boxes, own, 1)
         images[np.unique(own)] += 1
+        doubled += len(own) - len({(*row, label) for row, label in zip(rows.tolist(), own.tolist(), strict=True)})
         for area in (rows[:, 2] - rows[:, 0]) * (rows[:, 3] - rows[:, 1]):
             areas["small" if area < _SMALL else "medium" if area < _MEDIUM else "large"] += 1
     sizes = [dataset.size(item) for item in range(len(dataset))]
@@ -218,6 +221,7 @@ def _counts(dataset: CocoDetection) -> dict[str, Any]:
         "widths": widths,
         "heights": heights,
         "areas": areas,
+        "doubled": int(doubled),
     }
 
 
@@ -279,6 +283,8 @@ def _notes(report: DataReport) -> list[str]:
         notes.append(f"classes without a box, {len(absent)} of {len(report.classes)}: {shown(absent)}")
     if few:
         notes.append(f"classes with fewer than {FEW} boxes, {len(few)} of {len(report.classes)}: {shown(few)}")
+    if report.doubled:
+        notes.append(f"{report.doubled} boxes stand in their image a second time, with the same class")
     if report.without_positive:
         least, median, most = report.without_sizes
         notes.append(

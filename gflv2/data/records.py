@@ -34,7 +34,7 @@ NO_BOX = "annotations without a box ('bbox' empty or null, no mask), left out"
 MASKED = "annotations without 'bbox', given the box of their mask"
 UNKNOWN_IMAGE = "annotations that name no image of the file, left out"
 IMAGE_LEFT_OUT = "annotations of images that were left out"
-AREA = "annotations whose 'area' is not above 0, given width × height"
+AREA = "annotations whose 'area' is not above 0 and finite, given width × height"
 IDS = "annotation ids counted anew, from 1 (some are 0, stand twice or are not whole numbers)"
 NULL_LIST = "'annotations' is null, taken as an empty list"
 URL = "images without 'file_name', given the last part of their URL"
@@ -305,7 +305,7 @@ def _annotations(
             continue
         if ignored and not crowd:
             problems.add(IGNORED_FLAG, f"{which()} of image {shown(image_id)}")
-        if area is None or not (is_number(area) and area > 0):
+        if area is None or not 0 < area <= MAX_SIDE**2:
             if area is not None:
                 problems.add(AREA, f"{which()} of image {shown(image_id)}: {shown(area)}")
             area = usable[2] * usable[3]

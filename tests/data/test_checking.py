@@ -21,19 +21,21 @@ def test_counts_sizes_and_classes(tmp_path):
         annotation(2, (0, 0, 120, 128), 3),
         annotation(2, (5, 5, 50, 50), iscrowd=1),
         annotation(2, (5, 5, 0, 50)),
+        annotation(1, (10, 10, 20, 20)),
     ]
     path = write_set(tmp_path, [(256, 256), (128, 160), (96, 64)], rows, categories={1: "a", 2: "b", 3: "c"})
     report = check(path, config=CONFIG)
-    assert (report.images, report.empty_images, report.boxes, report.crowds) == (3, 1, 3, 1)
-    assert report.classes["a"] == {"boxes": 1, "images": 1} and report.classes["c"] == {"boxes": 2, "images": 2}
+    assert (report.images, report.empty_images, report.boxes, report.crowds) == (3, 1, 4, 1)
+    assert report.classes["a"] == {"boxes": 2, "images": 1} and report.classes["c"] == {"boxes": 2, "images": 2}
     assert report.widths == (64, 160, 256) and report.heights == (96, 128, 256)
-    assert report.areas == {"small": 1, "medium": 1, "large": 1}
+    assert report.areas == {"small": 2, "medium": 1, "large": 1}
     ((kind, row),) = report.problems.items()
     assert "a side of 0 or below" in kind and row["count"] == 1 and "annotation 5 of image 2" in row["examples"][0]
+    assert report.doubled == 1 and any("1 boxes stand in their image a second time" in note for note in report.notes)
     assert any("classes without a box, 1 of 3: ['b']" in note for note in report.notes)
-    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["boxes"] == 3
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["boxes"] == 4
     text = str(report)
-    assert "3 images (1 without boxes), 3 boxes and 1 crowds" in text and "annotation 5 of image 2" in text
+    assert "3 images (1 without boxes), 4 boxes and 1 crowds" in text and "annotation 5 of image 2" in text
 
 
 def test_objects_that_no_point_learns_are_counted_and_a_size_recommended(tmp_path):
@@ -128,6 +130,13 @@ def test_nothing_is_said_of_a_good_set(tmp_path):
     assert quick_notes(CONFIG, *sets) == []
     report = check(sets[0], config=CONFIG)
     assert report.notes == ["classes with fewer than 20 boxes, 1 of 1: ['thing']"] and not report.problems
+
+
+def test_a_folder_of_images_is_counted(tmp_path):
+    write_set(tmp_path, [(256, 256), (64, 96)], [])
+    report = check(tmp_path / "images", config=CONFIG, page=tmp_path / "page.png")
+    assert (report.images, report.boxes, report.classes, report.objects) == (2, 0, {}, 0)
+    assert report.recommended_short_side == 256 and report.clamped == 0 and str(report)
 
 
 def test_data_that_cannot_be_used_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from gflv2.config import DataConfig
-from gflv2.data import CocoDetection, cache, make_loader, read_image
+from gflv2.data import CocoDetection, cache, files, make_loader, read_image
 from gflv2.data.image import _said
 from tests.data.generated import annotation, picture, write_set
 
@@ -111,6 +111,20 @@ def test_images_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
         CocoDetection(path, config=DataConfig(**SMALL, cache_images=True))
     monkeypatch.setattr(cache, "free_memory", lambda: None)
     assert len(CocoDetection(path, config=DataConfig(**SMALL, cache_images=True))) == 3
+
+
+def test_of_a_large_set_evenly_spread_headers_are_read_and_every_file_is_looked_for(tmp_path, monkeypatch):
+    path = write_set(tmp_path, [(64, 64)] * 6, [annotation(1, (5, 5, 20, 20))])
+    monkeypatch.setattr(files, "MOST_HEADERS", 2)  # the first and the fourth
+    for name in ("0002.png", "0003.png", "0006.png"):
+        (tmp_path / "images" / name).write_text("no image")
+    assert len(CocoDetection(path, config=DataConfig(**SMALL))) == 6
+    (tmp_path / "images" / "0004.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"0004.png' is not an image .*\(1 of 6 images"):
+        CocoDetection(path, config=DataConfig(**SMALL))
+    (tmp_path / "images" / "0006.png").unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 6 image files are missing"):
+        CocoDetection(path, config=DataConfig(**SMALL))
 
 
 def damage(image):

@@ -205,13 +205,15 @@ ROWS = [
     Row(
         "`area` 0",
         annotation(area=0),
-        said=("'area' is not above 0, given width × height: 1; first: annotation 2 of image 2: 0",),
+        said=("'area' is not above 0 and finite, given width × height: 1; first: annotation 2 of image 2: 0",),
         report="mmdet#4436",
     ),
     Row("`area` null", annotation(area=None), report="mmdet#804"),
     Row("`area` missing", annotation(area=ABSENT)),
     Row("`area` negative", annotation(area=-5), said=("'area' is not above 0",)),
     Row("`area` 10^400", annotation(area=10**400), said=("'area' is not above 0",)),
+    Row("`area` NaN", annotation(area=float("nan")), said=("'area' is not above 0 and finite",)),
+    Row("`area` 1.2 · 10^9", annotation(area=1.2e9)),
     Row(
         "`area` as text",
         annotation(area="3000"),
