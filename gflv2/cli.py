@@ -408,8 +408,8 @@ def _add_train(verbs: Any) -> None:
         help="a name that `gflv2 configs` lists, or a YAML file (--resume: by default the run's)",
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--train", metavar="DATA", help="training set: COCO JSON, YOLO YAML or a folder (docs/data.md)")
-    data.add_argument("--val", metavar="DATA", help="data for the evaluation of each epoch, as --train")
+    data.add_argument("--train", metavar="JSON", help="COCO annotations of the training set")
+    data.add_argument("--val", metavar="JSON", help="COCO annotations for the evaluation of each epoch")
     data.add_argument(
         "--train-images", metavar="FOLDER", help="images of --train (default: looked for beside the file)"
     )
@@ -452,7 +452,7 @@ def _add_val(verbs: Any) -> None:
     parser.add_argument(
         "model", metavar="CONFIG|WEIGHTS", help="a checkpoint of gflv2, or a configuration with --weights"
     )
-    parser.add_argument("--data", required=True, metavar="DATA", help="COCO JSON, YOLO YAML or a folder")
+    parser.add_argument("--data", required=True, metavar="JSON", help="COCO annotations")
     parser.add_argument("--images", metavar="FOLDER", help="their images (default: looked for beside the file)")
     parser.add_argument("--weights", metavar="FILE", help="checkpoint for a configuration")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
