@@ -11,7 +11,7 @@ from gflv2.ops.checks import bad_value, check_tensor, values_are_checked
 from gflv2.ops.levels import check_bins
 from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import dfl as reference
-from gflv2.ops.registration import Operation, like_map
+from gflv2.ops.registration import Operation, like_map, with_result
 
 
 def dfl(
@@ -65,7 +65,7 @@ def _forward(kernels, out, logits, target, *how: Any) -> None:
 
 
 def _backward(kernels, grad, gradients, out, logits, target, *how: Any) -> None:
-    kernels.dfl_backward(grad, logits, target, Reduction(*how).over(logits.shape[:1]), *gradients, out)
+    kernels.dfl_backward(grad, logits, target, Reduction(*how).over(logits.shape[:1]), *gradients, *with_result(out))
 
 
 _dfl = Operation(

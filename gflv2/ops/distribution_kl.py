@@ -11,7 +11,7 @@ from gflv2.ops.checks import check_number, check_tensor, compute_dtype
 from gflv2.ops.levels import check_bins
 from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import distribution_kl as reference
-from gflv2.ops.registration import Operation, like_map
+from gflv2.ops.registration import Operation, like_map, with_result
 
 
 def distribution_kl(
@@ -77,7 +77,7 @@ def _forward(kernels, out, *arguments: Any) -> None:
 
 
 def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
-    kernels.distribution_kl_backward(grad, *_inputs(*arguments), *gradients, out)
+    kernels.distribution_kl_backward(grad, *_inputs(*arguments), *gradients, *with_result(out))
 
 
 _distribution_kl = Operation(

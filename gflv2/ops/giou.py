@@ -10,7 +10,7 @@ from gflv2.ops import backends
 from gflv2.ops.checks import check_number, check_tensor
 from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import giou as reference
-from gflv2.ops.registration import Operation, as_rows
+from gflv2.ops.registration import Operation, as_rows, with_result
 
 
 def giou(
@@ -95,7 +95,7 @@ def _forward(kernels, out, *arguments: Any) -> None:
 
 
 def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
-    kernels.giou_backward(grad, *_inputs(*arguments), *gradients, out)
+    kernels.giou_backward(grad, *_inputs(*arguments), *gradients, *with_result(out))
 
 
 # `loss`: 1 − GIoU; else the IoU.

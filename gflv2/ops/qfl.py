@@ -14,7 +14,7 @@ from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, co
 from gflv2.ops.levels import check_levels, rows_of
 from gflv2.ops.reduction import INTEGERS, SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import qfl as reference
-from gflv2.ops.registration import Operation, as_rows, convert, like_map
+from gflv2.ops.registration import Operation, as_rows, convert, like_map, with_result
 
 FORMS = ("logits", "class_logits", "probabilities")
 
@@ -167,7 +167,7 @@ def _forward(kernels, out, *arguments: Any) -> None:
 
 
 def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
-    kernels.qfl_backward(grad, *_inputs(*arguments), *gradients, out)
+    kernels.qfl_backward(grad, *_inputs(*arguments), *gradients, *with_result(out))
 
 
 # `values`: levels (B, C, H, W), or one tensor (N, C). `labels` None: `scores` is the dense target (N, C).

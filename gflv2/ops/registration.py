@@ -81,6 +81,11 @@ def as_rows(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor) if tensor.is_contiguous() else tensor.new_empty(tensor.shape)
 
 
+def with_result(result: Tensor | None) -> tuple[Tensor, ...]:
+    """The last argument of a kernel's backward pass, where it forms the result too; kernels on a GPU do not."""
+    return () if result is None else (result,)
+
+
 class Operation:
     """A fused operation as torch knows it: ``gflv2::name``, ``gflv2::name_backward``, and how autograd joins them.
 
