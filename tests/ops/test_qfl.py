@@ -34,6 +34,8 @@ from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, runnin
 
 BACKENDS = backends_of("qfl")
 KERNELS = backends_of("qfl", kernels_only=True)
+ON_EVERY_SET = backends_of("qfl", every_set=True)
+KERNELS_ON_EVERY_SET = backends_of("qfl", kernels_only=True, every_set=True)
 MAIN_LAYOUTS = ("nchw", "channels_last", "rows")
 LAYOUTS = (*LEVEL_LAYOUTS, *ROW_LAYOUTS)
 # Under the interpreter the other layouts are tested in one dtype only.
@@ -60,7 +62,7 @@ def check(case: Case, backend: str) -> None:
     check_parity("qfl", fused, defined, case.call(), sizes, backend, case)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_EVERY_SET)
 class TestParity:
     @pytest.mark.parametrize(("layout", "dtype"), LAYOUTS_AND_DTYPES, ids=str)
     def test_layouts_and_dtypes(self, layout: str, dtype: torch.dtype, backend: str) -> None:
@@ -206,7 +208,7 @@ class TestParity:
         check(case, backend)
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("reference", "cpu")])
+@pytest.mark.parametrize("backend", [name for name in ON_EVERY_SET if name in ("reference", "cpu")])
 class TestDouble:
     """float64 runs on ``reference`` and ``cpu``."""
 
@@ -230,7 +232,7 @@ class TestDouble:
             assert torch.autograd.gradcheck(lambda *_: call(fused), leaves)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestMemory:
     """What the kernels write, and nothing else."""
 
