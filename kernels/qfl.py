@@ -383,6 +383,7 @@ def qfl_backward(
     reduction: Reduction,
     grad_values: Sequence[Tensor],
     grad_quality: Tensor | None,
+    out: None = None,
 ) -> None:
     """Write the gradients that are wanted.
 
@@ -390,6 +391,7 @@ def qfl_backward(
         grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
         grad_values: tensors shaped as ``values``, in their dtype, any strides; empty: not wanted.
         grad_quality: like ``quality``, or None: not wanted.
+        out: always None: forward and backward in one pass are the CPU's (`gflv2.ops.one_pass`).
     """
     levels, gradients = _as_levels(values), _as_levels(grad_values)
     shape = _shape(levels, [*levels, *gradients], form, beta)
