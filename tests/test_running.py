@@ -42,3 +42,12 @@ def test_nothing_to_say(tmp_path: Path) -> None:
     (tmp_path / "test_kernels.py").write_text(FILE.format(end="pass"))
     wrong, output = run_tests([str(tmp_path), "-q", "--rootdir", str(tmp_path)], os.environ)
     assert wrong is None and "3 passed" in output
+
+
+def test_a_worker_of_xdist_is_replaced_and_its_test_named(tmp_path: Path) -> None:
+    """What ``make test`` does with the emulation, which runs in its own processes."""
+    pytest.importorskip("xdist")
+    (tmp_path / "test_kernels.py").write_text(FILE.format(end="os.kill(os.getpid(), signal.SIGSEGV)"))
+    wrong, output = run_tests([str(tmp_path), "-q", "--rootdir", str(tmp_path), "-n", "1"], os.environ)
+    assert wrong is not None and "2 passed" in output and "1 failed" in output
+    assert re.search(r"worker 'gw\d' crashed while running 'test_kernels\.py::test_a_kernel\[broken\]'", output), output

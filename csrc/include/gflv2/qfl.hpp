@@ -196,7 +196,8 @@ GFLV2_HD QflGradients<V> qfl_gradients(const JointScore<V>& j, V y, const Modula
 
 template <QflForm FORM, class S, class V>
 GFLV2_HD QflGradients<V> qfl_negative_gradients(const JointScore<V>& j, const Modulation<S>& modulation) {
-    const V factor = modulation.factor(j.score), through = bce_in_gradient(j.loss) * modulation.derivative(j.score, factor);
+    const V factor = modulation.factor(j.score),
+            through = bce_in_gradient(j.loss) * modulation.derivative(j.score, factor);
     if constexpr (FORM == QflForm::joint) return qfl_chain<FORM, false>(j, V(factor * j.ratio), through);
     return qfl_chain<FORM, true>(j, V(factor * j.score), through);
 }
