@@ -112,13 +112,20 @@ def distribution_kl_forward(
 
 
 def distribution_kl_backward(
-    grad: Tensor, logits: Tensor, teacher: Tensor, temperature: float, reduction: Reduction, grad_logits: Tensor
+    grad: Tensor,
+    logits: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    reduction: Reduction,
+    grad_logits: Tensor,
+    out: None = None,
 ) -> None:
     """Write the gradient.
 
     Args:
         grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
         grad_logits: (N, R), in the dtype of the logits, any strides.
+        out: always None: forward and backward in one pass are the CPU's (`gflv2.ops.one_pass`).
     """
     shape = shape_of_rows(_ROWS, logits, teacher, grad_logits)
     count, bins = logits.shape

@@ -46,6 +46,11 @@ _FORMS = {"logits": LOGITS.value, "class_logits": JOINT.value, "probabilities": 
 FAR = tl.constexpr(87.0)
 # From here on σ is 1; above it logits are moved down.
 LARGE = tl.constexpr(40.0)
+# No infinite logit is moved by more than the largest number: ∞ − ∞ would be none.
+LARGEST = tl.constexpr(3.4028234663852886e38)
+# In a gradient the cross entropy is a factor of J or of 1 − J, which is 0 long before it is as large as this. The limit
+# keeps ∞ away from that 0.
+MOST_IN_GRADIENT = tl.constexpr(1024.0)
 SMALLEST = tl.constexpr(2.0**-126)  # the smallest normal number, exactly: Triton would take a smaller one for a float64
 
 
@@ -136,7 +141,7 @@ def _score(value, quality, FORM: tl.constexpr):
         inverse = 1.0 / tl.maximum(value * class_rest, 1e-12)
     elif FORM == LOGITS:
         shift = tl.maximum(value - LARGE, 0.0)
-        odds = _limited_exp(shift - value)
+        odds = _limited_exp(tl.where(value > LARGE, -LARGE, -value))
         joint = 1.0 / (1.0 + odds)
         class_rest = odds * joint
         quality_rest = class_rest
@@ -148,8 +153,10 @@ def _score(value, quality, FORM: tl.constexpr):
         # 1 − J grows by a factor that is added back to its logarithm, and no ratio changes. σ(r) is 1 there.
         r = quality.r
         shift = tl.maximum(tl.minimum(r, value) - LARGE, 0.0)
-        quality_rest = tl.where(shift > 0.0, _limited_exp(shift - r), quality.rest)
-        odds = _limited_exp(shift - value)
+        # Two infinite logits stay so, and their odds are equal.
+        finite = tl.minimum(shift, LARGEST)
+        quality_rest = tl.where(shift > 0.0, _limited_exp(finite - r), quality.rest)
+        odds = _limited_exp(finite - value)
         whole = 1.0 + odds
         sigma = 1.0 / whole
         class_rest = odds * sigma
@@ -162,13 +169,26 @@ def _score(value, quality, FORM: tl.constexpr):
 
 
 @triton.jit
+def _part_of(share, amount):
+    """share·amount; nothing for a share of 0, be the amount infinite."""
+    return share * tl.where((share == 0.0) & (amount == float("inf")), 0.0, amount)
+
+
+@triton.jit
+def _cross_entropy(y, gain, loss):
+    return _part_of(y, gain) + _part_of(1.0 - y, loss)
+
+
+@triton.jit
 def _loss(value, quality, y, beta, FORM: tl.constexpr, SQUARE: tl.constexpr, NEGATIVE: tl.constexpr):
     """BCE(J, y)·|J − y|^β. NEGATIVE: y is 0."""
     joint, loss, gain, class_rest, quality_rest, inverse = _score(value, quality, FORM)
     if NEGATIVE:
         found = loss * _modulation(joint, beta, SQUARE)
     else:
-        found = (y * gain + (1.0 - y) * loss) * _modulation(joint - y, beta, SQUARE)
+        bce = _cross_entropy(y, gain, loss)
+        # Infinite also where y is so small that its power is 0.
+        found = tl.where(bce == float("inf"), bce, bce * _modulation(joint - y, beta, SQUARE))
     return found
 
 
@@ -180,7 +200,8 @@ def _gradients(value, quality, y, beta, FORM: tl.constexpr, SQUARE: tl.constexpr
         difference = joint
     else:
         difference = joint - y
-        loss = y * gain + (1.0 - y) * loss
+        loss = _cross_entropy(y, gain, loss)
+    loss = tl.where(loss > MOST_IN_GRADIENT, MOST_IN_GRADIENT, loss)
     factor = _modulation(difference, beta, SQUARE)
     direct = factor * difference
     through = loss * _modulation_gradient(difference, factor, beta, SQUARE)
@@ -383,6 +404,7 @@ def qfl_backward(
     reduction: Reduction,
     grad_values: Sequence[Tensor],
     grad_quality: Tensor | None,
+    out: None = None,
 ) -> None:
     """Write the gradients that are wanted.
 
@@ -390,6 +412,7 @@ def qfl_backward(
         grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
         grad_values: tensors shaped as ``values``, in their dtype, any strides; empty: not wanted.
         grad_quality: like ``quality``, or None: not wanted.
+        out: always None: forward and backward in one pass are the CPU's (`gflv2.ops.one_pass`).
     """
     levels, gradients = _as_levels(values), _as_levels(grad_values)
     shape = _shape(levels, [*levels, *gradients], form, beta)

@@ -32,8 +32,8 @@ def dfl(
         reduction: "none", "sum" or "mean".
 
     Returns:
-        (N,) for "none", else 0-d; float32 (float64 for float64 logits); 0 for no rows. Differentiable in ``logits``
-        only, once.
+        (N,) for "none", else 0-d; float32 (float64 for float64 logits); 0 for no rows, whatever the average factor.
+        Differentiable in ``logits`` only, once.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.

@@ -37,8 +37,8 @@ def distribution_kl(
         reduction: "none", "sum" or "mean", over the rows.
 
     Returns:
-        (N,) for "none", else 0-d; float32 (float64 for float64 logits); 0 for no rows. Differentiable in ``logits``
-        only, once: the derivative of a row is T/R · (P_s − P_t).
+        (N,) for "none", else 0-d; float32 (float64 for float64 logits); 0 for no rows, whatever the average factor.
+        Differentiable in ``logits`` only, once: the derivative of a row is T/R · (P_s − P_t).
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype, device or temperature; the message names the argument.

@@ -33,8 +33,9 @@ def giou(
         eps: smallest area, in the square of the unit.
 
     Returns:
-        (N,) for "none", else 0-d; float32 (float64 for float64 boxes), each in [0, 2]; 0 for no pairs. Differentiable
-        in both boxes, once. Where two sides coincide they share the gradient; at an intersection of width 0 it is 0.
+        (N,) for "none", else 0-d; float32 (float64 for float64 boxes), each in [0, 2]; 0 for no pairs, whatever the
+        average factor. Differentiable in both boxes, once. Where two sides coincide they share the gradient; at an
+        intersection of width 0 it is 0.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.

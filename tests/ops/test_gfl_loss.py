@@ -25,7 +25,9 @@ from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, runnin
 
 BACKENDS = backends_of("gfl_loss")
 KERNELS = backends_of("gfl_loss", kernels_only=True)
-DOUBLE = [name for name in BACKENDS if name in ("reference", "cpu")]
+ON_EVERY_SET = backends_of("gfl_loss", every_set=True)
+KERNELS_ON_EVERY_SET = backends_of("gfl_loss", kernels_only=True, every_set=True)
+DOUBLE = [name for name in ON_EVERY_SET if name in ("reference", "cpu")]
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SMALL = Case(sizes=((7, 9), (3, 4)))
 # Where the quality comes from.
@@ -74,7 +76,7 @@ def check(case: Case, backend: str) -> None:
     check_losses(case, backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_EVERY_SET)
 class TestParity:
     @pytest.mark.parametrize("dtype", few(FLOATS, 1), ids=str)
     @pytest.mark.parametrize("layout", few(LEVEL_LAYOUTS))
@@ -331,7 +333,7 @@ class TestGradients:
             torch.testing.assert_close(tensor, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestMemory:
     """What the kernels write, and nothing else."""
 

@@ -12,6 +12,9 @@
 //
 //   ∂L/∂c = (1 − σ(c))·T,   ∂L/∂r = (1 − σ(r))·T,   T = |J−y|^β·(J−y)/(1−J) + BCE·∂|J−y|^β/∂J·J
 //
+// An infinite logit gives the limit: the loss is 0 where J → y and +∞ where it grows without bound, the gradients are
+// finite always. (Where both logits are +∞, 1 − J → 0 in equal parts from both of them, as for two equal logits.)
+//
 // V is a number or a vector of numbers, S its element type.
 #pragma once
 
@@ -27,6 +30,8 @@ GFLV2_BEGIN
 // exp(−x) and exp(x) stay normal numbers up to here.
 template <class S> constexpr S far_logit = sizeof(S) == 4 ? S(87) : S(700);
 template <class S> constexpr S not_a_number = std::numeric_limits<S>::quiet_NaN();
+template <class S> constexpr S infinite = std::numeric_limits<S>::infinity();
+template <class S> constexpr S largest = std::numeric_limits<S>::max();
 // From here on σ is 1 in either precision; above it logits are moved down.
 template <class S> constexpr S large_logit = S(40);
 
@@ -38,6 +43,21 @@ template <class S, class V> GFLV2_HD V odds_against(V x) {
 
 // −x where x lies below the limit: what −log σ(x) lacks there.
 template <class S, class V> GFLV2_HD V beyond_far(V x) { return maximum(V{}, V(-x - far_logit<S>)); }
+
+// In a gradient the cross entropy is a factor of J or of 1 − J, which is 0 long before it is as large as this. The limit
+// keeps ∞ away from that 0.
+constexpr float most_in_gradient = 1024;
+
+template <class V> GFLV2_HD V bce_in_gradient(V bce) { return minimum(broadcast<V>(most_in_gradient), bce); }
+
+// share·amount for an amount that may be infinite: nothing for a share of 0, but for a NaN.
+template <class S, class V> GFLV2_HD V part_of(V share, V amount) {
+    return share * (share == S(0) ? minimum(broadcast<V>(S(1)), amount) : amount);
+}
+
+template <class S, class V> GFLV2_HD V cross_entropy(V y, V gain, V loss) {
+    return part_of<S>(y, gain) + part_of<S>(V(S(1) - y), loss);
+}
 
 // min(−log(value), 100), also for 0 and for the numbers below the smallest normal one.
 template <class S, class V> GFLV2_HD V limited_minus_log(V value, V complement) {
@@ -111,14 +131,18 @@ template <QflForm FORM, bool LARGE, class S, class V> GFLV2_HD JointScore<V> joi
         j.gain = value >= S(0) ? limited_minus_log<S>(value, rest) : broadcast<V>(not_a_number<S>);
         j.inverse = one / maximum(broadcast<V>(S(1e-12)), V(value * rest));
     } else {
-        V shift = V{};
+        V shift = V{}, moved = value;
         if constexpr (FORM == QflForm::logits) {
             shift = maximum(V{}, V(value - large_logit<S>));
+            moved = minimum(broadcast<V>(large_logit<S>), value);
         } else if constexpr (LARGE) {
             shift = maximum(V{}, V(minimum(quality.logit, value) - large_logit<S>));
-            quality = quality_of<S>(V(quality.logit - shift));
+            // ∞ − ∞ would be no number. Two infinite logits stay so, and their odds are equal.
+            const V finite = minimum(broadcast<V>(largest<S>), shift);
+            moved = value - finite;
+            quality = quality_of<S>(V(quality.logit - finite));
         }
-        const V odds = odds_against<S>(V(value - shift)), whole = one + odds, sigma = one / whole;
+        const V odds = odds_against<S>(moved), whole = one + odds, sigma = one / whole;
         j.class_rest = odds * sigma;
         j.quality_rest = quality.rest;
         j.gain = minus_log(sigma, j.class_rest) + beyond_far<S>(value);
@@ -138,7 +162,9 @@ template <QflForm FORM, bool LARGE, class S, class V> GFLV2_HD JointScore<V> joi
 }
 
 template <class S, class V> GFLV2_HD V qfl_value(const JointScore<V>& j, V y, const Modulation<S>& modulation) {
-    return (y * j.gain + (S(1) - y) * j.loss) * modulation.factor(V(j.score - y));
+    const V bce = cross_entropy<S>(y, j.gain, j.loss);
+    // Also where y is so small that its power is 0.
+    return bce == infinite<S> ? bce : V(bce * modulation.factor(V(j.score - y)));
 }
 
 // For y = 0, with fewer operations.
@@ -164,13 +190,14 @@ GFLV2_HD QflGradients<V> qfl_chain(const JointScore<V>& j, V direct, V through) 
 template <QflForm FORM, class S, class V>
 GFLV2_HD QflGradients<V> qfl_gradients(const JointScore<V>& j, V y, const Modulation<S>& modulation) {
     const V difference = j.score - y, factor = modulation.factor(difference);
-    const V bce = y * j.gain + (S(1) - y) * j.loss;
+    const V bce = bce_in_gradient(cross_entropy<S>(y, j.gain, j.loss));
     return qfl_chain<FORM, true>(j, V(factor * difference), V(bce * modulation.derivative(difference, factor)));
 }
 
 template <QflForm FORM, class S, class V>
 GFLV2_HD QflGradients<V> qfl_negative_gradients(const JointScore<V>& j, const Modulation<S>& modulation) {
-    const V factor = modulation.factor(j.score), through = j.loss * modulation.derivative(j.score, factor);
+    const V factor = modulation.factor(j.score),
+            through = bce_in_gradient(j.loss) * modulation.derivative(j.score, factor);
     if constexpr (FORM == QflForm::joint) return qfl_chain<FORM, false>(j, V(factor * j.ratio), through);
     return qfl_chain<FORM, true>(j, V(factor * j.score), through);
 }
