@@ -33,10 +33,8 @@ __device__ inline void load_box(float* corners, const void* boxes, std::int64_t 
 template <class T> __device__ inline void store_box(void* boxes, std::int64_t row, const float* corners) {
     T* const first = static_cast<T*>(boxes);
     if (first == nullptr) return;
-    Four<T> four;
-    each<4>(4, [&](int i) { four.value[i] = narrow<T>(corners[i]); });
-    if (together<T>(first, 4, 1)) *reinterpret_cast<Four<T>*>(first + 4 * row) = four;
-    else each<4>(4, [&](int i) { first[4 * row + i] = four.value[i]; });
+    if (together<T>(first, 4, 1)) store_four(first + 4 * row, corners);
+    else each<4>(4, [&](int i) { first[4 * row + i] = narrow<T>(corners[i]); });
 }
 
 template <class T, bool LOSS, bool BACKWARD> GFLV2_KERNEL(threads) giou_kernel(GFLV2_CONSTANT GiouArguments a) {

@@ -69,11 +69,7 @@ __device__ inline void load_rows(float (&z)[PACK][BINS > 0 ? BINS : 1], const Le
     if constexpr (PACK == 2) {
         if (paired<T>(level, level.strides, level.logits)) {
             at += place.point[0];
-            each<BINS>(BINS, [&](int b) {
-                const Pair<T> both = *reinterpret_cast<const Pair<T>*>(at + b * level.strides.bin);
-                z[0][b] = widen(both.first);
-                z[1][b] = widen(both.second);
-            });
+            each<BINS>(BINS, [&](int b) { load_pair(at + b * level.strides.bin, z[0][b], z[1][b]); });
             return;
         }
     }
@@ -90,10 +86,8 @@ __device__ inline void store_rows(const float (&gradient)[PACK][BINS], const Lev
         if (paired<T>(level, level.grad_strides, level.grad_logits)) {
             at += place.point[0];
             if (place.valid[0])
-                each<BINS>(BINS, [&](int b) {
-                    *reinterpret_cast<Pair<T>*>(at + b * level.grad_strides.bin) = {narrow<T>(gradient[0][b]),
-                                                                                    narrow<T>(gradient[1][b])};
-                });
+                each<BINS>(BINS,
+                           [&](int b) { store_pair(at + b * level.grad_strides.bin, gradient[0][b], gradient[1][b]); });
             return;
         }
     }

@@ -5,6 +5,7 @@
 
 #include "gflv2/blocks.hpp"
 #include "gflv2/launch.hpp"
+#include "gflv2/ptx.hpp"
 #include "gflv2/softmax.hpp"
 #include "gflv2/storage.hpp"
 
@@ -16,6 +17,18 @@ constexpr unsigned threads = 4 * warp;  // four sides
 template <class T> struct alignas(4 * sizeof(T)) Four {
     T value[4];
 };
+
+// Four adjacent, aligned elements in one store.
+template <class T> __device__ inline void store_four(T* at, const float* from) {
+    if constexpr (sizeof(T) == 2) {
+        const std::uint64_t high = ptx::narrow_pair<T>(from[2], from[3]);
+        *reinterpret_cast<std::uint64_t*>(at) = high << 32 | ptx::narrow_pair<T>(from[0], from[1]);
+    } else {
+        Four<T> four;
+        for (int i = 0; i < 4; ++i) four.value[i] = narrow<T>(from[i]);
+        *reinterpret_cast<Four<T>*>(at) = four;
+    }
+}
 
 // Of the logits of a level; scales (L,), or null: 1.
 __device__ inline float scale_of(const void* scales, int level) {
@@ -90,11 +103,7 @@ __device__ inline void rows_from_shared(const Level& level, std::uint32_t image,
     T* const to = static_cast<T*>(level.grad_logits);
     visit_rows<BINS>(level, level.grad_strides, to, image, first, rows, bins,
                      [&](std::int64_t element, std::uint32_t place) { to[element] = narrow<T>(tile[place]); },
-                     [&](std::int64_t element, std::uint32_t place) {
-        Four<T> four;
-        for (int i = 0; i < 4; ++i) four.value[i] = narrow<T>(tile[place + i]);
-        *reinterpret_cast<Four<T>*>(to + element) = four;
-    });
+                     [&](std::int64_t element, std::uint32_t place) { store_four(to + element, tile + place); });
 }
 
 // What a thread knows of its point. Threads past the end have a point that does not exist.

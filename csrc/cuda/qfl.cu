@@ -124,12 +124,7 @@ __device__ inline Given element(float value, int c, const Point& point, const Mo
 template <class T, int PACK>
 __device__ inline void load_points(float (&value)[PACK], const T* at, const std::int64_t (&offset)[PACK], bool pairs) {
     if constexpr (PACK == 2) {
-        if (pairs) {
-            const Pair<T> both = *reinterpret_cast<const Pair<T>*>(at + offset[0]);
-            value[0] = widen(both.first);
-            value[1] = widen(both.second);
-            return;
-        }
+        if (pairs) return load_pair(at + offset[0], value[0], value[1]);
     }
     each<PACK>(PACK, [&](int k) { value[k] = widen(at[offset[k]]); });
 }
@@ -139,8 +134,7 @@ __device__ inline void store_points(const float (&gradient)[PACK], T* at, const 
                                     const ThreadPoints<PACK>& place, bool pairs) {
     if constexpr (PACK == 2) {
         if (pairs) {
-            if (place.valid[0])
-                *reinterpret_cast<Pair<T>*>(at + offset[0]) = {narrow<T>(gradient[0]), narrow<T>(gradient[1])};
+            if (place.valid[0]) store_pair(at + offset[0], gradient[0], gradient[1]);
             return;
         }
     }

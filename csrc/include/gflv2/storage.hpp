@@ -61,10 +61,16 @@ template <> GFLV2_HD float narrow<float>(float value) { return value; }
 template <> GFLV2_HD double narrow<double>(double value) { return value; }
 
 template <> GFLV2_HD bfloat16 narrow<bfloat16>(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    bfloat16 result;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));  // a NaN becomes 0x7fff
+    return result;
+#else
     const std::uint32_t bits = as_bits(value);
     const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
     const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     return bfloat16{std::uint16_t(is_nan ? (bits >> 16) | 0x40u : rounded)};
+#endif
 }
 
 template <> GFLV2_HD half narrow<half>(float value) {
