@@ -131,6 +131,7 @@ class TrainConfig:
     seed: int = 0
     group_by_aspect: bool = True
     evaluate_every: int = 1  # epochs
+    save_every_steps: int | None = None  # iterations; None: at the ends of epochs and before each evaluation
 
 
 @dataclass

@@ -79,6 +79,14 @@ def read(path: str | Path | Checkpoint, *, ema: bool = True) -> Checkpoint:
     return interpret(content, str(path), ema=ema)
 
 
+def read_content(path: str | Path) -> Any:
+    """What a torch file holds, whole and unchanged: tensors on the CPU and plain values. Errors as in ``read``."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    return _read_torch(path)
+
+
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         from safetensors import SafetensorError, safe_open
@@ -123,7 +131,7 @@ def _refuse_known_strangers(path: Path) -> None:
         kind = "is a web page, not a checkpoint: the download went wrong"
     elif start.startswith(b"version https://git-lfs"):
         kind = "is a Git LFS pointer, not the file itself: run `git lfs pull`"
-    elif start[:1] == b"\x80" and start[1] > 2:
+    elif start[:1] == b"\x80" and start[1:2] > b"\x02":
         # torch.save writes protocol 2; other protocols come from pickle.dump.
         kind = (
             "is a plain Python pickle, which is never loaded, because that would run code from the file. "

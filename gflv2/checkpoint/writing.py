@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from gflv2.checkpoint.infer import backbone_name, class_layer, split_class_chann
 from gflv2.checkpoint.loading import add_background, class_names, model_config
 from gflv2.checkpoint.official_keys import from_official, to_official
 from gflv2.checkpoint.reading import DESCRIPTION, FORMAT, VERSION, Checkpoint, read
+from gflv2.files import write_whole
 from gflv2.ops.checks import check_choice
 from gflv2.version import __version__
 
@@ -180,40 +180,19 @@ def _own_storage(value: Tensor) -> Tensor:
 
 
 def _write(content: dict[str, Any], path: Path, *, old_format: bool = False) -> Path:
-    def write(file: Path) -> None:
-        torch.save(content, file, _use_new_zipfile_serialization=not old_format)
-
-    return _atomically(write, path)
+    # Through memory: on a full disk torch's own writer hides the cause behind an error of its file format.
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=not old_format)
+    return write_whole(path, buffer.getbuffer())
 
 
 def _write_safetensors(state: dict[str, Tensor], description: dict[str, Any] | None, path: Path) -> Path:
     try:
-        from safetensors.torch import save_file
+        from safetensors.torch import save as to_bytes
     except ModuleNotFoundError as error:
         raise CheckpointError(f"{path}: writing it needs the package safetensors: pip install safetensors") from error
     header = {"format": "pt"}
     if description is not None:
         header[DESCRIPTION] = json.dumps(description)
     tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in _on_cpu(state).items()}
-    return _atomically(lambda file: save_file(tensors, file, metadata=header), path)
-
-
-def _atomically(write: Any, path: Path) -> Path:
-    """Write beside ``path`` and rename: an interruption or a full disk leaves no half-written checkpoint there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return write_whole(path, to_bytes(tensors, metadata=header))
