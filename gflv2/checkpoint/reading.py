@@ -18,6 +18,8 @@ from torch import Tensor
 
 from gflv2.checkpoint.errors import CheckpointError, shorten
 from gflv2.checkpoint.inert import Inert, stand_ins
+from gflv2.checkpoint.integrity import check_container, check_size, check_values
+from gflv2.config import load_config
 
 FORMAT = "gflv2"
 VERSION = 1
@@ -64,7 +66,7 @@ def read(path: str | Path | Checkpoint, *, ema: bool = True) -> Checkpoint:
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: the file cannot be read without running code from it (the message names what it asks for), is
-            broken, or holds no weights.
+            damaged, holds no weights, or weights that are NaN, infinite or complex.
     """
     if isinstance(path, Checkpoint):
         return path
@@ -76,7 +78,10 @@ def read(path: str | Path | Checkpoint, *, ema: bool = True) -> Checkpoint:
         content = _read_safetensors(path)
     else:
         content = _read_torch(path)
-    return interpret(content, str(path), ema=ema)
+    checkpoint = interpret(content, str(path), ema=ema)
+    check_size(checkpoint.state, path)
+    check_values(checkpoint.state, str(path))
+    return checkpoint
 
 
 def read_content(path: str | Path) -> Any:
@@ -105,6 +110,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_torch(path: Path) -> Any:
     _refuse_known_strangers(path)
+    check_container(path)
     with torch.serialization.safe_globals(stand_ins()):
         try:
             with warnings.catch_warnings():
@@ -188,8 +194,18 @@ def interpret(content: Any, path: str = "<memory>", *, ema: bool = True) -> Chec
     state = _unwrap(state, ema, notes, path)
     state = {_renew(key): value for key, value in state.items()}
     names = _names(description.get("class_names")) or _names_of_meta(meta)
-    config = description.get("config")
-    return Checkpoint(path, layout, state, names, dict(config) if isinstance(config, Mapping) else None, notes)
+    return Checkpoint(path, layout, state, names, _configuration(description.get("config"), path), notes)
+
+
+def _configuration(config: Any, path: str) -> dict[str, Any] | None:
+    """That of the file, if each value is of its type and in its range."""
+    if not isinstance(config, Mapping):
+        return None
+    try:
+        load_config(config)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"weights: {path} holds a configuration that is not valid: {error}") from error
+    return dict(config)
 
 
 def _layout(content: Mapping, meta: Mapping) -> str:

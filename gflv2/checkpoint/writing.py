@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gflv2.checkpoint.errors import CheckpointError
-from gflv2.checkpoint.infer import backbone_name, class_layer, split_class_channels
+from gflv2.checkpoint.infer import backbone_name, class_layer, side, split_class_channels
+from gflv2.checkpoint.integrity import check_values
 from gflv2.checkpoint.loading import add_background, class_names, model_config
 from gflv2.checkpoint.official_keys import from_official, to_official
 from gflv2.checkpoint.reading import DESCRIPTION, FORMAT, VERSION, Checkpoint, read
@@ -44,8 +45,13 @@ def save(model: nn.Module, path: str | Path) -> Path:
     """Write a ``GFLV2``: weights, configuration (mean and std in it) and class names, in plain types and tensors only.
 
     ``path`` ends in ``.pth`` (any ending but the next) or ``.safetensors``. The file appears whole or not at all.
+
+    Raises:
+        CheckpointError: weights are NaN or infinite. OSError: with path and cause.
     """
-    return _write_own(dict(model.state_dict()), describe_model(model), Path(path))
+    state = dict(model.state_dict())
+    check_values(state, f"{path} is not written")
+    return _write_own(state, describe_model(model), Path(path))
 
 
 def _write_own(state: dict[str, Tensor], description: dict[str, Any], path: Path) -> Path:
@@ -164,7 +170,7 @@ def _complete(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if key.endswith(".running_var") and counter not in state:
             complete[counter] = torch.zeros((), dtype=torch.int64)
     if "bbox_head.gfl_reg.weight" in state and "bbox_head.integral.project" not in state:
-        bins = state["bbox_head.gfl_reg.weight"].shape[0] // 4
+        bins = side(state, "bbox_head.gfl_reg.weight", 0) // 4
         complete["bbox_head.integral.project"] = torch.arange(bins, dtype=torch.float32)
     return complete
 

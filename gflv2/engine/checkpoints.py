@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
 
+from gflv2.checkpoint.integrity import non_finite
 from gflv2.data.loader import GroupedBatchSampler
 from gflv2.engine.interruption import Signals, Stop
 from gflv2.files import write_whole
@@ -205,8 +205,8 @@ class RunCheckpoints(Checkpoint):
             raise
 
     def _refuse_non_finite(self, trainer: Any, pl_module: Any) -> None:
-        key = first_non_finite(pl_module.model.state_dict())
-        if key is None:
+        wrong = non_finite(pl_module.model.state_dict())
+        if not wrong:
             return
         before = "nothing was saved before it"
         if self.last_saved is not None:
@@ -214,7 +214,9 @@ class RunCheckpoints(Checkpoint):
             before = f"the last finite state, of iteration {self.last_saved}, is {file}"
         where = f"iteration {trainer.global_step} (epoch {trainer.current_epoch + 1})"
         tries = ", or ".join(remedies(trainer, pl_module))
-        raise NonFiniteWeights(f"the weights are NaN or infinite after {where}, first in {key}; {before}. Try {tries}")
+        raise NonFiniteWeights(
+            f"the weights are NaN or infinite after {where}, first in {wrong[0]}; {before}. Try {tries}"
+        )
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if self._place is None:  # somebody else saves, as Lightning does
@@ -245,16 +247,6 @@ def remedies(trainer: Any, pl_module: Any) -> list[str]:
     if config.precision == "16":
         tries.append("--train.precision bf16 or 32")
     return tries
-
-
-def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
-    """Key of the first tensor that holds NaN or an infinity."""
-    keys = [key for key, value in state.items() if value.is_floating_point()]
-    if not keys:
-        return None
-    # One transfer from the device for all of them.
-    finite = torch.stack([torch.isfinite(state[key]).all() for key in keys]).tolist()
-    return next((key for key, fine in zip(keys, finite, strict=True) if not fine), None)
 
 
 def place_in_run(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

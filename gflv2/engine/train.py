@@ -297,11 +297,6 @@ def _apply_data(config: Any, overrides: Mapping[str, Any] | None, *data: str | P
         raise ValueError(
             "data.train: expected the COCO JSON file of the training set, got None (command line: --train)"
         )
-    if config.train.epochs < 1 or config.train.batch_size < 1:
-        raise ValueError(
-            "train.epochs, train.batch_size: expected at least 1 each, "
-            f"got {config.train.epochs} and {config.train.batch_size}"
-        )
     return config
 
 

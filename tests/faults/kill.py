@@ -2,8 +2,8 @@
 
 usage: python tests/faults/kill.py [--kills 20] [--seed 0] [--folder FOLDER]
 
-A tiny detector on generated images, with the default data workers. The kills are SIGKILLs: halfway through the writing of
-a file, just after a file got its name, inside a validation, inside a training step, and at any moment of the clock.
+A tiny detector on generated images, with the default data workers. The kills are SIGKILLs: halfway through the writing
+of a file, just after a file got its name, inside a validation, inside a training step, at any moment of the clock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs that are stopped: by max_steps, by a signal, by a kill, by NaN, by a full disk; and what can go on from there."""
+"""Runs that are stopped: by max_steps, a signal, a kill, NaN, a full disk; and what can go on from there."""
 
 from __future__ import annotations
 
@@ -334,9 +334,7 @@ def test_a_signal_to_the_whole_group_is_the_same(data, tmp_path) -> None:
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", str(script), str(data.train), str(tmp_path / "run")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, start_new_session=True
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, start_new_session=True)
     assert done.returncode == 143, done.stderr[-2000:]
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
@@ -410,8 +408,9 @@ def test_weights_are_not_a_run(short, tmp_path, data) -> None:
 def test_two_runs_never_share_a_folder(tmp_path) -> None:
     config = load_config(CONFIG)
     code = (
-        "import sys, time\nfrom gflv2.config import load_config\nfrom gflv2.engine.run_folder import claimed\n"
-        "with claimed(load_config(None), sys.argv[1], None, True):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+        "import sys\nfrom gflv2.config import load_config\nfrom gflv2.engine.run_folder import claimed\n"
+        "with claimed(load_config(None), sys.argv[1], None, True):\n"
+        "    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     output = tmp_path / "run"
     command = [sys.executable, "-c", code, str(output)]
