@@ -219,20 +219,19 @@ class RunCheckpoints(Checkpoint):
         )
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        if self._place is None:  # somebody else saves, as Lightning does
-            return
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        at_end = self._place == "epoch"
+        # Also where somebody else saves: another callback, or Lightning before it is queued again.
+        epochs = trainer.fit_loop.epoch_progress.current
+        over = epochs.ready == epochs.processed
         checkpoint[RUN] = {
-            "epoch": trainer.current_epoch + (1 if at_end else 0),
-            "batch": 0 if at_end else progress.ready,
-            "plan": {**self._plan, "batches": int(trainer.num_training_batches)},
+            "epoch": epochs.processed,
+            "batch": 0 if over else trainer.fit_loop.epoch_loop.batch_progress.current.processed,
+            "plan": {**self._plan, "batches of an epoch": int(trainer.num_training_batches)},
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
             "seconds": self.seconds,
             "random": _random_state(),
         }
-        if not at_end:
+        if self._place in ("batch", "validation"):
             _settle(checkpoint["loops"]["fit_loop"], validation_follows=self._place == "validation")
 
 

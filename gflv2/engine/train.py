@@ -200,14 +200,15 @@ def train(
             config=config.data,
             seed=config.train.seed,
             group_by_aspect=config.train.group_by_aspect,
+            world_size=trainer.world_size,  # `torch.distributed` does not run yet
         )
         val_loader = make_loader(val_set, per_device, train=False, config=config.data) if val_set is not None else None
         plan = _plan(config, trainer, train_set, limit_train_batches)
         if point is not None:
             check_plan(point, plan)
         keeper.follow(train_loader.batch_sampler, plan)
+        resumed = point.file if point is not None else None
         if trainer.is_global_zero:
-            resumed = point.file if point is not None else None
             _describe(config, trainer, train_set, val_set, len(train_loader), folder, resumed)
         module = DetectorModule(
             model,
@@ -216,7 +217,6 @@ def train(
         model.train()
         if config.train.channels_last:
             model.to(memory_format=torch.channels_last)
-        resumed = point.file if point is not None else None
         try:
             try:
                 with signals:
