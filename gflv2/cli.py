@@ -78,7 +78,7 @@ def _report(error: Exception, arguments: Sequence[str], traceback: bool, code: i
     text = " ".join(str(error).split()) or type(error).__name__
     verb = f"gflv2 {arguments[0]}" if arguments else "gflv2"
     print(f"{verb}: error: {text}", file=sys.stderr)
-    if not isinstance(error, (UsageError, OSError)):
+    if code == 1:
         print("(--traceback shows where)", file=sys.stderr)
     return code
 

@@ -197,8 +197,14 @@ def load_config(source: str | Path | Mapping | Config | None, overrides: Mapping
         values = _with_base(source)
     else:
         values = _read_yaml(source)
-    values |= _flatten(overrides or {})
-    return _build(Config, {key: parse_setting(key, value) for key, value in values.items()})
+    try:
+        parsed = {key: parse_setting(key, value) for key, value in values.items()}
+    except (TypeError, ValueError) as error:
+        if not isinstance(source, (str, Path)):
+            raise
+        raise type(error)(f"{source}: {error}") from error
+    parsed |= {key: parse_setting(key, value) for key, value in _flatten(overrides or {}).items()}
+    return _build(Config, parsed)
 
 
 def _read_yaml(source: str | Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -232,6 +238,8 @@ def _read_yaml(source: str | Path, below: tuple[Path, ...] = ()) -> dict[str, An
         raise ValueError(f"config: {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} must hold a mapping, got {type(values).__name__}")
+    if odd := [name for name in values if not isinstance(name, str)]:
+        raise TypeError(f"config: {path}: expected a text as a setting's name, got {odd[0]!r}")
     return _with_base({"name": path.stem, **values}, (*below, path))
 
 
@@ -248,7 +256,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if not isinstance(name, str):
-            raise TypeError(f"unknown setting {prefix}{name}: expected a text as its name, got {name!r}")
+            raise TypeError(f"unknown setting {prefix}{name}: expected a text as its name")
         flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
 
