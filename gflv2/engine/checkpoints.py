@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -47,22 +46,13 @@ class WholeFiles(TorchCheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         path = Path(path)
-        if path.name == "last.ckpt" and path.exists():
-            _keep_as(path, path.with_name("previous.ckpt"))
-        write_whole(path, buffer.getbuffer())
+        write_whole(
+            path, buffer.getbuffer(), keep_as=path.with_name("previous.ckpt") if path.name == "last.ckpt" else None
+        )
 
     def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
         content, self._content = self._content, None
         return content if content is not None else super().load_checkpoint(path, *args, **options)
-
-
-def _keep_as(path: Path, other: Path) -> None:
-    """A second name for a file, instead of what had it; not where the file system has no such thing."""
-    temporary = other.with_suffix(".part")
-    with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
-        os.link(path, temporary)
-        temporary.replace(other)
 
 
 class RunCheckpoints(Checkpoint):

@@ -186,6 +186,8 @@ def find_resume_point(resume: str | Path) -> ResumePoint:
         else:
             raise
         if not path.is_dir():
+            if file.parent != other.parent:
+                raise
             raise files.CheckpointError(f"{error} The newest whole checkpoint of the run is {str(other)!r}.") from error
         _log.warning("%s", error)
         _log.warning("continuing from the newest whole checkpoint instead: %s, iteration %d", other, point.iteration)

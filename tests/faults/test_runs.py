@@ -217,7 +217,8 @@ def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path, monkeypatch)
     assert caught.value.errno == errno.ENOSPC and synced
     assert os.listdir(path.parent) == ["a"] and path.read_bytes() == b"old"
     monkeypatch.setattr(os, "fsync", real)
-    assert files.write_whole(path, "new").read_text() == "new"
+    assert files.write_whole(path, "new", keep_as=path.with_name("b")).read_text() == "new"
+    assert sorted(os.listdir(path.parent)) == ["a", "b"] and path.with_name("b").read_bytes() == b"old"
 
 
 def test_checkpoints_do_not_pass_through_the_temporary_folder(short, data, tmp_path, monkeypatch) -> None:
