@@ -121,7 +121,7 @@ class RunCheckpoints(Checkpoint):
             with self._noting_failures():
                 self._on_start()
         if self._random is not None and trainer.world_size == 1:
-            _restore_random_state(self._random)
+            _restore_random_state(self._random, pl_module.device)
         self._begin = time.monotonic()
 
     # ---- saving and stopping ----
@@ -219,7 +219,7 @@ class RunCheckpoints(Checkpoint):
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
             "seconds": self.seconds,
-            "random": _random_state(),
+            "random": _random_state(pl_module.device),
         }
         if self._place in ("batch", "validation"):
             _settle(checkpoint["loops"]["fit_loop"], validation_follows=self._place == "validation")
@@ -267,14 +267,14 @@ def _settle(loop: dict[str, Any], *, validation_follows: bool) -> None:
         loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
 
 
-def _random_state() -> dict[str, Any]:
+def _random_state(device: torch.device) -> dict[str, Any]:
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def _restore_random_state(state: Mapping[str, Any]) -> None:
+def _restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
