@@ -36,7 +36,9 @@ class UsageError(ValueError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0, 1 (failed while running) or 2 (the user's error)."""
+    """Run one command line and return its exit code: 0, 1 (failed while running), 2 (the user's error), or 130 and 143
+    (interrupted by SIGINT and SIGTERM).
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # OpenMP reads this when torch is imported. Threads that spin while they wait take processor time from the data
     # workers and from other programs: on two busy cores a training step took 11 s instead of 1.3 s.
@@ -46,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _log_on_stderr():
             return _run(arguments)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(error if str(error) else "interrupted", file=sys.stderr)
+        return getattr(error, "code", 130)
     except BrokenPipeError:  # `gflv2 configs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -76,7 +78,7 @@ def _report(error: Exception, arguments: Sequence[str], traceback: bool, code: i
     text = " ".join(str(error).split()) or type(error).__name__
     verb = f"gflv2 {arguments[0]}" if arguments else "gflv2"
     print(f"{verb}: error: {text}", file=sys.stderr)
-    if not isinstance(error, (UsageError, FileNotFoundError, FileExistsError)):
+    if code == 1:
         print("(--traceback shows where)", file=sys.stderr)
     return code
 
@@ -350,7 +352,12 @@ def _add_train(verbs: Any) -> None:
         "--output", metavar="FOLDER", help="folder of the run (default: runs/NAME, numbered where it exists)"
     )
     run.add_argument("--overwrite", action="store_true", help="allow an --output that already holds a run")
-    run.add_argument("--max-steps", type=_positive, metavar="N", help="stop after N iterations")
+    run.add_argument(
+        "--max-steps",
+        type=_positive,
+        metavar="N",
+        help="stop after N iterations (the rate follows the epochs)",
+    )
     run.add_argument("--limit-train-batches", type=_positive, metavar="N", help="N training batches per epoch")
     run.add_argument("--limit-val-batches", type=_positive, metavar="N", help="N validation batches per epoch")
     run.add_argument("--no-progress", dest="progress", action="store_false", help="neither bar nor lines per epoch")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gflv2.extras import missing_package
+from gflv2.ranges import check_range
 
 FOLDER = Path(__file__).parent / "configs"  # in a checkout a link to the top-level folder
 
@@ -137,6 +138,7 @@ class TrainConfig:
     seed: int = 0
     group_by_aspect: bool = True
     evaluate_every: int = 1  # epochs
+    save_every_steps: int | None = None  # iterations; None: at the ends of epochs and before each evaluation
 
 
 @dataclass
@@ -191,7 +193,7 @@ def load_config(source: str | Path | Mapping | Config | None, overrides: Mapping
 
     Raises:
         FileNotFoundError: no such name or file; the message lists the names and the nearest one.
-        ValueError, TypeError: an unknown key, or a value that is not of the field's type.
+        ValueError, TypeError: an unknown key, a value that is not of the field's type, a number out of its range.
     """
     if source is None:
         values: dict[str, Any] = {}
@@ -201,11 +203,18 @@ def load_config(source: str | Path | Mapping | Config | None, overrides: Mapping
         values = _with_base(source)
     else:
         values = _read_yaml(source)
-    values |= _flatten(overrides or {})
-    return _build(Config, {key: parse_setting(key, value) for key, value in values.items()})
+    try:
+        parsed = {key: parse_setting(key, value) for key, value in values.items()}
+    except (TypeError, ValueError) as error:
+        if not isinstance(source, (str, Path)):
+            raise
+        raise type(error)(f"{source}: {error}") from error
+    parsed |= {key: parse_setting(key, value) for key, value in _flatten(overrides or {}).items()}
+    return _build(Config, parsed)
 
 
-def _read_yaml(source: str | Path) -> dict[str, Any]:
+def _read_yaml(source: str | Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Dotted keys of a file and its bases. ``below``: the files whose base it is."""
     try:
         import yaml
     except ModuleNotFoundError as error:
@@ -219,22 +228,41 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         names = ", ".join(list_models())
         raise FileNotFoundError(f"config: no file and no named configuration {str(source)!r}.{hint} Names: {names}")
-    values = yaml.safe_load(path.read_text()) or {}
+    if path in below:
+        raise ValueError(f"config: {path} is its own base, by way of {len(below)} files")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise ValueError(f"config: {path}{place}: {getattr(error, 'problem', None) or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"config: {path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
+        ) from error
+    except (RecursionError, ValueError) as error:  # YAML's own conversions raise ValueError, for 2001-99-99 say
+        raise ValueError(f"config: {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} must hold a mapping, got {type(values).__name__}")
-    return _with_base({"name": path.stem, **values})
+    if odd := [name for name in values if not isinstance(name, str)]:
+        raise TypeError(f"config: {path}: expected a text as a setting's name, got {odd[0]!r}")
+    return _with_base({"name": path.stem, **values}, (*below, path))
 
 
-def _with_base(values: Mapping[str, Any]) -> dict[str, Any]:
+def _with_base(values: Mapping[str, Any], below: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Nested sections → dotted keys, over those of the file that ``base`` names."""
     values = dict(values)
     base = values.pop("base", None)
-    return {**({} if base is None else _read_yaml(base)), **_flatten(values)}
+    if not isinstance(base, (str, Path, type(None))):
+        raise TypeError(f"base: expected the name or the path of a configuration, got {base!r}")
+    return {**({} if base is None else _read_yaml(base, below)), **_flatten(values)}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
+        if not isinstance(name, str):
+            raise TypeError(f"unknown setting {prefix}{name}: expected a text as its name")
         flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
 
@@ -278,7 +306,8 @@ def parse_setting(key: str, value: Any, prefix: str = "") -> Any:
         prefix: what stands before the key in messages: "--" on a command line.
 
     Raises:
-        ValueError: no such setting; the message names the nearest. TypeError: a value of another type.
+        ValueError: no such setting, where the message names the nearest; a number out of its range
+            (`gflv2/ranges.py`). TypeError: a value of another type.
     """
     if key not in settings():
         _refuse_unknown(key, prefix)
@@ -286,9 +315,10 @@ def parse_setting(key: str, value: Any, prefix: str = "") -> Any:
     if isinstance(value, str) and hint is str:
         return value  # also one that YAML would read as a number or as null
     try:
-        return _parser().parse_object({key: value}, defaults=False)[key]
-    except argparse.ArgumentError as error:
+        parsed = _parser().parse_object({key: value}, defaults=False)[key]
+    except (argparse.ArgumentError, OverflowError) as error:
         raise TypeError(f"{prefix}{key}: expected {_expected(hint)}, got {value!r}") from error
+    return check_range(key, parsed, prefix)
 
 
 def _refuse_unknown(key: str, prefix: str) -> NoReturn:

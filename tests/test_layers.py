@@ -25,7 +25,7 @@ LAYERS = (
     ("data",),
     ("config", "kernels"),
     ("ops",),
-    ("extras", "sides", "version"),
+    ("extras", "files", "ranges", "sides", "version"),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 

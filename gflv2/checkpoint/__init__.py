@@ -9,7 +9,7 @@ convert("mine.pth", "theirs.pth", layout="official")       # a file for the auth
 from gflv2.checkpoint.errors import CheckpointError
 from gflv2.checkpoint.infer import infer_config
 from gflv2.checkpoint.loading import LoadReport, class_names, load_weights, resolve
-from gflv2.checkpoint.reading import Checkpoint, interpret, read
+from gflv2.checkpoint.reading import Checkpoint, interpret, read, read_content
 from gflv2.checkpoint.writing import LAYOUTS, convert, describe_model, save
 from gflv2.models.coco_names import COCO_NAMES
 
@@ -26,6 +26,7 @@ __all__ = [
     "interpret",
     "load_weights",
     "read",
+    "read_content",
     "resolve",
     "save",
 ]

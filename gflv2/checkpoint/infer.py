@@ -87,7 +87,7 @@ def backbone_name(state: Mapping[str, Tensor]) -> str | None:
     first = "backbone.layer1.0"
     depth = _DEPTHS.get(counts)
     if f"{first}.convs.0.weight" in state:
-        width = state[f"{first}.convs.0.weight"].shape[0]
+        width = side(state, f"{first}.convs.0.weight", 0)
         splits = 1 + sum(f"{first}.convs.{i}.weight" in state for i in range(8))
         if depth is None or (width, splits) != (26, 4):
             return None
@@ -105,10 +105,11 @@ _OFFSET = re.compile(r"^backbone\.layer(\d)\.\d+\.(?:conv\d+|convs\.\d+)\.conv_o
 
 def _infer_deform(state: Mapping[str, Tensor], values: dict[str, Any]) -> None:
     stages, versions = set(), set()
-    for key, value in state.items():
+    for key in state:
         if match := _OFFSET.match(key):
             stages.add(int(match[1]) + 1)
-            versions.add({18: 1, 27: 2}.get(value.shape[0], value.shape[0]))
+            channels = side(state, key, 0)
+            versions.add({18: 1, 27: 2}.get(channels, channels))
     if versions - {1, 2} or len(versions) > 1:
         raise CheckpointError(
             f"weights: deformable convolutions need 18 (version 1) or 27 (version 2) offset channels, the same in "
@@ -134,7 +135,7 @@ def _infer_neck(state: Mapping[str, Tensor], values: dict[str, Any], base: Confi
     values["model.neck.levels"] = levels
     values["model.neck.depthwise"] = "neck.fpn_convs.0.depthwise.weight" in state
     if "neck.fpn_convs.0.conv.weight" in state:
-        values["model.neck.channels"] = state["neck.fpn_convs.0.conv.weight"].shape[0]
+        values["model.neck.channels"] = side(state, "neck.fpn_convs.0.conv.weight", 0)
     scales = _count(state, "bbox_head.scales.")
     if scales and len(base.model.head.strides) != scales:
         values["model.head.strides"] = [8 * 2**level for level in range(scales)]
@@ -145,18 +146,17 @@ def _infer_head(checkpoint: Checkpoint, values: dict[str, Any], base: Config) ->
     kind = "atss" if class_layer(state) == "bbox_head.atss_cls" else "gfl"
     values["model.head.kind"] = kind
     values["model.head.stacked_convs"] = _count(state, "bbox_head.cls_convs.")
-    classes = state[f"bbox_head.{kind}_cls.weight"]
-    width = classes.shape[1]
+    inputs = width = side(state, f"bbox_head.{kind}_cls.weight", 1)
     if "bbox_head.cls_convs.0.conv.weight" in state:
-        width = state["bbox_head.cls_convs.0.conv.weight"].shape[0]
+        width = side(state, "bbox_head.cls_convs.0.conv.weight", 0)
         values["model.head.channels"] = width
         values["model.head.depthwise"] = "bbox_head.cls_convs.0.depthwise.weight" in state
     values["model.num_classes"], values["model.head.legacy_background"] = split_class_channels(checkpoint)
     if kind == "atss":
         return
     if "bbox_head.gfl_reg.weight" in state:
-        values["model.head.reg_max"] = state["bbox_head.gfl_reg.weight"].shape[0] // 4 - 1
-    composed = classes.shape[1] - width
+        values["model.head.reg_max"] = side(state, "bbox_head.gfl_reg.weight", 0) // 4 - 1
+    composed = inputs - width
     values["model.head.composition"] = "composed" if composed else "product"
     if composed:
         values["model.head.quality"] = "statistics"
@@ -164,9 +164,9 @@ def _infer_head(checkpoint: Checkpoint, values: dict[str, Any], base: Config) ->
     elif not checkpoint.has_quality:
         values["model.head.quality"] = None
     else:
-        first = state["bbox_head.reg_conf.0.weight"]
-        values["model.head.reg_channels"] = first.shape[0]
-        _infer_predictor(first.shape[1], width, values, base)
+        first = "bbox_head.reg_conf.0.weight"
+        values["model.head.reg_channels"] = side(state, first, 0)
+        _infer_predictor(side(state, first, 1), width, values, base)
 
 
 def _infer_predictor(inputs: int, width: int, values: dict[str, Any], base: Config) -> None:
@@ -205,6 +205,18 @@ def _infer_statistics(inputs: int, values: dict[str, Any], base: Config) -> None
     values["model.head.add_variance"] = bool(others and head.add_variance)
 
 
+def side(state: Mapping[str, Tensor], key: str, axis: int) -> int:
+    """Size of a convolution's weights along an axis.
+
+    Raises:
+        CheckpointError: they are not there, or not the weights of a convolution.
+    """
+    if key not in state or state[key].dim() <= axis:
+        shape = f"has the shape {tuple(state[key].shape)}" if key in state else "is missing"
+        raise CheckpointError(f"weights: {key} {shape}; expected the weights of a convolution")
+    return state[key].shape[axis]
+
+
 def class_layer(state: Mapping[str, Any]) -> str | None:
     """The name of a detector's class convolution; None where there is none."""
     return next((layer for layer in _CLASS_LAYERS if f"{layer}.weight" in state), None)
@@ -213,7 +225,7 @@ def class_layer(state: Mapping[str, Any]) -> str | None:
 def split_class_channels(checkpoint: Checkpoint) -> tuple[int, bool]:
     """(classes, whether the last channel is the authors' unused background) of a detector's file."""
     state = checkpoint.state
-    channels = state[f"{class_layer(state)}.weight"].shape[0]
+    channels = side(state, f"{class_layer(state)}.weight", 0)
     head = (checkpoint.config or {}).get("model", {})
     if "num_classes" in head:
         return head["num_classes"], channels == head["num_classes"] + 1

@@ -21,6 +21,7 @@ from gflv2.checkpoint.infer import (
     fitting_configs,
     infer,
     infer_config,
+    side,
     split_class_channels,
     structure,
 )
@@ -187,7 +188,7 @@ def _fit_classes(
     if layer is None or f"{layer}.weight" not in target or f"{layer}.bias" not in state:
         return
     weight, bias = state[f"{layer}.weight"], state[f"{layer}.bias"]
-    wanted, have = target[f"{layer}.weight"].shape[0], weight.shape[0]
+    wanted, have = target[f"{layer}.weight"].shape[0], side(state, f"{layer}.weight", 0)
     if weight.dim() != 4 or weight.shape[1:] != target[f"{layer}.weight"].shape[1:] or bias.shape != (have,):
         return  # not a matter of classes; the general comparison reports it
     classes, background = split_class_channels(checkpoint)

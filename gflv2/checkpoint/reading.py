@@ -18,6 +18,8 @@ from torch import Tensor
 
 from gflv2.checkpoint.errors import CheckpointError, shorten
 from gflv2.checkpoint.inert import Inert, stand_ins
+from gflv2.checkpoint.integrity import check_container, check_size, check_values
+from gflv2.config import load_config
 
 FORMAT = "gflv2"
 VERSION = 1
@@ -64,7 +66,7 @@ def read(path: str | Path | Checkpoint, *, ema: bool = True) -> Checkpoint:
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: the file cannot be read without running code from it (the message names what it asks for), is
-            broken, or holds no weights.
+            damaged, holds no weights, or weights that are NaN, infinite or complex.
     """
     if isinstance(path, Checkpoint):
         return path
@@ -76,7 +78,18 @@ def read(path: str | Path | Checkpoint, *, ema: bool = True) -> Checkpoint:
         content = _read_safetensors(path)
     else:
         content = _read_torch(path)
-    return interpret(content, str(path), ema=ema)
+    checkpoint = interpret(content, str(path), ema=ema)
+    check_size(checkpoint.state, path)
+    check_values(checkpoint.state, str(path))
+    return checkpoint
+
+
+def read_content(path: str | Path) -> Any:
+    """What a torch file holds, whole and unchanged: tensors on the CPU and plain values. Errors as in ``read``."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    return _read_torch(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -97,6 +110,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_torch(path: Path) -> Any:
     _refuse_known_strangers(path)
+    check_container(path)
     with torch.serialization.safe_globals(stand_ins()):
         try:
             with warnings.catch_warnings():
@@ -123,7 +137,7 @@ def _refuse_known_strangers(path: Path) -> None:
         kind = "is a web page, not a checkpoint: the download went wrong"
     elif start.startswith(b"version https://git-lfs"):
         kind = "is a Git LFS pointer, not the file itself: run `git lfs pull`"
-    elif start[:1] == b"\x80" and start[1] > 2:
+    elif start[:1] == b"\x80" and start[1:2] > b"\x02":
         # torch.save writes protocol 2; other protocols come from pickle.dump.
         kind = (
             "is a plain Python pickle, which is never loaded, because that would run code from the file. "
@@ -180,8 +194,18 @@ def interpret(content: Any, path: str = "<memory>", *, ema: bool = True) -> Chec
     state = _unwrap(state, ema, notes, path)
     state = {_renew(key): value for key, value in state.items()}
     names = _names(description.get("class_names")) or _names_of_meta(meta)
-    config = description.get("config")
-    return Checkpoint(path, layout, state, names, dict(config) if isinstance(config, Mapping) else None, notes)
+    return Checkpoint(path, layout, state, names, _configuration(description.get("config"), path), notes)
+
+
+def _configuration(config: Any, path: str) -> dict[str, Any] | None:
+    """That of the file, if each value is of its type and in its range."""
+    if not isinstance(config, Mapping):
+        return None
+    try:
+        load_config(config)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"weights: {path} holds a configuration that is not valid: {error}") from error
+    return dict(config)
 
 
 def _layout(content: Mapping, meta: Mapping) -> str:

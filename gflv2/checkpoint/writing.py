@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gflv2.checkpoint.errors import CheckpointError
-from gflv2.checkpoint.infer import backbone_name, class_layer, split_class_channels
+from gflv2.checkpoint.infer import backbone_name, class_layer, side, split_class_channels
+from gflv2.checkpoint.integrity import check_values
 from gflv2.checkpoint.loading import add_background, class_names, model_config
 from gflv2.checkpoint.official_keys import from_official, to_official
 from gflv2.checkpoint.reading import DESCRIPTION, FORMAT, VERSION, Checkpoint, read
+from gflv2.files import write_whole
 from gflv2.ops.checks import check_choice
 from gflv2.version import __version__
 
@@ -44,8 +45,13 @@ def save(model: nn.Module, path: str | Path) -> Path:
     """Write a ``GFLV2``: weights, configuration (mean and std in it) and class names, in plain types and tensors only.
 
     ``path`` ends in ``.pth`` (any ending but the next) or ``.safetensors``. The file appears whole or not at all.
+
+    Raises:
+        CheckpointError: weights are NaN or infinite. OSError: with path and cause.
     """
-    return _write_own(dict(model.state_dict()), describe_model(model), Path(path))
+    state = dict(model.state_dict())
+    check_values(state, f"{path} is not written")
+    return _write_own(state, describe_model(model), Path(path))
 
 
 def _write_own(state: dict[str, Tensor], description: dict[str, Any], path: Path) -> Path:
@@ -164,7 +170,7 @@ def _complete(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if key.endswith(".running_var") and counter not in state:
             complete[counter] = torch.zeros((), dtype=torch.int64)
     if "bbox_head.gfl_reg.weight" in state and "bbox_head.integral.project" not in state:
-        bins = state["bbox_head.gfl_reg.weight"].shape[0] // 4
+        bins = side(state, "bbox_head.gfl_reg.weight", 0) // 4
         complete["bbox_head.integral.project"] = torch.arange(bins, dtype=torch.float32)
     return complete
 
@@ -180,40 +186,19 @@ def _own_storage(value: Tensor) -> Tensor:
 
 
 def _write(content: dict[str, Any], path: Path, *, old_format: bool = False) -> Path:
-    def write(file: Path) -> None:
-        torch.save(content, file, _use_new_zipfile_serialization=not old_format)
-
-    return _atomically(write, path)
+    # Through memory: on a full disk torch's own writer hides the cause behind an error of its file format.
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=not old_format)
+    return write_whole(path, buffer.getbuffer())
 
 
 def _write_safetensors(state: dict[str, Tensor], description: dict[str, Any] | None, path: Path) -> Path:
     try:
-        from safetensors.torch import save_file
+        from safetensors.torch import save as to_bytes
     except ModuleNotFoundError as error:
         raise CheckpointError(f"{path}: writing it needs the package safetensors: pip install safetensors") from error
     header = {"format": "pt"}
     if description is not None:
         header[DESCRIPTION] = json.dumps(description)
     tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in _on_cpu(state).items()}
-    return _atomically(lambda file: save_file(tensors, file, metadata=header), path)
-
-
-def _atomically(write: Any, path: Path) -> Path:
-    """Write beside ``path`` and rename: an interruption or a full disk leaves no half-written checkpoint there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return write_whole(path, to_bytes(tensors, metadata=header))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ class _BatchSampler:
     def __init__(self, rank: int | None, world_size: int | None) -> None:
         self._rank, self._world_size = rank, world_size
         self.epoch = 0
+        self._skipped = 0
 
     @property
     def rank(self) -> int:
@@ -50,7 +52,16 @@ class _BatchSampler:
 
     def set_epoch(self, epoch: int) -> None:
         """Another order and other random transforms for each epoch."""
+        if epoch != self.epoch:
+            self._skipped = 0  # of an epoch that had no batch left
         self.epoch = int(epoch)
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Let the next iteration, and that one alone, begin with batch number ``batch`` (from 0) of an epoch.
+
+        Call it before anything makes an iterator of the loader: one with workers asks for batches at once.
+        """
+        self.epoch, self._skipped = int(epoch), int(batch)
 
 
 class GroupedBatchSampler(_BatchSampler):
@@ -82,6 +93,8 @@ class GroupedBatchSampler(_BatchSampler):
         return sum(math.ceil(int(count) / share) for count in self.groups.unique(return_counts=True)[1])
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
+        # All of this happens at the first `next`: a loader with workers calls `iter` twice and uses the second one.
+        first, self._skipped = self._skipped, 0
         # The same on every rank: each makes the whole plan and takes its part.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         seeds = torch.randint(2**62, (len(self.groups),), generator=generator)
@@ -93,7 +106,7 @@ class GroupedBatchSampler(_BatchSampler):
             items = torch.cat([items, items.repeat(math.ceil(missing / len(items)))[:missing]])
             mine = items[self.rank :: self.world_size]
             batches += mine.tensor_split(math.ceil(len(mine) / self.batch_size))
-        for position in torch.randperm(len(batches), generator=generator):
+        for position in torch.randperm(len(batches), generator=generator)[first:]:
             yield [SampleKey(int(i), int(seeds[i])) for i in batches[int(position)]]
 
 
@@ -198,4 +211,15 @@ def make_loader(
         collate_fn=partial(collate, divisor=config.pad_divisor),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0 and train,
+        worker_init_fn=_outlive_a_signal,
+        # Its own generator: making an iterator draws a number, and a resumed run makes one more of them.
+        generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _outlive_a_signal(worker: int) -> None:
+    """A SIGTERM to a whole process group (``timeout``, a scheduler) must not end the workers before the last step.
+
+    The second one does, which is how a loader ends workers that do not answer.
+    """
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))

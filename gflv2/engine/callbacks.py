@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
 from torch import Tensor
 
+from gflv2.engine.checkpoints import remedies
+
 _log = logging.getLogger("gflv2")
 
 
@@ -43,16 +45,8 @@ class StopAtNonFiniteLoss(Callback):
 
 
 def _non_finite_message(trainer: Any, pl_module: Any, iteration: int) -> str:
-    config = pl_module.model.config.train
-    lr = trainer.optimizers[0].param_groups[0]["lr"]
-    tries = [f"a lower learning rate (--train.lr, now {config.lr:g}; {lr:.2g} in use)"]
-    tries.append(f"a longer warm-up (--train.warmup_iterations, now {config.warmup_iterations})")
-    if config.clip_grad_norm is None:
-        tries.append("gradient clipping (--train.clip_grad_norm 10)")
-    if config.precision == "16":
-        tries.append("--train.precision bf16 or 32")
-    epoch = trainer.current_epoch + 1
-    return f"the loss is NaN or infinite at iteration {iteration} (epoch {epoch}). Try " + ", or ".join(tries)
+    tries = ", or ".join(remedies(trainer, pl_module))
+    return f"the loss is NaN or infinite at iteration {iteration} (epoch {trainer.current_epoch + 1}). Try {tries}"
 
 
 class AverageWeights(WeightAveraging):
@@ -109,6 +103,8 @@ class ProgressBar(TQDMProgressBar):
     def on_train_start(self, trainer: Any, *args: Any) -> None:
         self._clock = _Clock(trainer)
         super().on_train_start(trainer, *args)
+        if trainer.fit_loop.restarted_mid_epoch:  # Lightning starts no epoch then
+            self.on_train_epoch_start(trainer, *args)
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
@@ -121,6 +117,7 @@ class EpochLines(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._clock = _Clock(trainer)
+        self.on_train_epoch_start(trainer, pl_module)  # a run that is resumed inside an epoch does not start it
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         self._sums: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gflv2.checkpoint import describe_model
 from gflv2.engine.evaluate import CocoEvaluator
-from gflv2.engine.schedule import lr_factor, make_optimizer
+from gflv2.engine.schedule import lr_factor, make_optimizer, optimizer_settings
 from gflv2.extras import missing_package
 from gflv2.models.detector import SingleStageDetector
 
@@ -68,6 +68,19 @@ class DetectorModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["metrics"] = self.metrics
         checkpoint["gflv2"] = describe_model(self.model)  # makes the file one that `GFLV2(weights=…)` reads
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.metrics = checkpoint.get("metrics", {})
+
+    def on_train_start(self) -> None:
+        # A resumed run goes on under the settings that it has now: the optimiser's file holds those of before.
+        scheduler = self.lr_schedulers()
+        settings = optimizer_settings(self.model.config.train)
+        scheduler.base_lrs = [settings["lr"] for _ in scheduler.base_lrs]
+        for group, rate in zip(self.optimizers(use_pl_optimizer=False).param_groups, scheduler.lr_lambdas, strict=True):
+            lr = settings["lr"] * rate(scheduler.last_epoch)
+            group.update({**settings, "initial_lr": settings["lr"], "lr": lr})
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
     def configure_optimizers(self) -> dict[str, Any]:
         config = self.model.config.train

@@ -41,9 +41,16 @@ def scaled_lr(config: TrainConfig) -> float:
     return config.lr * config.batch_size / config.base_batch_size if config.scale_lr else config.lr
 
 
+def optimizer_settings(config: TrainConfig) -> dict[str, float]:
+    """Learning rate, weight decay and, for SGD, momentum, as torch's optimisers name them."""
+    settings = {"lr": scaled_lr(config), "weight_decay": config.weight_decay}
+    if check_choice(config.optimizer, "train.optimizer", ("sgd", "adamw")) == "sgd":
+        settings["momentum"] = config.momentum
+    return settings
+
+
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """SGD or AdamW over the parameters that train; weight decay on all of them, norms and biases included."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if check_choice(config.optimizer, "train.optimizer", ("sgd", "adamw")) == "adamw":
-        return torch.optim.AdamW(trained, lr=scaled_lr(config), weight_decay=config.weight_decay)
-    return torch.optim.SGD(trained, lr=scaled_lr(config), momentum=config.momentum, weight_decay=config.weight_decay)
+    settings = optimizer_settings(config)
+    return torch.optim.SGD(trained, **settings) if "momentum" in settings else torch.optim.AdamW(trained, **settings)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
+import shlex
+import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from gflv2.ops.checks import check_choice
 
 try:
     import lightning
-    from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+    from lightning.pytorch.callbacks import Callback, LearningRateMonitor
     from lightning.pytorch.loggers import TensorBoardLogger
 except ModuleNotFoundError as error:
     raise missing_package(error, "Training") from error
@@ -34,8 +33,21 @@ except ModuleNotFoundError as error:
 from gflv2.data import CocoDetection, make_loader
 from gflv2.data.checking import quick_notes
 from gflv2.engine.callbacks import AverageWeights, EpochLines, ProgressBar, StopAtNonFiniteLoss
+from gflv2.engine.checkpoints import RunCheckpoints, WholeFiles, place_in_run
 from gflv2.engine.evaluate import CocoEvaluator
+from gflv2.engine.interruption import Interrupted, Signals, Stop
 from gflv2.engine.lightning_module import DetectorModule
+from gflv2.engine.run_folder import (
+    ResumePoint,
+    begin,
+    check_model,
+    check_plan,
+    check_resumable,
+    claimed,
+    find_resume_point,
+    read_metrics,
+    write_metrics,
+)
 
 _log = logging.getLogger("gflv2")
 
@@ -53,7 +65,7 @@ class TrainResult:
         last_weights: those after the last iteration.
         metrics: the evaluation of ``best_weights`` on the validation set; empty without validation.
         best_epoch: epoch of ``best_weights``, counted from 1; None without validation.
-        seconds: wall time of the training loop, evaluation included.
+        seconds: wall time of the training loop, evaluation included, over all parts of a resumed run.
     """
 
     output: Path
@@ -98,31 +110,35 @@ def train(
         overrides: dotted keys, e.g. ``{"train.epochs": 3}``.
         weights: a checkpoint to start from (see ``GFLV2``).
         pretrained: without ``weights``, start the backbone from ImageNet weights.
-        resume: folder of an earlier run, or a checkpoint file in it; continues it exactly where it stopped.
+        resume: folder of an earlier run, or a checkpoint file in it; continues it exactly where it stopped, inside an
+            epoch too. A run that is complete stays as it is.
         output: folder of the run. None: ``runs/NAME``, numbered where that exists.
         overwrite: allow an ``output`` that already holds a run.
         accelerator, devices, num_nodes: Lightning's; several devices train with DDP. Under ``torchrun``, ``devices`` is
             the number of processes of one machine.
-        max_steps: stop after this many iterations.
+        max_steps: stop after this many iterations of the whole run, those before ``resume`` included. The learning
+            rate follows ``train.epochs`` all the same, so that a run can be trained in parts.
         limit_train_batches, limit_val_batches: batches per epoch, for trying things out.
         progress: show a progress bar on a terminal and one line per epoch.
         callbacks: further Lightning callbacks.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError, TypeError: what the arguments or the configuration get wrong.
-        NonFiniteLoss: the loss became NaN or infinite.
+        NonFiniteLoss, NonFiniteWeights: the loss or the weights became NaN or infinite.
+        Interrupted: SIGINT or SIGTERM came; the run is saved and can be resumed.
     """
-    checkpoint_file, resume_folder = _resume_point(resume)
+    point = None if resume is None else find_resume_point(resume)
     if config is None:
-        if resume_folder is None:
+        if point is None:
             raise ValueError("config: expected a named configuration or a YAML file, got None")
-        config = resume_folder / "config.yaml"
+        config = point.folder / "config.yaml"
+    if point is not None and weights is not None:
+        raise ValueError("weights: a run that is resumed has its own; give one of weights and resume")
     config = _apply_data(config, overrides, train_data, val_data, train_images, val_images)
     start = None
-    if checkpoint_file is None and weights is not None:
+    if weights is not None:
         start, config = _start_from(weights, config)
     precision = _PRECISIONS[check_choice(config.train.precision, "train.precision", tuple(_PRECISIONS))]
-    folder = _output_folder(config, output, resume_folder, overwrite)
 
     train_set = CocoDetection(config.data.train, config.data.train_images, config=config.data, train=True)
     config.model.num_classes = train_set.num_classes
@@ -130,23 +146,39 @@ def train(
     if config.data.val is not None:
         names = train_set.class_names
         val_set = CocoDetection(config.data.val, config.data.val_images, config=config.data, class_names=names)
+    if point is not None:
+        check_resumable(point, config, train_set.class_names)
 
-    with _quiet_lightning(progress):
+    with (
+        _quiet_lightning(progress),
+        claimed(config, output, point.folder if point is not None else None, overwrite) as folder,
+    ):
         lightning.seed_everything(config.train.seed)
         model = SingleStageDetector(
             config,
             class_names=train_set.class_names,
-            pretrained=pretrained and start is None and checkpoint_file is None,
+            pretrained=pretrained and start is None and point is None,
         )
         if start is not None:
             checkpoint.load_weights(model, start)
+        if point is not None:
+            check_model(point, model.state_dict(), config)
+            if point.is_complete(config.train.epochs, max_steps):
+                return _nothing_to_do(model, point, config)
+        signals = Signals()
+        keeper = RunCheckpoints(
+            folder,
+            signals,
+            every_steps=config.train.save_every_steps,
+            max_steps=max_steps,
+            on_start=lambda: begin(folder, config, point),
+        )
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
             precision=precision,
             max_epochs=config.train.epochs,
-            max_steps=-1 if max_steps is None else max_steps,
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches,
             gradient_clip_val=config.train.clip_grad_norm,
@@ -157,7 +189,8 @@ def train(
             enable_model_summary=False,
             logger=TensorBoardLogger(folder, name=None, version=""),
             log_every_n_steps=10,
-            callbacks=[*_callbacks(config, folder, val_set is not None, progress), *callbacks],
+            callbacks=[*_callbacks(config, progress), *callbacks, keeper],
+            plugins=[WholeFiles(point.content if point is not None else None)],
         )
         if trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
@@ -169,12 +202,16 @@ def train(
             config=config.data,
             seed=config.train.seed,
             group_by_aspect=config.train.group_by_aspect,
+            world_size=trainer.world_size,  # `torch.distributed` does not run yet
         )
         val_loader = make_loader(val_set, per_device, train=False, config=config.data) if val_set is not None else None
+        plan = _plan(config, trainer, train_set, limit_train_batches)
+        if point is not None:
+            check_plan(point, plan)
+        keeper.follow(train_loader.batch_sampler, plan)
+        resumed = point.file if point is not None else None
         if trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_config(config, folder / "config.yaml")
-            _describe(config, trainer, train_set, val_set, len(train_loader), folder, checkpoint_file)
+            _describe(config, trainer, train_set, val_set, len(train_loader), folder, resumed)
             for note in quick_notes(config, train_set, val_set):
                 _log.warning("data: %s", note)
         module = DetectorModule(
@@ -186,21 +223,75 @@ def train(
         model.train()
         if config.train.channels_last:
             model.to(memory_format=torch.channels_last)
-        begin = time.monotonic()
-        best = trainer.checkpoint_callbacks[0] if val_set is not None else None
         try:
-            trainer.fit(module, train_loader, val_loader, ckpt_path=checkpoint_file, weights_only=True)
-        except BaseException:
+            try:
+                with signals:
+                    trainer.fit(module, train_loader, val_loader, ckpt_path=resumed, weights_only=True)
+            finally:
+                # Ends the data workers. Left to the garbage collector after an exception, each of them takes 5 s.
+                with contextlib.suppress(Exception):
+                    trainer.fit_loop.teardown()
+        except Stop as stop:
+            if stop.signum is not None:
+                raise _interrupted(keeper, trainer, stop.signum, limit_train_batches) from None
+        except BaseException as error:
+            if signals.received is not None and keeper.failure is None:
+                # A worker may have died of the same signal before the next step.
+                raise _interrupted(keeper, trainer, signals.received, limit_train_batches) from error
             # Keep the best weights so far; the current ones may be NaN.
-            if trainer.is_global_zero and best is not None and best.best_model_path:
-                _export_best(model, best.best_model_path, folder)
+            if trainer.is_global_zero and keeper.best_epoch is not None:
+                with contextlib.suppress(Exception):  # what ended the run is told, not what follows from it
+                    _export_best(model, keeper.folder)
+            if keeper.failure is not None and keeper.failure is not error:
+                raise keeper.failure from None
             raise
-        seconds = time.monotonic() - begin
-        result = _export(
-            model, best.best_model_path if best is not None else "", folder, trainer.is_global_zero, seconds
-        )
+        result = _export(model, keeper.folder, trainer.is_global_zero)
         if trainer.is_global_zero:
-            _finish(result)
+            _tell(result)
+    return result
+
+
+def _plan(config: Config, trainer: Any, train_set: Any, limit: int | None) -> dict[str, Any]:
+    """What the batches of an epoch depend on, under the names of the settings."""
+    return {
+        "train.batch_size": config.train.batch_size,
+        "train.seed": config.train.seed,
+        "train.group_by_aspect": config.train.group_by_aspect,
+        "number of devices": trainer.world_size,
+        "number of training images": len(train_set),
+        "limit_train_batches": limit,
+    }
+
+
+def _interrupted(keeper: RunCheckpoints, trainer: Any, signum: int, limit: int | None) -> Interrupted:
+    name = signal.Signals(signum).name
+    if keeper.last_saved is None:
+        return Interrupted(f"{name}: stopped before the first checkpoint of {keeper.folder}", signum)
+    command = ["gflv2", "train", "--resume", str(keeper.folder)]
+    if limit is not None:
+        command += ["--limit-train-batches", str(limit)]
+    return Interrupted(
+        f"{name}: stopped; iteration {keeper.last_saved} of {trainer.estimated_stepping_batches} is saved. "
+        f"Continue with: {shlex.join(command)}",
+        signum,
+    )
+
+
+def _nothing_to_do(model: Any, point: ResumePoint, config: Config) -> TrainResult:
+    """The result of a complete run. Files that it had no time to write are written now, and nothing else."""
+    folder = point.folder
+    report = read_metrics(folder)
+    if report is not None and report.get("iteration") == point.iteration and (folder / "weights" / "last.pt").is_file():
+        result = _result(folder, report)
+    else:
+        result = _export(model, folder, is_first=True)
+    _log.info(
+        "%s is complete: iteration %d, %d epochs; nothing to do. To train longer: --train.epochs %d",
+        folder,
+        point.iteration,
+        point.epoch,
+        2 * config.train.epochs,
+    )
     return result
 
 
@@ -211,11 +302,6 @@ def _apply_data(config: Any, overrides: Mapping[str, Any] | None, *data: str | P
     if config.data.train is None:
         raise ValueError(
             "data.train: expected the COCO JSON file of the training set, got None (command line: --train)"
-        )
-    if config.train.epochs < 1 or config.train.batch_size < 1:
-        raise ValueError(
-            "train.epochs, train.batch_size: expected at least 1 each, "
-            f"got {config.train.epochs} and {config.train.batch_size}"
         )
     return config
 
@@ -230,48 +316,6 @@ def _start_from(weights: str | Path, config: Config) -> tuple[Any, Config]:
     return start, load_config(config, {key: settings[key] for key in settings if key.startswith("data.")})
 
 
-def _resume_point(resume: str | Path | None) -> tuple[Path | None, Path | None]:
-    """Checkpoint file and folder of the run to continue."""
-    if resume is None:
-        return None, None
-    path = Path(resume)
-    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"resume: no checkpoint {str(file)!r}; expected the folder of a run or a .ckpt file in it"
-        )
-    folder = file.parent.parent
-    if not (folder / "config.yaml").is_file():
-        raise FileNotFoundError(
-            f"resume: {str(file)!r} does not lie in the folder of a run: {str(folder)!r} has no config.yaml"
-        )
-    return file, folder
-
-
-def _output_folder(config: Config, output: str | Path | None, resumed: Path | None, overwrite: bool) -> Path:
-    if output is None:
-        if resumed is not None:
-            return resumed
-        folder, number = Path("runs") / config.name, 1
-        # Only the first process chooses: the others would find its folder and choose the next one.
-        while _rank() == 0 and folder.exists():
-            number += 1
-            folder = Path("runs") / f"{config.name}-{number}"
-        return folder
-    folder = Path(output)
-    taken = (folder / "checkpoints").exists() and folder.resolve() != (resumed.resolve() if resumed else None)
-    if taken and not overwrite and _rank() == 0:
-        raise FileExistsError(
-            f"output: {str(folder)!r} already holds a run; choose another folder, "
-            "continue it (resume) or allow overwriting it"
-        )
-    return folder
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-
-
 def _batch_per_device(config: Config, devices: int) -> int:
     total = config.train.batch_size
     if total % devices:
@@ -281,8 +325,7 @@ def _batch_per_device(config: Config, devices: int) -> int:
     return total // devices
 
 
-def _callbacks(config: Config, folder: Path, validated: bool, progress: bool) -> list[Callback]:
-    checkpoints = folder / "checkpoints"
+def _callbacks(config: Config, progress: bool) -> list[Callback]:
     made: list[Callback] = [StopAtNonFiniteLoss(), LearningRateMonitor("step")]
     if config.train.ema_decay is not None:
         made.append(AverageWeights(config.train.ema_decay))
@@ -290,17 +333,7 @@ def _callbacks(config: Config, folder: Path, validated: bool, progress: bool) ->
         made.append(EpochLines())
         if sys.stderr.isatty():
             made.append(ProgressBar(refresh_rate=10 if torch.cuda.is_available() else 1))
-    if validated:
-        made.append(ModelCheckpoint(checkpoints, "best", monitor="AP", mode="max", enable_version_counter=False))
-    # One file, replaced at the end of each epoch; `resume` starts from it.
-    made.append(ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False))
     return made
-
-
-def _write_config(config: Config, path: Path) -> None:
-    import yaml
-
-    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
 
 
 def _describe(
@@ -333,37 +366,50 @@ def _describe(
     _log.info("writing to %s", folder)
 
 
-def _export(model: Any, best_checkpoint: str, folder: Path, is_first: bool, seconds: float) -> TrainResult:
-    """Write ``weights/last.pt`` and, from the best checkpoint, ``weights/best.pt``."""
-    last = folder / "weights" / "last.pt"
+def _export(model: Any, folder: Path, is_first: bool) -> TrainResult:
+    """Write ``weights/last.pt``, ``weights/best.pt`` and ``metrics.json`` from the checkpoints, from nothing else.
+
+    Whoever was killed in between finds the same files after a resume.
+    """
+    last = _read_checkpoint(folder, "last")
+    run = place_in_run(last)
     if is_first:
-        last.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(model, last)
-    if not best_checkpoint:
-        return TrainResult(folder, last, last, {}, None, seconds)
-    metrics, epoch = _export_best(model, best_checkpoint, folder if is_first else None)
-    return TrainResult(folder, folder / "weights" / "best.pt", last, metrics, epoch, seconds)
+        _save_weights(model, last, folder / "weights" / "last.pt")
+    report = {"best_epoch": None, "seconds": round(run["seconds"], 1), "iteration": last["global_step"], "metrics": {}}
+    if run["best_epoch"] is not None:
+        report["metrics"], report["best_epoch"] = _export_best(model, folder, write=is_first)
+    if is_first:
+        write_metrics(folder, report)
+    return _result(folder, report)
 
 
-def _export_best(model: Any, best_checkpoint: str, folder: Path | None) -> tuple[dict[str, Any], int]:
-    content = torch.load(best_checkpoint, map_location="cpu", weights_only=True)
+def _export_best(model: Any, folder: Path, write: bool = True) -> tuple[dict[str, Any], int]:
+    best = _read_checkpoint(folder, "best")
+    if write:
+        _save_weights(model, best, folder / "weights" / "best.pt")
+    return best["metrics"], int(best["epoch"]) + 1
+
+
+def _read_checkpoint(folder: Path, name: str) -> dict[str, Any]:
+    return checkpoint.read_content(folder / "checkpoints" / f"{name}.ckpt")
+
+
+def _save_weights(model: Any, content: dict[str, Any], path: Path) -> None:
     # With averaged weights, "state_dict" holds the average.
     model.load_state_dict({key.removeprefix("model."): value for key, value in content["state_dict"].items()})
-    if folder is not None:
-        path = folder / "weights" / "best.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(model, path)
-    return content["metrics"], int(content["epoch"]) + 1
+    checkpoint.save(model, path)
 
 
-def _finish(result: TrainResult) -> None:
+def _result(folder: Path, report: Mapping[str, Any]) -> TrainResult:
+    last, best = folder / "weights" / "last.pt", folder / "weights" / "best.pt"
+    epoch = report["best_epoch"]
+    return TrainResult(
+        folder, last if epoch is None else best, last, report["metrics"], epoch, float(report["seconds"])
+    )
+
+
+def _tell(result: TrainResult) -> None:
     numbers = {name: value for name, value in result.metrics.items() if isinstance(value, (int, float))}
-    report = {
-        "best_epoch": result.best_epoch,
-        "seconds": round(result.seconds, 1),
-        "metrics": result.metrics,
-    }
-    (result.output / "metrics.json").write_text(json.dumps(report, indent=2))
     if numbers:
         shown = ", ".join(f"{name} {numbers[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in numbers)
         _log.info("best epoch %s on the validation data: %s", result.best_epoch, shown)
@@ -374,7 +420,7 @@ def _finish(result: TrainResult) -> None:
 _IGNORED_WARNINGS = (
     r".*does not have many workers.*",  # `data.workers` is the user's choice
     r".*module\(s\) in eval mode at the start of training.*",  # BatchNorm with its running statistics
-    r".*Checkpoint directory .* exists and is not empty.*",  # asked about before, by `overwrite`
+    r".*ended before the epoch ended and your dataloader is not resumable.*",  # our sampler knows the place
     r".*You defined a `validation_step` but have no `val_dataloader`.*",  # said in our own words
     r".*The number of training batches .* is smaller than the logging interval.*",
     r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",  # in Lightning itself

@@ -60,6 +60,22 @@ def test_fewer_levels_and_depthwise():
     assert [o.shape for o in neck(features())] == [o.shape for o in FPN([8, 16, 32], 12)(features())]
 
 
+def test_one_column_in_mixed_precision_has_gradients():
+    neck = FPN([8, 16, 32], 16)
+    inputs = features(sizes=((8, 4), (4, 2), (2, 1)))
+    wanted = neck(inputs)
+    for _ in range(40):
+        junk = [torch.full((size,), float("nan")) for size in (64, 512, 4096, 20_000, 100_000)]
+        del junk  # memory that a careless kernel would read
+        neck.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = neck(inputs)
+        sum(output.float().sum() for output in outputs).backward()
+        assert all(torch.isfinite(parameter.grad).all() for parameter in neck.parameters())
+    for output, value in zip(outputs, wanted, strict=True):
+        torch.testing.assert_close(output.float(), value, atol=0.05, rtol=0.05)
+
+
 def test_errors():
     with pytest.raises(ValueError, match="neck.levels"):
         FPN([8, 16, 32], 12, levels=2)
