@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+import gflv2
 from gflv2 import ops
 from gflv2.ops import GFLTargets
 from tests.ops.random_head import SHAPES, STRIDES, RandomHead
@@ -290,6 +291,21 @@ def test_empty_rows() -> None:
         assert ops.giou(torch.zeros(0, 4), torch.zeros(0, 4), reduction=reduction).item() == 0.0
     assert ops.dfl(torch.zeros(0, 5), torch.zeros(0), reduction="none").shape == (0,)
     assert ops.iou(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+
+
+@pytest.mark.parametrize("positive", [[True, False, True], [False] * 3])
+def test_rows_whose_number_depends_on_data_compile(positive: list[bool]) -> None:
+    """With an average factor on the device, in one graph; of no rows the loss is 0."""
+
+    def loss(logits: torch.Tensor, chosen: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        return ops.dfl(logits[chosen], chosen[chosen].float(), avg_factor=factor)
+
+    arguments = torch.zeros(3, 4), torch.tensor(positive), torch.tensor(float(sum(positive)))
+    shapes_from_data = torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+    with gflv2.use_backend("reference"), shapes_from_data:
+        torch._dynamo.reset()
+        found = torch.compile(loss, fullgraph=True, backend="eager")(*arguments)
+    torch.testing.assert_close(found, torch.tensor(4.0).log() if any(positive) else torch.tensor(0.0))
 
 
 def test_reductions_and_average_factor() -> None:

@@ -154,7 +154,7 @@ def qfl(
         given = given.to(compute_dtype(given.dtype))
     else:
         given = class_rows(given)
-    if given.numel() == 0:
+    if given.shape[-1] == 0:
         avg_factor = None  # there may be rows, but of no class
     shape = given.shape[:-1]  # (N,), or (B, A) of levels
     given = given.flatten(0, -2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +22,8 @@ def reduce_loss(loss: Tensor, weight: Tensor | None, avg_factor: float | Tensor 
         return total
     if avg_factor is None:
         return total / max(loss.numel(), 1)
-    if loss.numel() == 0:
-        return total
-    return total / (avg_factor.detach() if isinstance(avg_factor, Tensor) else avg_factor)
+    if not isinstance(avg_factor, Tensor):
+        return total / avg_factor
+    # Not a branch: in a compiled graph the number of rows may depend on data.
+    rows = torch.ones_like(loss, dtype=torch.bool).any()
+    return total / torch.where(rows, avg_factor.detach(), 1)
