@@ -12,19 +12,25 @@ NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f 2>/de
 INTEGRATIONS := $(basename $(notdir $(wildcard tests/integrations/requirements/*.txt)))
 INTEGRATION_VENV := .venv-integrations
 
-.PHONY: demo test test-integrations bench lint parity compile-matrix kernels-table clean help
-.PHONY: bench-integrations
+# What clang-format looks at.
+CPP := $(sort $(shell find csrc tests/simt -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh'))
+
+.PHONY: install demo test test-integrations test-oldest bench bench-integrations lint parity compile-matrix tables clean help
 
 help:
+	@echo "make install  the virtual environment .venv with everything, which the others make by themselves too"
 	@echo "make demo    generate a sample set, train a light model for a few minutes, draw what it sees"
 	@echo "make test    run the tests on the CPU"
 	@echo "make test-integrations   run the tests with other people's packages, each in an environment of its own"
+	@echo "make test-oldest   a selection of the operations' tests with the oldest torch and Triton that are supported"
 	@echo "make bench   measure into benchmarks/results (ARGS='-k atss' and the like; docs/benchmarks.md)"
 	@echo "make bench-integrations   the same for other people's detectors, with and without this project's operations"
-	@echo "make lint    ruff"
+	@echo "make lint    ruff, clang-format, mypy"
 	@echo "make parity           how far every kernel is from its definition, and how far it may be"
 	@echo "make compile-matrix   compile every kernel for every architecture, and write docs/kernels.md"
-	@echo "make kernels-table    write the README's table of kernels anew"
+	@echo "make tables           write the tables of README.md and docs/kernels.md anew"
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m gflv2.demo $(DEMO_ARGS)
@@ -44,6 +50,20 @@ $(INTEGRATION_VENV)/%/.installed: tests/integrations/requirements/%.txt .ci/inte
 
 .PRECIOUS: $(INTEGRATION_VENV)/%/.installed
 
+# The oldest torch and Triton that are supported (.ci/oldest.txt), in an environment of its own. What may differ between
+# versions: registration, torch.compile, autograd, the interpreter; and of the numbers a selection.
+OLDEST_VENV := .venv-oldest
+OLDEST_TESTS ?= test_backends or test_host or test_native or test_one_pass or (cpu and (full_graph or one_graph \
+	or other_image_sizes or layouts_and_dtypes or boxes_of_every_kind or (TestDouble and test_parity)))
+
+test-oldest: $(OLDEST_VENV)/.installed
+	OMP_NUM_THREADS=1 GFLV2_SIMT_LIBRARY= $(OLDEST_VENV)/bin/python -m pytest $(TEST_ARGS) tests/ops -k "$(OLDEST_TESTS)"
+
+$(OLDEST_VENV)/.installed: .ci/oldest.txt .ci/integration-venv .ci/cuda_stand_ins.py | $(STAMP)
+	@.ci/integration-venv "$(BIN)/python" "$(OLDEST_VENV)" .ci/oldest.txt
+	@$(OLDEST_VENV)/bin/python .ci/cuda_stand_ins.py
+	@touch $@
+
 bench: $(STAMP)
 	$(BIN)/python -m pytest -c benchmarks/pytest.ini benchmarks/bench.py $(ARGS)
 	$(BIN)/python -m benchmarks.report
@@ -55,9 +75,13 @@ bench-integrations: $(filter $(INTEGRATIONS:%=bench-integration-%),$(patsubst be
 bench-integration-%: $(INTEGRATION_VENV)/%/.installed
 	$(INTEGRATION_VENV)/$*/bin/python -m pytest -c benchmarks/pytest.ini benchmarks/bench.py --integration $* $(ARGS)
 
-lint: $(STAMP)
+# The first mypy goes through the files that pyproject.toml names, the second one through a user's call sites.
+lint: $(STAMP) .clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/mypy
+	$(BIN)/mypy --strict tests/typing/use.py
 
 parity: $(STAMP)
 	$(BIN)/python -m tests.ops.parity_table $(PARITY_ARGS)
@@ -65,11 +89,11 @@ parity: $(STAMP)
 compile-matrix: $(STAMP)
 	$(BIN)/python -m tests.kernels.matrix $(MATRIX_ARGS)
 
-kernels-table: $(STAMP)
+tables: $(STAMP)
 	$(BIN)/python -m tests.test_readme
 
 clean:
-	rm -rf build dist *.egg-info gflv2/_native*.so gflv2/_build.json
+	rm -rf build dist *.egg-info gflv2/_native*.so gflv2/_build.json .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	@.ci/venv "$(PYTHON)" "$(VENV)"

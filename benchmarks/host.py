@@ -3,9 +3,9 @@
     python -m benchmarks.host                      # this checkout
     python -m benchmarks.host --against 458407d    # beside another commit, in one process, in turns
 
-On a GPU a kernel takes microseconds, so that an eager call is as fast as its host side. Two libraries stand in for the
-real one: a stub, which does nothing, on the ways of a CPU and of a GPU; and the real CPU library on maps of a few cells,
-which adds what the bindings take (and a kernel of a microsecond or two).
+On a GPU a kernel takes microseconds, so that an eager call is as fast as its host side. It is measured in three ways. A
+stub, which does nothing, takes the place of the native library, once on the way of a CPU and once on that of a GPU. The
+real CPU library on maps of one cell adds what the bindings take, and a kernel of a microsecond or two.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from torch import Tensor
 from benchmarks.harness import machine, table
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = "library operation host_us before_us ratio".split()
+COLUMNS = "device library operation host_us before_us ratio torch commit before".split()
+SHOWN = COLUMNS[1:6]
 STUB_CPU, STUB_GPU, REAL = WAYS = ("stub, as on a CPU", "stub, as on a GPU", "real, few cells")
 STRIDES = [8.0, 16.0, 32.0, 64.0, 128.0]
 CALLS, TURNS = 1000, 10  # calls of a median, and turns in which they are made
@@ -155,6 +156,11 @@ def calls(package: Package, *, batch: int, boxes: int, cells: int) -> dict[str, 
     def dfl() -> None:
         torch.autograd.grad(ops.dfl(rows, distances), rows)
 
+    describe = package.backends._describers
+
+    def checks(op: str, *arguments: Any, **options: Any) -> Callable[[], Any]:
+        return lambda: describe[op](*arguments, **options)
+
     return {
         "integral forward": integral,
         "integral": integral_both,
@@ -164,6 +170,9 @@ def calls(package: Package, *, batch: int, boxes: int, cells: int) -> dict[str, 
         "head": whole_head,
         "decode": decode,
         "dfl": dfl,
+        "checks of integral": checks("integral", box_logits),
+        "checks of atss": checks("atss", images, labels, shapes, STRIDES),
+        "checks of the head": checks("gfl_loss", *maps_of_head, **head),
     }
 
 
@@ -186,8 +195,8 @@ def measure(packages: list[Package], *, batch: int, boxes: int, cells: int) -> I
     """Rows of the table: this package, and beside it the other one, or itself again (then the ratio is the noise)."""
     for way in WAYS:
         # A real kernel of a few cells takes little beside what is measured.
-        size = 2 if way == REAL else cells
-        made = [calls(package, batch=batch, boxes=boxes, cells=size) for package in packages]
+        size = (1, 1) if way == REAL else (batch, cells)
+        made = [calls(package, batch=size[0], boxes=boxes, cells=size[1]) for package in packages]
         with contextlib.ExitStack() as stack:
             for package in dict.fromkeys(packages):
                 stack.enter_context(package.library(way))
@@ -195,6 +204,19 @@ def measure(packages: list[Package], *, batch: int, boxes: int, cells: int) -> I
                 now, then = microseconds([functions[name] for functions in made])
                 numbers = {"host_us": now, "before_us": then, "ratio": now / then}
                 yield {"library": way, "operation": name} | {key: f"{value:.3g}" for key, value in numbers.items()}
+
+
+def section(path: Path) -> Iterator[str]:
+    """Lines of the report for one table."""
+    rows = table.read(path, COLUMNS)
+    first = rows[0]
+    beside = f"commit {first['before']}" if first["before"] else "itself, as a figure of the noise"
+    yield f"### {first['device']}: commit {first['commit'] or 'unknown'} beside {beside} (torch {first['torch']})\n"
+    yield f"| {' | '.join(SHOWN)} |"
+    yield "|" + "---|" * len(SHOWN)
+    for row in rows:
+        yield f"| {' | '.join(row[column] for column in SHOWN)} |"
+    yield ""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -212,12 +234,14 @@ def main(arguments: list[str] | None = None) -> None:
         packages.append(
             Package(before(options.against, Path(folder)), options.library) if options.against else packages[0]
         )
-        rows = []
-        print(f"{machine.device_text(torch.device('cpu'))}, torch {torch.__version__}")
-        print("".join(f"{column:<20}" for column in COLUMNS))
+        rows, device = [], machine.device_text(torch.device("cpu"))
+        software = machine.software("cpu")
+        known = {"device": device, "torch": software["torch"], "commit": software["commit"]}
+        print(f"{device}, torch {torch.__version__}")
+        print("".join(f"{column:<20}" for column in SHOWN))
         for row in measure(packages, batch=options.batch, boxes=options.boxes, cells=options.cells):
-            rows.append(row)
-            print("".join(f"{row[column]:<20}" for column in COLUMNS), flush=True)
+            rows.append(known | {"before": options.against or ""} | row)
+            print("".join(f"{row[column]:<20}" for column in SHOWN), flush=True)
     if options.output:
         table.write(options.output, rows, COLUMNS)
 

@@ -23,11 +23,13 @@ PYBIND11_MODULE(_native, m) {
     bind_giou(m);
     bind_integral(m);
     bind_qfl(m);
+    m.def("set_dtypes", &set_dtypes);
     m.def("instruction_set", [] { return std::string(instruction_set()); });
     m.def("instruction_sets", &instruction_sets);
     m.def("set_instruction_set", [](const std::string& name) {
         if (!set_instruction_set(name.c_str()))
-            throw std::invalid_argument("instruction set: expected one that was built and that this processor has, got " + name);
+            throw std::invalid_argument(
+                "instruction set: expected one that was built and that this processor has, got " + name);
     });
 #if defined(GFLV2_SIMT)
     simt::bind_recorder(m);

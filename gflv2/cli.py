@@ -230,6 +230,18 @@ def _model(
     return model.to(device).eval()
 
 
+def _data(options: argparse.Namespace) -> None:
+    from gflv2.config import load_config
+    from gflv2.data import check
+
+    config = load_config(options.config, options.overrides)
+    report = check(options.data, options.images, config=config, split=options.split, page=options.page)
+    print(report)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report.to_dict(), indent=2))
+
+
 def _configs(options: argparse.Namespace) -> None:
     from gflv2.config import list_models, load_config
 
@@ -271,6 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(verbs)
     _add_convert(verbs)
     _add_configs(verbs)
+    _add_data(verbs)
     verbs.add_parser("demo", help="generate a small data set, train a light model, draw what it sees")
     verbs.add_parser("env", help="versions, what was built, which backend each operation uses (--json)")
     return parser
@@ -441,6 +454,20 @@ def _add_convert(verbs: Any) -> None:
         action="store_false",
         help="the weights being trained where SOURCE also has their average",
     )
+
+
+def _add_data(verbs: Any) -> None:
+    note = "Settings may follow as --SECTION.KEY VALUE, for example --data.short_side [640,640]."
+    parser = _verb(
+        verbs, "data", _data, "check a data set: counts, sizes, problems, what the assignment does", epilog=note
+    )
+    parser.set_defaults(takes_overrides=True)
+    parser.add_argument("data", metavar="DATA", help="a COCO JSON file, a YOLO YAML file, or a folder (docs/data.md)")
+    parser.add_argument("--images", metavar="FOLDER", help="its images (default: looked for beside it)")
+    parser.add_argument("--config", metavar="CONFIG", help="of the detector (default: the general defaults)")
+    parser.add_argument("--split", default="train", metavar="NAME", help="part of a set that has several (train)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write a picture of some images with their boxes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to this file")
 
 
 def _add_configs(verbs: Any) -> None:

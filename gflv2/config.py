@@ -90,8 +90,8 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    train: str | None = None  # COCO JSON file of the training set
-    train_images: str | None = None  # folder of its images; None: found beside the JSON file
+    train: str | None = None  # training set: COCO JSON, YOLO YAML or a folder (docs/data.md)
+    train_images: str | None = None  # folder of its images; None: found beside it
     val: str | None = None
     val_images: str | None = None
     mean: list[float] = field(default_factory=lambda: [123.675, 116.28, 103.53])  # RGB, on the 0–255 scale
@@ -107,7 +107,13 @@ class DataConfig:
     pad_divisor: int = 32
     keep_empty: bool = False  # keep training images without boxes as pure background
     min_image_side: int = 32  # smaller training images are dropped
+    skip_bad: bool = False  # leave out images that are missing, damaged or of another size than their annotations say
+    keep_root_category: bool = False  # keep a category without boxes that only groups the others (Roboflow's id 0)
     workers: int = 2
+    # decode a JPEG at half, quarter or eighth size where that is still no smaller than the network's input: faster for
+    # large photographs, but the pixels differ a little
+    reduced_decode: bool = False
+    cache_images: bool = False  # keep all decoded images in memory, once per process that trains
 
 
 @dataclass

@@ -26,8 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gflv2.kernels import common
-from gflv2.kernels.common import COUNT, INTERPRETED, SEAL, WIDTH, find_level, pick, pick_column, seal
+from gflv2.kernels.boxes import load_corners
+from gflv2.kernels.launching import INTERPRETED, device_of, kernel
+from gflv2.kernels.levels import MAX_LEVELS, WIDTH, cells_of, find_block, pick, pick_column, seal, unseal
 
 _BOXES = 64 if INTERPRETED else 16  # boxes a program of the search: 32 took 96 to 128 registers a thread
 _BOXES_OF_POINTS = 64 if INTERPRETED else 8  # the same where points are no grid: 16 spilled on sm_120
@@ -36,7 +37,7 @@ _POINTS = 4096 if INTERPRETED else 256  # points a program
 _CELLS = 16  # cells looked at together: the first window of the usual nine candidates
 _CELLS_OF_POINTS = 1024 if INTERPRETED else _CELLS  # where there is no window, but every point is looked at
 _NUMBERS = 64  # of the table that one launch writes
-# The registers of a thread are said aloud: left alone, ptxas spills a few words of the search to stay below 64 or 72.
+# The register limit is explicit: without one ptxas spills a few words of the search to stay below 64 or 72.
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": False}
 
 # Column of the table of levels, after WIDTH and COUNT.
@@ -53,16 +54,12 @@ _LEAST = tl.constexpr(-0x8000000000000000)
 _IGNORED_DISTANCE = tl.constexpr(0x5A0E1BCA)  # bits of 1e16: a point that an ignore box covers
 _NUMBER_MASK = tl.constexpr(0x7FFFFFFF)
 
-_RUN_TIME = [f"points_{level}" for level in range(common.MAX_LEVELS)]
-_RUN_TIME += ["boxes", "labels", "limits", "ignore_boxes", "ignored", "table", "cells_found", "ious_found"]
-_RUN_TIME += ["index", "iou", "label", "start", "count", "blocks", "total_boxes", "total_points"]
 
-
-@triton.jit(do_not_specialize=["table", "start", "count"])
+@kernel
 def atss_table_kernel(table, numbers, start: tl.int64, count: tl.int32):
     """table[start + i] = numbers[i] for i below ``count``."""
     for i in tl.static_range(len(numbers)):
-        tl.store(table + start + i, (numbers[i] - SEAL) >> 1, mask=i < count)
+        tl.store(table + start + i, unseal(numbers[i]), mask=i < count)
 
 
 @triton.jit
@@ -75,14 +72,20 @@ def _boxes_of(row, limits, image):
 
 
 @triton.jit
-def _load_boxes(boxes, box, live):
-    """The four sides of boxes."""
-    at = boxes + box * 4
-    x1 = tl.load(at, mask=live, other=0.0)
-    y1 = tl.load(at + 1, mask=live, other=0.0)
-    x2 = tl.load(at + 2, mask=live, other=0.0)
-    y2 = tl.load(at + 3, mask=live, other=0.0)
-    return x1, y1, x2, y2
+def _boxes_of_program(table, limits, blocks, LEVELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Image, level, the image's row of the table, and the boxes of a program: which exist, their rows in ``boxes``."""
+    program = tl.program_id(0)
+    image = program // (blocks * LEVELS)
+    level = program // blocks - image * LEVELS
+    row = table + image.to(tl.int64) * (VALID + 2 * LEVELS)
+    number = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+    return image, level, row, number < _boxes_of(row, limits, image), tl.load(row + FIRST_BOX) + number
+
+
+@triton.jit
+def _width_of(levels, level):
+    """Cells in a row of a level, at least 1: an empty level has none."""
+    return tl.maximum(pick_column(levels, level, WIDTH).to(tl.int32), 1)
 
 
 @triton.jit
@@ -133,7 +136,7 @@ def _place(points, cells, live, width, offset, stride, GRID: tl.constexpr):
     return x, y
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@kernel
 def atss_ignored_kernel(
     ignored,  # (B, A) uint8, out
     ignore_boxes,  # (ΣK, 4) float32
@@ -142,22 +145,18 @@ def atss_ignored_kernel(
     levels,  # (width, count, first point) of each level
     strides,  # L floats
     halves,  # L floats: half the side of an anchor
-    offset: tl.float32,
-    threshold: tl.float32,
+    offset: tl.float32, threshold: tl.float32,
     blocks: tl.int32,  # programs an image
     total_points: tl.int64,  # A
-    GRID: tl.constexpr,
-    BLOCK: tl.constexpr,
+    GRID: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     LEVELS: tl.constexpr = len(levels)
 
-    # 1. The image, the level and the points of this program.
-    program = tl.program_id(0)
-    image = program // blocks
-    level, first_block, first_point = find_level(levels, program - image * blocks, BLOCK)
-    width = tl.maximum(pick_column(levels, level, WIDTH).to(tl.int32), 1)  # 0 on an empty level
-    cells = (program - image * blocks - first_block) * BLOCK + tl.arange(0, BLOCK)
-    live = cells < pick_column(levels, level, COUNT)
+    # 1. The points of this program.
+    block = find_block(levels, blocks, BLOCK)
+    cells, live, points = cells_of(block, block.number, total_points, BLOCK)
+    level = block.level
+    width = _width_of(levels, level)
     every = (points_0, points_1, points_2, points_3, points_4, points_5, points_6, points_7)
     half = pick(halves, level, LEVELS)
     x, y = _place(
@@ -165,7 +164,7 @@ def atss_ignored_kernel(
     )
 
     # 2. Is one of the image's ignore boxes on it?
-    row = table + image.to(tl.int64) * (VALID + 2 * LEVELS)
+    row = table + block.image * (VALID + 2 * LEVELS)
     area = _anchor_area(x, y, half)
     area = tl.where(area < 1e-6, 1e-6, area)
     first = tl.load(row + FIRST_IGNORED)
@@ -175,12 +174,11 @@ def atss_ignored_kernel(
         shared = _overlap(x, y, half, tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3))
         covered = tl.where(tl.div_rn(shared, area) > threshold, 1, covered)
 
-    # 3. Only valid cells count. (Asked before the loop, the answer would go over the stack.)
+    # 3. Only valid cells count. (Read before the loop, these two numbers would be spilled.)
     rows = tl.load(row + VALID + 2 * level)
     columns = tl.load(row + VALID + 2 * level + 1)
     valid = live & (cells // width < rows) & (cells % width < columns)
-    to = ignored + image.to(tl.int64) * total_points + first_point + cells
-    tl.store(to, tl.where(valid, covered, 0).to(tl.uint8), mask=live)
+    tl.store(ignored + points, tl.where(valid, covered, 0).to(tl.uint8), mask=live)
 
 
 @triton.jit
@@ -196,7 +194,7 @@ def _beyond(outwards, exists):
 def _window(centre, size, cells, offset, stride, CELLS: tl.constexpr):
     """First cell of a window along one axis, and bounds of dx²: before it, after it, and of all cells.
 
-    Where the window begins is no matter of a rounding: it need not even hold the centre to be proven or refused.
+    The first cell may be off by a rounding: the bounds hold for any window, even one without the centre.
     """
     start = centre / stride - offset - 0.5 * (size - 2).to(tl.float32)
     start = tl.where(start > 0, start, 0.0)  # a NaN becomes 0
@@ -225,7 +223,7 @@ def _merge(best, keys, TOPK: tl.constexpr, CELLS: tl.constexpr, NEVER: tl.conste
     return merged
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@kernel
 def atss_nearest_kernel(
     cells_found,  # (L, TOPK, ΣG) int32, out: flat index in its level of each candidate, nearest first
     boxes,  # (ΣG, 4) float32
@@ -238,8 +236,7 @@ def atss_nearest_kernel(
     blocks: tl.int32,  # programs an image and level
     total_boxes: tl.int64,  # ΣG
     total_points: tl.int64,
-    GRID: tl.constexpr,
-    TOPK: tl.constexpr,
+    GRID: tl.constexpr, TOPK: tl.constexpr,
     FIRST: tl.constexpr,  # cells a side of the first window
     CELLS: tl.constexpr,  # looked at together; a power of two, at least TOPK
     BLOCK: tl.constexpr,
@@ -247,19 +244,13 @@ def atss_nearest_kernel(
     LEVELS: tl.constexpr = len(levels)
 
     # 1. The image, the level and the boxes of this program.
-    program = tl.program_id(0)
-    image = program // (blocks * LEVELS)
-    level = program // blocks - image * LEVELS
-    row = table + image.to(tl.int64) * (VALID + 2 * LEVELS)
+    image, level, row, live, box = _boxes_of_program(table, limits, blocks, LEVELS, BLOCK)
     rows = tl.load(row + VALID + 2 * level).to(tl.int32)
     columns = tl.load(row + VALID + 2 * level + 1).to(tl.int32)
-    number = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
-    live = number < _boxes_of(row, limits, image)
-    box = tl.load(row + FIRST_BOX) + number
-    x1, y1, x2, y2 = _load_boxes(boxes, box, live)
+    x1, y1, x2, y2 = load_corners(boxes, box, live, 4, 1)
     x = (x1 + x2) * 0.5
     y = (y1 + y2) * 0.5
-    width = tl.maximum(pick_column(levels, level, WIDTH).to(tl.int32), 1)  # 0 on an empty level
+    width = _width_of(levels, level)
     stride = pick(strides, level, LEVELS)
     every = (points_0, points_1, points_2, points_3, points_4, points_5, points_6, points_7)
     points = _points_of(every, level, LEVELS, GRID)
@@ -325,7 +316,7 @@ def atss_nearest_kernel(
     tl.store(cells_found + (level * TOPK + place) * total_boxes + box[:, None], cell, mask=wanted)
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@kernel
 def atss_overlap_kernel(
     ious_found,  # (L, TOPK, ΣG) float32, out
     cells_found, boxes, limits, table,
@@ -334,29 +325,22 @@ def atss_overlap_kernel(
     offset: tl.float32,
     blocks: tl.int32,  # programs an image and level
     total_boxes: tl.int64,
-    GRID: tl.constexpr,
-    TOPK: tl.constexpr,
+    GRID: tl.constexpr, TOPK: tl.constexpr,
     CELLS: tl.constexpr,  # a power of two, at least TOPK
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     LEVELS: tl.constexpr = len(levels)
 
     # 1. The image, the level and the boxes of this program.
-    program = tl.program_id(0)
-    image = program // (blocks * LEVELS)
-    level = program // blocks - image * LEVELS
-    row = table + image.to(tl.int64) * (VALID + 2 * LEVELS)
-    number = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
-    live = number < _boxes_of(row, limits, image)
-    box = tl.load(row + FIRST_BOX) + number
-    x1, y1, x2, y2 = _load_boxes(boxes, box, live)
+    image, level, row, live, box = _boxes_of_program(table, limits, blocks, LEVELS, BLOCK)
+    x1, y1, x2, y2 = load_corners(boxes, box, live, 4, 1)
 
     # 2. Their candidates.
     place = tl.arange(0, CELLS)[None, :]
     wanted = live[:, None] & (place < _found_on(row, level, TOPK))
     at = (level * TOPK + place) * total_boxes + box[:, None]
     cell = tl.load(cells_found + at, mask=wanted, other=0)
-    width = tl.maximum(pick_column(levels, level, WIDTH).to(tl.int32), 1)  # 0 on an empty level
+    width = _width_of(levels, level)
     every = (points_0, points_1, points_2, points_3, points_4, points_5, points_6, points_7)
     points = _points_of(every, level, LEVELS, GRID)
     x, y = _place(points, cell, wanted, width, offset, pick(strides, level, LEVELS), GRID)
@@ -371,7 +355,7 @@ def _found_on(row, level, TOPK: tl.constexpr):
     return tl.minimum(rows * tl.load(row + VALID + 2 * level + 1), TOPK).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@kernel
 def atss_claim_kernel(
     index,  # (B, A) int64, in and out: the claims, −1 where there is none
     cells_found, ious_found, boxes, limits, table,
@@ -379,11 +363,8 @@ def atss_claim_kernel(
     levels, strides,
     offset: tl.float32,
     blocks: tl.int32,  # programs an image
-    total_boxes: tl.int64,
-    total_points: tl.int64,
-    GRID: tl.constexpr,
-    TOPK: tl.constexpr,
-    BLOCK: tl.constexpr,
+    total_boxes: tl.int64, total_points: tl.int64,
+    GRID: tl.constexpr, TOPK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     LEVELS: tl.constexpr = len(levels)
 
@@ -414,10 +395,10 @@ def atss_claim_kernel(
     live = live & (count + tl.zeros([BLOCK], dtype=tl.int32) > 1)
 
     # 3. Candidates that reach it and lie inside their box.
-    x1, y1, x2, y2 = _load_boxes(boxes, box, live)
+    x1, y1, x2, y2 = load_corners(boxes, box, live, 4, 1)
     every = (points_0, points_1, points_2, points_3, points_4, points_5, points_6, points_7)
     for level in range(0, LEVELS):
-        width = tl.maximum(pick_column(levels, level, WIDTH).to(tl.int32), 1)  # 0 on an empty level
+        width = _width_of(levels, level)
         stride = pick(strides, level, LEVELS)
         points = _points_of(every, level, LEVELS, GRID)
         claims = index + image.to(tl.int64) * total_points + pick_column(levels, level, FIRST_POINT)
@@ -431,7 +412,7 @@ def atss_claim_kernel(
             tl.atomic_max(claims + cell, claim, mask=live & inside & (iou >= threshold), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@kernel
 def atss_finish_kernel(
     index,  # (B, A) int64, in and out: claims become indices
     iou,  # (B, A) float32, out
@@ -497,87 +478,57 @@ def atss(
         "offset": offset,
         "total_points": total_points,
         "GRID": not points,
-        **dict(zip(_RUN_TIME, common.pointers(points), strict=False)),
+        **{f"points_{level}": points[level] if level < len(points) else None for level in range(MAX_LEVELS)},
         **_OPTIONS,
     }
     # The product in float32, as the definition forms it.
     halves = tuple((torch.tensor(strides, dtype=torch.float32) * (anchor_scale / 2)).tolist())
     index.fill_(-1)
     ignored = None
-    with common.device_of(index):
+    with device_of(index):
         if sum(ignored_counted):
             ignored = index.new_empty(index.shape, dtype=torch.uint8)
             blocks = sum(-(-size // _POINTS) for size in sizes)
             ignore_flat = torch.cat([image.reshape(-1, 4) for image in ignore_boxes])
-            atss_ignored_kernel[(batch * blocks,)](
-                ignored,
-                ignore_flat,
-                table,
-                halves=halves,
-                threshold=ignore_iof_thr,
-                blocks=blocks,
-                BLOCK=_POINTS,
-                **shared,
-            )
+            more = {"halves": halves, "threshold": ignore_iof_thr, "blocks": blocks, "BLOCK": _POINTS}
+            atss_ignored_kernel[(batch * blocks,)](ignored, ignore_flat, table, **more, **shared)
         if slots:
             found = (len(sizes), topk, total_boxes)
             cells_found = index.new_empty(found, dtype=torch.int32)
             ious_found = index.new_empty(found, dtype=torch.float32)
             searching = _BOXES_OF_POINTS if points else _BOXES
             blocks = -(-slots // searching)
+            found_by = {"total_boxes": total_boxes, "TOPK": topk}
             atss_nearest_kernel[(batch * len(sizes) * blocks,)](
-                cells_found,
-                flat,
-                counts,
-                ignored,
-                table,
+                *(cells_found, flat, counts, ignored, table),
+                **found_by,
                 blocks=blocks,
-                total_boxes=total_boxes,
-                TOPK=topk,
                 FIRST=_first_window(topk),
                 CELLS=max(_CELLS_OF_POINTS if points else _CELLS, triton.next_power_of_2(topk)),
                 BLOCK=searching,
                 **shared,
             )
             atss_overlap_kernel[(batch * len(sizes) * blocks,)](
-                ious_found,
-                cells_found,
-                flat,
-                counts,
-                table,
+                *(ious_found, cells_found, flat, counts, table),
+                **found_by,
                 halves=halves,
                 blocks=blocks,
-                total_boxes=total_boxes,
-                TOPK=topk,
                 CELLS=triton.next_power_of_2(topk),
                 BLOCK=searching,
                 **{name: value for name, value in shared.items() if name != "total_points"},
             )
             blocks = -(-slots // _CLAIMING)
             atss_claim_kernel[(batch * blocks,)](
-                index,
-                cells_found,
-                ious_found,
-                flat,
-                counts,
-                table,
+                *(index, cells_found, ious_found, flat, counts, table),
+                **found_by,
                 blocks=blocks,
-                total_boxes=total_boxes,
-                TOPK=topk,
                 BLOCK=_CLAIMING,
                 **shared | {"num_warps": 1},
             )
         blocks = -(-total_points // _POINTS)
         atss_finish_kernel[(batch * blocks,)](
-            index,
-            iou,
-            assigned_labels,
-            torch.cat([image.reshape(-1) for image in labels]),
-            counts,
-            ignored,
-            table,
-            blocks,
-            total_points,
+            *(index, iou, assigned_labels, torch.cat([image.reshape(-1) for image in labels])),
+            *(counts, ignored, table, blocks, total_points),
             COLUMNS=VALID.value + 2 * len(sizes),
             BLOCK=_POINTS,
             **_OPTIONS,
@@ -616,7 +567,7 @@ def image_table(
         first += counted[image]
         first_ignored += ignored[image]
     table = torch.empty(batch, 4 + len(shapes), dtype=torch.int64, device=device)
-    with common.device_of(table):
+    with device_of(table):
         for start in range(0, len(numbers), _NUMBERS):
             part = numbers[start : start + _NUMBERS]
             padded = tuple(map(seal, part + [0] * (_NUMBERS - len(part))))

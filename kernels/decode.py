@@ -10,7 +10,7 @@
     would wait for the one before.)
  4. ``decode_scores`` and ``decode_boxes``: the rows of the result.
 
-Points are ordered by (key, index), which no two share, so that no order of threads ever shows.
+Points are ordered by (key, index). No two points share both, so the order of the threads has no effect.
 """
 
 from __future__ import annotations
@@ -23,28 +23,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gflv2.kernels import common
-from gflv2.kernels.common import (
-    BIN_STRIDE,
+from gflv2.kernels.bins import Tile, bins_of, load_projection, load_softmax, sum_bins, tile_of, wide
+from gflv2.kernels.launching import FUSED, INTERPRETED, OPTIONS, device_of, kernel
+from gflv2.kernels.levels import (
     COUNT,
-    INTERPRETED,
-    SIDE_STRIDE,
-    cell_offsets,
-    find_level,
+    bins_are_last,
+    cells_of,
+    extent_of,
+    find_block,
+    level_arguments,
+    neighbours_touch,
+    open_map,
     pick,
     pick_column,
+    place_of,
+    scale_of,
     seal,
 )
-from gflv2.kernels.rows import body_of, expectation, load_bins, load_projection, softmax_bins
 
-# The interpreter pays for each operation of a program, not for each element: large blocks.
-_CELLS = {False: 1024, True: 1024} if INTERPRETED else {False: 128, True: 64}  # points a program, by classes last
+_CELLS = (1024, 1024) if INTERPRETED else (128, 64)  # points a program, by classes last
 _CLASSES = 128 if INTERPRETED else 16  # classes looked at together: 80 are five times 16
 _ROWS = 512 if INTERPRETED else 32  # rows a program
 _KEYS = 4096 if INTERPRETED else 2048  # keys that the selection looks at together
 _KEPT = 1024 if INTERPRETED else 64  # kept points whose rows a program counts, and those that it compares at a time
-_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": True}
-_SELECT_OPTIONS: dict[str, Any] = {"num_warps": 8, "enable_fp_fusion": True}
+_SELECT_OPTIONS: dict[str, Any] = {"num_warps": 8, **FUSED}
 
 # Columns of the table of rows, after WIDTH (of the level) and COUNT (of its rows).
 FIRST_POINT = tl.constexpr(2)
@@ -52,10 +54,6 @@ POINTS = tl.constexpr(3)
 
 _DIGITS = tl.constexpr(256)  # values of a digit of the radix selection
 _NOT_A_NUMBER = tl.constexpr(0x7F800000)  # rank of a key with a sign: above all others
-
-_RUN_TIME = [f"logits_{level}" for level in range(common.MAX_LEVELS)]
-_RUN_TIME += ["keys", "quality", "kept", "projection", "scales", "image_sizes", "scale_factors", "boxes", "scores"]
-_RUN_TIME += ["points", "counts", "distributions", "classes", "blocks", "total_points", "total_rows"]
 
 
 @triton.jit
@@ -82,58 +80,47 @@ def _ranks(keys, points, live):
     return tl.where(live, tl.where(bits < 0, _NOT_A_NUMBER, bits), -1)
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@kernel
 def decode_keys_kernel(
     keys,  # (B, A) float32, out
     logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7,  # (B, C, H_l, W_l)
-    levels,  # table of the levels, see common.level_table: the "bins" are the classes
+    levels,  # table of the levels, see levels.level_arguments: the "bins" are the classes
     quality,  # (B, A) float32, or None
     classes: tl.int32,
     blocks: tl.int32,  # programs an image
     total_points: tl.int64,  # A
     AXIS: tl.constexpr,  # of the classes in the tile: 0 with the cells last (NCHW), 1 with the classes last
     TOUCHING: tl.constexpr,  # neighbours in the tile's last dimension are neighbours in memory
-    CLASSES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CLASSES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    LEVELS: tl.constexpr = len(levels)
-
-    # 1. The image, the level and the cells of this program.
-    program = tl.program_id(0)
-    image = program // blocks
-    level, first_block, first_point = find_level(levels, program - image * blocks, BLOCK)
-    cells = (program - image * blocks - first_block) * BLOCK + tl.arange(0, BLOCK)
-    live = cells < pick_column(levels, level, COUNT)
-    offsets, _, _ = cell_offsets(levels, level, image, cells, TOUCHING and AXIS == 0)
+    # 1. The cells of this program.
+    block = find_block(levels, blocks, BLOCK)
+    cells, live, points = cells_of(block, block.number, total_points, BLOCK)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
-    logits = pick(every, level, LEVELS)
-    class_stride = 1
-    if AXIS == 0 or not TOUCHING:
-        class_stride = pick_column(levels, level, BIN_STRIDE)
+    logits = open_map(every, levels, block, cells, AXIS, TOUCHING)
 
     # 2. The largest logit that is a number, and whether there are others.
     channel = tl.arange(0, CLASSES)
-    at = logits + (tl.expand_dims(offsets, AXIS) + tl.expand_dims(channel, 1 - AXIS) * class_stride)
+    at = logits.pointer + (tl.expand_dims(logits.offsets, AXIS) + tl.expand_dims(channel, 1 - AXIS) * logits.bin_stride)
     best = tl.expand_dims(tl.full([BLOCK], float("-inf"), tl.float32), AXIS)
     best = best + tl.expand_dims(tl.zeros([CLASSES], tl.float32), 1 - AXIS)
     odd = tl.zeros(best.shape, tl.int32)
     for start in range(0, classes, CLASSES):
         mask = tl.expand_dims(live, AXIS) & tl.expand_dims(start + channel < classes, 1 - AXIS)
-        logit = tl.load(at + start * class_stride, mask=mask, other=float("-inf")).to(tl.float32)
+        logit = tl.load(at + start * logits.bin_stride, mask=mask, other=float("-inf")).to(tl.float32)
         number = logit == logit
         best = tl.maximum(best, tl.where(number, logit, float("-inf")))
         odd = tl.where(number, odd, 1)
     largest = tl.max(best, axis=AXIS)
 
     # 3. The key.
-    points = image.to(tl.int64) * total_points + first_point + cells
     key = _sigmoid(largest) * _quality(quality, points, live)
     signed = (tl.max(odd, axis=AXIS) > 0) | (key != key)
     key = tl.where(key == key, key, 0.0)
     tl.store(keys + points, tl.where(signed, -key, key), mask=live)
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@kernel
 def decode_select_kernel(
     kept,  # (B, N) int64, out: rank above, inverted index below
     keys,  # (B, A) float32
@@ -165,9 +152,8 @@ def decode_select_kernel(
                 rank = _ranks(level_keys, start + lanes, start + lanes < count)
                 counted = (rank >= 0) & ((rank >> place >> 8) == (last >> place >> 8))
                 histogram += tl.histogram((rank >> place) & 255, _DIGITS, mask=counted)
-            from_here = tl.cumsum(
-                histogram, axis=0, reverse=True
-            )  # points with this value of the digit or a higher one
+            # Points with this value of the digit or a higher one.
+            from_here = tl.cumsum(histogram, axis=0, reverse=True)
             value = tl.max(tl.where(from_here >= left, digit, 0), axis=0)
             left -= tl.sum(tl.where(digit > value, histogram, 0), axis=0)
             last |= value << place
@@ -194,15 +180,16 @@ def _inverted(index):
 
 
 @triton.jit
-def _row_place(rows, program, blocks, BLOCK: tl.constexpr):
-    """The image, the level, the rows of the level and the first of them in the result, of a program of rows."""
-    image = program // blocks
-    level, first_block, first_row = find_level(rows, program - image * blocks, BLOCK)
-    local = (program - image * blocks - first_block) * BLOCK + tl.arange(0, BLOCK)
-    return image.to(tl.int64), level, local, first_row
+def _open_points(points, every, levels, rows, blocks, total_rows, BLOCK: tl.constexpr):
+    """The rows of this program: their block, which exist, where in the result, their points, and the points' logits."""
+    block = find_block(rows, blocks, BLOCK)
+    _, live, row = cells_of(block, block.number, total_rows, BLOCK)
+    point = tl.load(points + row, mask=live, other=0)
+    cells = tl.where(live, point - pick_column(rows, block.level, FIRST_POINT), 0).to(tl.int32)
+    return block, live, row, point, cells, open_map(every, levels, block, cells, 0, False)
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@kernel
 def decode_rank_kernel(
     points,  # (B, N) int64, out
     kept,  # (B, N) int64
@@ -211,25 +198,25 @@ def decode_rank_kernel(
     total_rows: tl.int64,
     BLOCK: tl.constexpr,
 ):
-    image, level, local, first_row = _row_place(rows, tl.program_id(0), blocks, BLOCK)
-    count = pick_column(rows, level, COUNT).to(tl.int32)
-    live = local < count
-    first_point = pick_column(rows, level, FIRST_POINT)
-    to = points + image * total_rows + first_row
-    if pick_column(rows, level, POINTS) > count:
-        words = kept + image * total_rows + first_row
-        word = tl.load(words + local, mask=live, other=0)
+    block = find_block(rows, blocks, BLOCK)
+    local, live, row = cells_of(block, block.number, total_rows, BLOCK)
+    count = block.size.to(tl.int32)
+    first_point = pick_column(rows, block.level, FIRST_POINT)
+    first_row = block.image * total_rows + block.first_point
+    if pick_column(rows, block.level, POINTS) > count:
+        words = kept + first_row
+        word = tl.load(kept + row, mask=live, other=0)
         before = tl.zeros([BLOCK], tl.int32)
         for start in range(0, count, BLOCK):
             other = start + tl.arange(0, BLOCK)
             others = tl.load(words + other, mask=other < count, other=-1)
             before += tl.sum((others[None, :] > word[:, None]).to(tl.int32), axis=1)
-        tl.store(to + before, first_point + _inverted(word & 0x7FFFFFFF), mask=live)
+        tl.store(points + first_row + before, first_point + _inverted(word & 0x7FFFFFFF), mask=live)
     else:
-        tl.store(to + local, first_point + local, mask=live)
+        tl.store(points + row, first_point + local, mask=live)
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@kernel
 def decode_scores_kernel(
     scores,  # (B, N, C) float32, out
     counts,  # (B,) int64, out; 0 before
@@ -239,38 +226,25 @@ def decode_scores_kernel(
     levels,
     rows,
     quality,
-    threshold: tl.float32,
-    classes: tl.int32,
-    blocks: tl.int32,
-    total_points: tl.int64,
-    total_rows: tl.int64,
-    CLASSES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    threshold: tl.float32, classes: tl.int32, blocks: tl.int32, total_points: tl.int64, total_rows: tl.int64,
+    CLASSES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    LEVELS: tl.constexpr = len(levels)
-
     # 1. The rows of this program, and their points.
-    image, level, local, first_row = _row_place(rows, tl.program_id(0), blocks, BLOCK)
-    live = local < pick_column(rows, level, COUNT)
-    row = image * total_rows + first_row + local
-    point = tl.load(points + row, mask=live, other=0)
-    cells = tl.where(live, point - pick_column(rows, level, FIRST_POINT), 0).to(tl.int32)
-    offsets, _, _ = cell_offsets(levels, level, image, cells, False)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
-    at = pick(every, level, LEVELS) + offsets
-    class_stride = pick_column(levels, level, BIN_STRIDE)
-    key = tl.abs(tl.load(keys + image * total_points + point, mask=live, other=0.0))
-    factor = _quality(quality, image * total_points + point, live)
+    block, live, row, point, _, logits = _open_points(points, every, levels, rows, blocks, total_rows, BLOCK)
+    at = logits.pointer + logits.offsets
+    key = tl.abs(tl.load(keys + block.image * total_points + point, mask=live, other=0.0))
+    factor = _quality(quality, block.image * total_points + point, live)
 
     # 2. How many have a score above the threshold? The others' logits are not read again.
     above = live & (key > threshold)
-    tl.atomic_add(counts + image, tl.sum(above.to(tl.int64), axis=0))
+    tl.atomic_add(counts + block.image, tl.sum(above.to(tl.int64), axis=0))
 
     # 3. Their scores: none exceeds the key, to the last bit.
     for start in range(0, classes, CLASSES):
         channel = start + tl.arange(0, CLASSES)
         exists = (channel < classes)[None, :]
-        logit = tl.load(at[:, None] + channel[None, :] * class_stride, mask=above[:, None] & exists, other=0.0)
+        logit = tl.load(at[:, None] + channel[None, :] * logits.bin_stride, mask=above[:, None] & exists, other=0.0)
         joint = _sigmoid(logit.to(tl.float32)) * factor[:, None]
         joint = tl.where(joint > key[:, None], key[:, None], joint)
         kept_score = tl.where(above[:, None] & (joint > threshold), joint, 0.0)  # a NaN is not above it
@@ -285,7 +259,7 @@ def _clipped(side, limit):
     return tl.where(at_least > limit, limit, at_least)
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@kernel
 def decode_boxes_kernel(
     boxes,  # (B, N, 4) float32, out
     distributions,  # (B, N, 4, R) float32, out, or None
@@ -298,55 +272,41 @@ def decode_boxes_kernel(
     image_sizes,  # (B, 2) float32, height and width, or None
     scale_factors,  # (B, 2) float32, of width and height, or None
     strides,  # L floats
-    offset: tl.float32,
-    blocks: tl.int32,
-    total_rows: tl.int64,
-    BINS: tl.constexpr,
-    BODY: tl.constexpr,
+    offset: tl.float32, blocks: tl.int32, total_rows: tl.int64,
+    BINS: tl.constexpr, BODY: tl.constexpr,
     AXIS: tl.constexpr,  # of the bins in the tile
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    LEVELS: tl.constexpr = len(levels)
+    tile: tl.constexpr = Tile(BINS, BODY, AXIS)
 
     # 1. The rows of this program, and their points.
-    image, level, local, first_row = _row_place(rows, tl.program_id(0), blocks, BLOCK)
-    live = local < pick_column(rows, level, COUNT)
-    row = image * total_rows + first_row + local
-    point = tl.load(points + row, mask=live, other=0)
-    cells = tl.where(live, point - pick_column(rows, level, FIRST_POINT), 0).to(tl.int32)
-    offsets, y, x = cell_offsets(levels, level, image, cells, False)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
-    logits = pick(every, level, LEVELS)
-    side_stride = pick_column(levels, level, SIDE_STRIDE)
-    bin_stride = pick_column(levels, level, BIN_STRIDE)
-    scale = 1.0
-    if scales is not None:
-        scale = tl.load(scales + level)
-    values, last = load_projection(projection, 1, BINS, BODY, AXIS)
-    stride = pick(strides, level, LEVELS)
-    bins = tl.expand_dims(tl.arange(0, BODY), 1 - AXIS)
+    block, live, row, _, cells, logits = _open_points(points, every, levels, rows, blocks, total_rows, BLOCK)
+    y, x = place_of(levels, block.level, cells)
+    scale = scale_of(scales, block.level)
+    values, last = load_projection(projection, 1, tile)
+    stride = pick(strides, block.level, len(strides))
 
     for side in tl.static_range(4):
         # 2. Softmax and expectation.
-        _, body, _, tail = load_bins(logits, offsets + side * side_stride, live, bin_stride, scale, BINS, BODY, AXIS)
-        body, tail, norm = softmax_bins(body, tail, BINS, BODY, AXIS)
-        distance = expectation(body, tail, values, last, BINS, BODY, AXIS) * norm * stride
+        body, tail, norm, _, _ = load_softmax(logits, side, live, scale, tile)
+        distance = sum_bins(body * values, tail * last, tile) * norm * stride
 
         # 3. The side of the box.
         cell = x if side % 2 == 0 else y
         place = (cell + offset) * stride
         place = place - distance if side < 2 else place + distance
         if image_sizes is not None:
-            place = _clipped(place, tl.load(image_sizes + image * 2 + (1 - side % 2)))
+            place = _clipped(place, tl.load(image_sizes + block.image * 2 + (1 - side % 2)))
         if scale_factors is not None:
-            place = place / tl.load(scale_factors + image * 2 + side % 2)
+            place = place / tl.load(scale_factors + block.image * 2 + side % 2)
         tl.store(boxes + row * 4 + side, place, mask=live)
 
         # 4. The distribution, where it is wanted.
         if distributions is not None:
             to = distributions + (row * 4 + side) * BINS
-            mask = (bins < BINS) & tl.expand_dims(live, AXIS)
-            tl.store(tl.expand_dims(to, AXIS) + bins, body * tl.expand_dims(norm, AXIS), mask=mask)
+            mask = (bins_of(tile) < BINS) & wide(live, tile)
+            tl.store(wide(to, tile) + bins_of(tile), body * wide(norm, tile), mask=mask)
             if BODY < BINS:
                 tl.store(to + BODY, tail * norm, mask=live)
 
@@ -374,8 +334,11 @@ def decode(
     Everything but the logits is contiguous, and float32 or int64.
     """
     batch, total_rows = points.shape
-    class_levels, box_levels = common.level_table(class_logits), common.level_table(box_logits)
-    classes, bins = class_logits[0].shape[1], projection.shape[0]
+    classes = class_logits[0].shape[1]
+    classes_last = bins_are_last(class_logits)
+    cells = _CELLS[classes_last]
+    extent = extent_of(class_logits, cells)
+    class_arguments = level_arguments(class_logits)
     sizes = [level.shape[2] * level.shape[3] for level in class_logits]
     counts_of = [min(size, pre_topk) for size in sizes]
     starts = [sum(sizes[:level]) for level in range(len(sizes))]
@@ -383,71 +346,41 @@ def decode(
         tuple(map(seal, (level.shape[3], count, start, size)))
         for level, count, start, size in zip(class_logits, counts_of, starts, sizes, strict=True)
     )
-    classes_last = common.bins_are_last(class_logits)
-    cells = _CELLS[classes_last]
-    keys = boxes.new_empty(batch, sum(sizes))
+    keys = boxes.new_empty(batch, extent.points)
     row_blocks = sum(-(-count // _ROWS) for count in counts_of)
     kept_blocks = sum(-(-count // _KEPT) for count in counts_of)
     kept = points  # where nothing is selected, nothing is kept
-    with common.device_of(boxes):
+    with device_of(boxes):
         counts.zero_()
-        blocks = common.blocks_of(class_logits, cells)
-        decode_keys_kernel[(blocks * batch,)](
+        decode_keys_kernel[(extent.programs,)](
             keys,
-            *common.pointers(class_logits),
-            class_levels,
-            quality_logits,
-            classes,
-            blocks,
-            sum(sizes),
+            *class_arguments,
+            *(quality_logits, classes, extent.blocks, extent.points),
             AXIS=int(classes_last),
-            TOUCHING=common.neighbours_touch(class_logits, classes_last),
+            TOUCHING=neighbours_touch(class_logits, classes_last),
             CLASSES=_CLASSES,
             BLOCK=cells,
-            **_OPTIONS,
+            **OPTIONS,
         )
         if counts_of != sizes:
             kept = torch.empty_like(points)
             decode_select_kernel[(batch * len(sizes),)](
-                kept, keys, rows, sum(sizes), total_rows, BLOCK=_KEYS, **_SELECT_OPTIONS
+                kept, keys, rows, extent.points, total_rows, BLOCK=_KEYS, **_SELECT_OPTIONS
             )
-        decode_rank_kernel[(kept_blocks * batch,)](points, kept, rows, kept_blocks, total_rows, BLOCK=_KEPT, **_OPTIONS)
+        decode_rank_kernel[(kept_blocks * batch,)](points, kept, rows, kept_blocks, total_rows, BLOCK=_KEPT, **OPTIONS)
         decode_scores_kernel[(row_blocks * batch,)](
-            scores,
-            counts,
-            points,
-            keys,
-            *common.pointers(class_logits),
-            class_levels,
-            rows,
-            quality_logits,
-            score_thr,
-            classes,
-            row_blocks,
-            sum(sizes),
-            total_rows,
+            *(scores, counts, points, keys),
+            *class_arguments,
+            *(rows, quality_logits, score_thr, classes, row_blocks, extent.points, total_rows),
             CLASSES=_CLASSES,
             BLOCK=_ROWS,
-            **_OPTIONS,
+            **OPTIONS,
         )
         decode_boxes_kernel[(row_blocks * batch,)](
-            boxes,
-            distributions,
-            points,
-            *common.pointers(box_logits),
-            box_levels,
-            rows,
-            projection,
-            scales,
-            image_sizes,
-            scale_factors,
-            tuple(strides),
-            offset,
-            row_blocks,
-            total_rows,
-            BINS=bins,
-            BODY=body_of(bins),
-            AXIS=int(common.bins_are_last(box_logits)),
+            *(boxes, distributions, points),
+            *level_arguments(box_logits),
+            *(rows, projection, scales, image_sizes, scale_factors, tuple(strides), offset, row_blocks, total_rows),
+            **tile_of(box_logits),
             BLOCK=_ROWS,
-            **_OPTIONS,
+            **OPTIONS,
         )

@@ -12,22 +12,29 @@ E = exp(−c) and q = 1 − σ(r), σ(c) = 1/(1 + E) and 1 − J = (E + q)/(1 + 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from gflv2.kernels import common
-from gflv2.kernels.common import BIN_STRIDE, COUNT, INTERPRETED, cell_offsets, find_level, pick, pick_column
+from gflv2.kernels.launching import INTERPRETED, OPTIONS, kernel
+from gflv2.kernels.levels import (
+    bins_are_last,
+    cells_of,
+    extent_of,
+    find_block,
+    level_arguments,
+    neighbours_touch,
+    open_map,
+)
 from gflv2.kernels.logarithm import minus_log
-from gflv2.kernels.reduction import new_partials, reduce_rows, upstream_of_rows, write_total
+from gflv2.kernels.row_losses import launch_gradients, launch_losses, reduce_rows, upstream_of_rows
 from gflv2.ops.reduction import Reduction
 
 # Points of a program of four warps, and the classes that it may take at a time, by AXIS. A thread holds eight elements,
-# or four with the classes last, where it also holds what it knows of each of its points: with twice as many it spilled.
+# or four with the classes last, where it also holds the quality of each of its points: with twice as many it spilled.
 _POINTS, _TILES = 128, {False: (8,), True: (32, 16, 8)}
-# The interpreter pays for each operation of a program, not for each element: large blocks.
 _CELLS_INTERPRETED, _CLASSES_INTERPRETED = 512, 256
 
 LOGITS = tl.constexpr(0)
@@ -39,12 +46,12 @@ _FORMS = {"logits": LOGITS.value, "class_logits": JOINT.value, "probabilities": 
 FAR = tl.constexpr(87.0)
 # From here on σ is 1; above it logits are moved down.
 LARGE = tl.constexpr(40.0)
+# No infinite logit is moved by more than the largest number: ∞ − ∞ would be none.
+LARGEST = tl.constexpr(3.4028234663852886e38)
+# In a gradient the cross entropy is a factor of J or of 1 − J, which is 0 long before it is as large as this. The limit
+# keeps ∞ away from that 0.
+MOST_IN_GRADIENT = tl.constexpr(1024.0)
 SMALLEST = tl.constexpr(2.0**-126)  # the smallest normal number, exactly: Triton would take a smaller one for a float64
-
-# Nothing of these is compiled in: neither a size, nor a stride, nor the alignment of an input.
-_RUN_TIME = [f"{name}_{level}" for name in ("values", "grad") for level in range(common.MAX_LEVELS)]
-_RUN_TIME += ["out", "upstream", "quality", "labels", "scores", "weight", "factor", "partials", "grad_quality"]
-_RUN_TIME += ["score_row", "score_class", "divisor", "beta", "blocks", "total", "classes"]
 
 
 @triton.jit
@@ -81,19 +88,27 @@ def _modulation(d, beta, SQUARE: tl.constexpr):
 
 
 @triton.jit
-def _modulation_slope(d, factor, beta, SQUARE: tl.constexpr):
+def _modulation_gradient(d, factor, beta, SQUARE: tl.constexpr):
     """Its derivative, 0 at d = 0."""
     if SQUARE:
         found = d + d
     else:
-        slope = beta * factor / tl.maximum(tl.abs(d), SMALLEST)
-        found = tl.where(d == 0.0, 0.0, tl.where(d < 0.0, -slope, slope))
+        size = beta * factor / tl.maximum(tl.abs(d), SMALLEST)
+        found = tl.where(d == 0.0, 0.0, tl.where(d < 0.0, -size, size))
     return found
 
 
+class _Quality(NamedTuple):
+    """What the classes of a point share."""
+
+    r: Any
+    score: Any  # σ(r)
+    rest: Any  # 1 − σ(r)
+
+
 @triton.jit
-def _quality(quality, rows, live, FORM: tl.constexpr):
-    """r, σ(r) and 1 − σ(r) of each point; without a quality σ(r) = 1."""
+def _load_quality(quality, rows, live, FORM: tl.constexpr):
+    """Of each point; without a quality σ(r) = 1."""
     logit = tl.where(live, 0.0, 0.0)
     score = logit + 1.0
     rest = logit
@@ -102,11 +117,19 @@ def _quality(quality, rows, live, FORM: tl.constexpr):
         odds = _limited_exp(-logit)
         score = 1.0 / (1.0 + odds)
         rest = odds * score
-    return logit, score, rest
+    return _Quality(logit, score, rest)
 
 
 @triton.jit
-def _score(value, r, score_r, rest_r, FORM: tl.constexpr):
+def _widened(quality, AXIS: tl.constexpr):
+    """As a tile has it."""
+    return _Quality(
+        tl.expand_dims(quality.r, AXIS), tl.expand_dims(quality.score, AXIS), tl.expand_dims(quality.rest, AXIS)
+    )
+
+
+@triton.jit
+def _score(value, quality, FORM: tl.constexpr):
     """J, −log(1 − J), −log J; then 1 − σ(c), 1 − σ(r), and 1/(1 − J), or 1/(J·(1 − J)) of probabilities."""
     if FORM == PROBABILITIES:
         # Logarithms limited to 100, the product to 1e-12, as in torch's own binary cross-entropy; outside [0, 1]: NaN.
@@ -118,7 +141,7 @@ def _score(value, r, score_r, rest_r, FORM: tl.constexpr):
         inverse = 1.0 / tl.maximum(value * class_rest, 1e-12)
     elif FORM == LOGITS:
         shift = tl.maximum(value - LARGE, 0.0)
-        odds = _limited_exp(shift - value)
+        odds = _limited_exp(tl.where(value > LARGE, -LARGE, -value))
         joint = 1.0 / (1.0 + odds)
         class_rest = odds * joint
         quality_rest = class_rest
@@ -128,42 +151,60 @@ def _score(value, r, score_r, rest_r, FORM: tl.constexpr):
     else:
         # Where J is so near 1 that 1 − J would leave the range of the numbers, both logits are moved down by the same:
         # 1 − J grows by a factor that is added back to its logarithm, and no ratio changes. σ(r) is 1 there.
+        r = quality.r
         shift = tl.maximum(tl.minimum(r, value) - LARGE, 0.0)
-        quality_rest = tl.where(shift > 0.0, _limited_exp(shift - r), rest_r)
-        odds = _limited_exp(shift - value)
+        # Two infinite logits stay so, and their odds are equal.
+        finite = tl.minimum(shift, LARGEST)
+        quality_rest = tl.where(shift > 0.0, _limited_exp(finite - r), quality.rest)
+        odds = _limited_exp(finite - value)
         whole = 1.0 + odds
         sigma = 1.0 / whole
         class_rest = odds * sigma
-        joint = sigma * score_r
+        joint = sigma * quality.score
         loss = minus_log((odds + quality_rest) * sigma, joint) + shift
-        gain = minus_log(sigma, class_rest) + _beyond_far(value) + minus_log(score_r, rest_r) + _beyond_far(r)
+        gain = minus_log(sigma, class_rest) + _beyond_far(value)
+        gain += minus_log(quality.score, quality.rest) + _beyond_far(r)
         inverse = whole / (odds + quality_rest)
     return joint, loss, gain, class_rest, quality_rest, inverse
 
 
 @triton.jit
-def _loss(value, r, score_r, rest_r, y, beta, FORM: tl.constexpr, SQUARE: tl.constexpr, NEGATIVE: tl.constexpr):
+def _part_of(share, amount):
+    """share·amount; nothing for a share of 0, be the amount infinite."""
+    return share * tl.where((share == 0.0) & (amount == float("inf")), 0.0, amount)
+
+
+@triton.jit
+def _cross_entropy(y, gain, loss):
+    return _part_of(y, gain) + _part_of(1.0 - y, loss)
+
+
+@triton.jit
+def _loss(value, quality, y, beta, FORM: tl.constexpr, SQUARE: tl.constexpr, NEGATIVE: tl.constexpr):
     """BCE(J, y)·|J − y|^β. NEGATIVE: y is 0."""
-    joint, loss, gain, class_rest, quality_rest, inverse = _score(value, r, score_r, rest_r, FORM)
+    joint, loss, gain, class_rest, quality_rest, inverse = _score(value, quality, FORM)
     if NEGATIVE:
         found = loss * _modulation(joint, beta, SQUARE)
     else:
-        found = (y * gain + (1.0 - y) * loss) * _modulation(joint - y, beta, SQUARE)
+        bce = _cross_entropy(y, gain, loss)
+        # Infinite also where y is so small that its power is 0.
+        found = tl.where(bce == float("inf"), bce, bce * _modulation(joint - y, beta, SQUARE))
     return found
 
 
 @triton.jit
-def _slopes(value, r, score_r, rest_r, y, beta, FORM: tl.constexpr, SQUARE: tl.constexpr, NEGATIVE: tl.constexpr):
+def _gradients(value, quality, y, beta, FORM: tl.constexpr, SQUARE: tl.constexpr, NEGATIVE: tl.constexpr):
     """Its derivatives by the class logit, or the probability, and by the quality logit."""
-    joint, loss, gain, class_rest, quality_rest, inverse = _score(value, r, score_r, rest_r, FORM)
+    joint, loss, gain, class_rest, quality_rest, inverse = _score(value, quality, FORM)
     if NEGATIVE:
         difference = joint
     else:
         difference = joint - y
-        loss = y * gain + (1.0 - y) * loss
+        loss = _cross_entropy(y, gain, loss)
+    loss = tl.where(loss > MOST_IN_GRADIENT, MOST_IN_GRADIENT, loss)
     factor = _modulation(difference, beta, SQUARE)
     direct = factor * difference
-    through = loss * _modulation_slope(difference, factor, beta, SQUARE)
+    through = loss * _modulation_gradient(difference, factor, beta, SQUARE)
     if FORM == LOGITS:
         of_value = through * (joint * class_rest) + direct
         of_quality = of_value
@@ -178,25 +219,54 @@ def _slopes(value, r, score_r, rest_r, y, beta, FORM: tl.constexpr, SQUARE: tl.c
 
 
 @triton.jit
-def _read_labels(labels, rows, live, classes):
+def _load_labels(labels, rows, live, classes):
     """Labels of the points, −1 for background."""
     label = tl.load(labels + rows, mask=live, other=-1)
     return tl.where((label >= 0) & (label < classes), label, -1)
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@triton.jit
+def _load_tile(
+    values, scores, labels, own, rows, score_row, score_class, first, live, classes,
+    AXIS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Classes from ``first`` on of each point: their numbers, which count, their values and targets.
+
+    With labels those of the labels (``own``) do not count: the others are negatives, whose target is 0.
+    """
+    number = first + tl.expand_dims(tl.arange(0, TILE), 1 - AXIS)
+    far = number.to(tl.int64)
+    mask = (number < classes) & tl.expand_dims(live, AXIS)
+    at = values.pointer + (tl.expand_dims(values.offsets, AXIS) + far * values.bin_stride)
+    value = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    target = 0.0
+    if labels is None:
+        at_score = scores + (tl.expand_dims(rows * score_row, AXIS) + far * score_class)
+        target = tl.load(at_score, mask=mask, other=0.0)
+    else:
+        mask = mask & (number != tl.expand_dims(own, AXIS))
+    return number, mask, value, target
+
+
+@triton.jit
+def _load_labelled(values, scores, own, rows):
+    """The value and the target of each point's label, and which points have one."""
+    hit = own >= 0
+    value = tl.load(values.pointer + (values.offsets + own * values.bin_stride), mask=hit, other=0.0).to(tl.float32)
+    return hit, value, tl.load(scores + rows, mask=hit, other=0.0)
+
+
+@kernel
 def qfl_forward_kernel(
-    out,  # (B, A) or (N,) float32, contiguous; not read where `partials` is not None
+    out,  # (B, A) or (N,) float32, contiguous, unless partials
+    partials,  # (programs,) float32: the total is wanted; or None
+    weight,  # (B, A) or (N,) float32, contiguous, or None
     values_0, values_1, values_2, values_3, values_4, values_5, values_6, values_7,  # (B, C, H_l, W_l) or (N, 1, C)
-    levels,  # table of the levels, see common.level_table
+    levels,  # their table, see levels.level_arguments
     quality,  # (B, A) or (N,) float32, contiguous, or None
     labels,  # (B, A) or (N,) int64, contiguous, or None: the target is dense
     scores,  # (B, A) or (N,) float32, contiguous; dense: (N, C) with the two strides below
-    weight,  # (B, A) or (N,) float32, contiguous, or None
-    partials,  # (programs,) float32, or None
-    score_row: tl.int64,
-    score_class: tl.int64,
-    beta: tl.float32,
+    score_row: tl.int64, score_class: tl.int64, beta: tl.float32,
     blocks: tl.int32,  # programs an image
     total: tl.int64,  # A
     classes: tl.int32,
@@ -204,158 +274,95 @@ def qfl_forward_kernel(
     SQUARE: tl.constexpr,  # β is 2
     AXIS: tl.constexpr,  # of the classes in the tile: 0 with the points last (NCHW), 1 with the classes last
     TOUCHING: tl.constexpr,  # neighbours in the tile's last dimension are neighbours in memory
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    LEVELS: tl.constexpr = len(levels)
-
-    # 1. The image, the level and the points of this program.
-    program = tl.program_id(0)
-    image = program // blocks
-    level, first_block, first_point = find_level(levels, program - image * blocks, BLOCK)
-    cells = (program - image * blocks - first_block) * BLOCK + tl.arange(0, BLOCK)
-    live = cells < pick_column(levels, level, COUNT)
-    offsets, y, x = cell_offsets(levels, level, image, cells, TOUCHING and AXIS == 0)
+    # 1. The points of this program, and what their classes share.
+    block = find_block(levels, blocks, BLOCK)
+    cells, live, rows = cells_of(block, block.number, total, BLOCK)
     every = (values_0, values_1, values_2, values_3, values_4, values_5, values_6, values_7)
-    values = pick(every, level, LEVELS)
-    step = 1
-    if AXIS == 0 or not TOUCHING:
-        step = pick_column(levels, level, BIN_STRIDE)
-    rows = image.to(tl.int64) * total + first_point + cells
-
-    # 2. What the classes of a point share.
-    r, score_r, rest_r = _quality(quality, rows, live, FORM)
-    wide_r, wide_score, wide_rest = tl.expand_dims(r, AXIS), tl.expand_dims(score_r, AXIS), tl.expand_dims(rest_r, AXIS)
-    at = tl.expand_dims(offsets, AXIS)
-    targets = tl.expand_dims(rows * score_row, AXIS)
+    values = open_map(every, levels, block, cells, AXIS, TOUCHING)
+    point = _load_quality(quality, rows, live, FORM)
+    shared = _widened(point, AXIS)
     NEGATIVE: tl.constexpr = labels is not None
+    own = None
     if labels is not None:
-        label = _read_labels(labels, rows, live, classes)
-        own = tl.expand_dims(label, AXIS)
+        own = _load_labels(labels, rows, live, classes)
 
-    # 3. All elements; with labels, those of the labels are left out.
-    lanes = tl.expand_dims(tl.arange(0, TILE), 1 - AXIS)
-    sums = lanes * tl.expand_dims(tl.zeros((BLOCK,), tl.float32), AXIS)
+    # 2. All elements; with labels, those of the labels are left out.
+    sums = tl.expand_dims(tl.arange(0, TILE), 1 - AXIS) * tl.expand_dims(tl.zeros((BLOCK,), tl.float32), AXIS)
     for first in range(0, classes, TILE):
-        number = first + lanes
-        mask = (number < classes) & tl.expand_dims(live, AXIS)
-        value = tl.load(values + (at + number.to(tl.int64) * step), mask=mask, other=0.0).to(tl.float32)
-        target = 0.0
-        if labels is None:
-            target = tl.load(scores + (targets + number.to(tl.int64) * score_class), mask=mask, other=0.0)
-        else:
-            mask = mask & (number != own)
-        found = _loss(value, wide_r, wide_score, wide_rest, target, beta, FORM, SQUARE, NEGATIVE)
-        sums += tl.where(mask, found, 0.0)
+        number, mask, value, target = _load_tile(
+            values, scores, labels, own, rows, score_row, score_class, first, live, classes, AXIS, TILE
+        )
+        sums += tl.where(mask, _loss(value, shared, target, beta, FORM, SQUARE, NEGATIVE), 0.0)
     losses = tl.sum(sums, axis=AXIS)
 
-    # 4. Those of the labels.
+    # 3. Those of the labels.
     if labels is not None:
-        hit = label >= 0
-        value = tl.load(values + (offsets + label * step), mask=hit, other=0.0).to(tl.float32)
-        target = tl.load(scores + rows, mask=hit, other=0.0)
-        losses += tl.where(hit, _loss(value, r, score_r, rest_r, target, beta, FORM, SQUARE, False), 0.0)
-
-    # 5. To the result.
-    reduce_rows(losses, weight, out, partials, rows, live, program)
+        hit, value, target = _load_labelled(values, scores, own, rows)
+        losses += tl.where(hit, _loss(value, point, target, beta, FORM, SQUARE, False), 0.0)
+    reduce_rows(losses, weight, out, partials, rows, live)
 
 
-@triton.jit(do_not_specialize=_RUN_TIME)
+@kernel
 def qfl_backward_kernel(
     upstream,  # of the result: (B, A) or (N,) float32, contiguous; () with TOTAL
-    values_0, values_1, values_2, values_3, values_4, values_5, values_6, values_7,
-    levels,
-    grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7,  # shaped as the values, or None
-    grad_levels,  # their table
-    quality, labels, scores, weight,  # as in forward
+    weight,  # as in forward
     factor,  # () float32: one more divisor of the total, or None
-    grad_quality,  # (B, A) or (N,) float32, contiguous, or None
-    score_row: tl.int64,
-    score_class: tl.int64,
     divisor: tl.float32,
-    beta: tl.float32,
-    blocks: tl.int32,
-    total: tl.int64,
+    values_0, values_1, values_2, values_3, values_4, values_5, values_6, values_7, levels,
+    grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7, grad_levels,  # shaped as the values, or None
+    quality, labels, scores,  # as in forward
+    grad_quality,  # (B, A) or (N,) float32, contiguous, or None
+    score_row: tl.int64, score_class: tl.int64, beta: tl.float32, blocks: tl.int32, total: tl.int64,
     classes: tl.int32,
-    TOTAL: tl.constexpr,
-    FORM: tl.constexpr,
-    SQUARE: tl.constexpr,
-    AXIS: tl.constexpr,
-    TOUCHING: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TOTAL: tl.constexpr, FORM: tl.constexpr, SQUARE: tl.constexpr, AXIS: tl.constexpr, TOUCHING: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    LEVELS: tl.constexpr = len(levels)
-
-    # 1. The image, the level and the points of this program.
-    program = tl.program_id(0)
-    image = program // blocks
-    level, first_block, first_point = find_level(levels, program - image * blocks, BLOCK)
-    cells = (program - image * blocks - first_block) * BLOCK + tl.arange(0, BLOCK)
-    live = cells < pick_column(levels, level, COUNT)
-    offsets, y, x = cell_offsets(levels, level, image, cells, TOUCHING and AXIS == 0)
+    # 1. The points of this program, and what their classes share.
+    block = find_block(levels, blocks, BLOCK)
+    cells, live, rows = cells_of(block, block.number, total, BLOCK)
     every = (values_0, values_1, values_2, values_3, values_4, values_5, values_6, values_7)
-    values = pick(every, level, LEVELS)
-    step = 1
-    if AXIS == 0 or not TOUCHING:
-        step = pick_column(levels, level, BIN_STRIDE)
+    values = open_map(every, levels, block, cells, AXIS, TOUCHING)
     if grad_0 is not None:
         every = (grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7)
-        grad = pick(every, level, LEVELS)
-        grad_step = 1
-        if AXIS == 0 or not TOUCHING:
-            grad_step = pick_column(grad_levels, level, BIN_STRIDE)
-        grad_offsets, y, x = cell_offsets(grad_levels, level, image, cells, TOUCHING and AXIS == 0)
-        grad_at = tl.expand_dims(grad_offsets, AXIS)
-    rows = image.to(tl.int64) * total + first_point + cells
-
-    # 2. What the classes of a point share.
+        grad = open_map(every, grad_levels, block, cells, AXIS, TOUCHING)
+        dtype = grad.pointer.dtype.element_ty
     given = upstream_of_rows(upstream, weight, factor, divisor, rows, live, TOTAL)
-    wide_given = tl.expand_dims(given, AXIS)
-    r, score_r, rest_r = _quality(quality, rows, live, FORM)
-    wide_r, wide_score, wide_rest = tl.expand_dims(r, AXIS), tl.expand_dims(score_r, AXIS), tl.expand_dims(rest_r, AXIS)
-    at = tl.expand_dims(offsets, AXIS)
-    targets = tl.expand_dims(rows * score_row, AXIS)
+    point = _load_quality(quality, rows, live, FORM)
+    shared = _widened(point, AXIS)
     NEGATIVE: tl.constexpr = labels is not None
+    own = None
     if labels is not None:
-        label = _read_labels(labels, rows, live, classes)
-        own = tl.expand_dims(label, AXIS)
+        own = _load_labels(labels, rows, live, classes)
 
-    # 3. All elements; with labels, those of the labels are left out.
-    lanes = tl.expand_dims(tl.arange(0, TILE), 1 - AXIS)
-    sums = lanes * tl.expand_dims(tl.zeros((BLOCK,), tl.float32), AXIS)
+    # 2. All elements; with labels, those of the labels are left out.
+    sums = tl.expand_dims(tl.arange(0, TILE), 1 - AXIS) * tl.expand_dims(tl.zeros((BLOCK,), tl.float32), AXIS)
     for first in range(0, classes, TILE):
-        number = first + lanes
-        mask = (number < classes) & tl.expand_dims(live, AXIS)
-        value = tl.load(values + (at + number.to(tl.int64) * step), mask=mask, other=0.0).to(tl.float32)
-        target = 0.0
-        if labels is None:
-            target = tl.load(scores + (targets + number.to(tl.int64) * score_class), mask=mask, other=0.0)
-        else:
-            mask = mask & (number != own)
-        slope, slope_r = _slopes(value, wide_r, wide_score, wide_rest, target, beta, FORM, SQUARE, NEGATIVE)
+        number, mask, value, target = _load_tile(
+            values, scores, labels, own, rows, score_row, score_class, first, live, classes, AXIS, TILE
+        )
+        of_value, of_quality = _gradients(value, shared, target, beta, FORM, SQUARE, NEGATIVE)
         if grad_0 is not None:
-            to = grad + (grad_at + number.to(tl.int64) * grad_step)
-            tl.store(to, (slope * wide_given).to(grad.dtype.element_ty), mask=mask)
+            to = grad.pointer + (tl.expand_dims(grad.offsets, AXIS) + number.to(tl.int64) * grad.bin_stride)
+            tl.store(to, (of_value * tl.expand_dims(given, AXIS)).to(dtype), mask=mask)
         if grad_quality is not None:
-            sums += tl.where(mask, slope_r, 0.0)
+            sums += tl.where(mask, of_quality, 0.0)
 
-    # 4. Those of the labels.
+    # 3. Those of the labels.
     if grad_quality is not None:
-        slopes = tl.sum(sums, axis=AXIS)
+        total_of_quality = tl.sum(sums, axis=AXIS)
     if labels is not None:
-        hit = label >= 0
-        value = tl.load(values + (offsets + label * step), mask=hit, other=0.0).to(tl.float32)
-        target = tl.load(scores + rows, mask=hit, other=0.0)
-        slope, slope_r = _slopes(value, r, score_r, rest_r, target, beta, FORM, SQUARE, False)
+        hit, value, target = _load_labelled(values, scores, own, rows)
+        of_value, of_quality = _gradients(value, point, target, beta, FORM, SQUARE, False)
         if grad_0 is not None:
-            tl.store(grad + (grad_offsets + label * grad_step), (slope * given).to(grad.dtype.element_ty), mask=hit)
+            tl.store(grad.pointer + (grad.offsets + own * grad.bin_stride), (of_value * given).to(dtype), mask=hit)
         if grad_quality is not None:
-            slopes += tl.where(hit, slope_r, 0.0)
+            total_of_quality += tl.where(hit, of_quality, 0.0)
 
-    # 5. The quality's gradient.
+    # 4. The quality's gradient.
     if grad_quality is not None:
-        tl.store(grad_quality + rows, slopes * given, mask=live)
+        tl.store(grad_quality + rows, total_of_quality * given, mask=live)
 
 
 def qfl_forward(
@@ -377,29 +384,13 @@ def qfl_forward(
         scores: (B, A) or (N,) float32 contiguous; dense: (N, C) float32, any strides.
         reduction: as ``Reduction.on`` gives it.
     """
-    levels = _levels(values)
+    levels = _as_levels(values)
     shape = _shape(levels, levels, form, beta)
-    blocks = common.blocks_of(levels, shape["BLOCK"])
-    programs = blocks * _batch(values)
-    partials = new_partials(reduction, programs, out)
-    with common.device_of(out):
-        qfl_forward_kernel[(programs,)](
-            out,
-            *common.pointers(levels),
-            common.level_table(levels),
-            quality,
-            labels,
-            scores,
-            reduction.weight,
-            partials,
-            *_score_strides(labels, scores),
-            beta,
-            blocks,
-            _points(values),
-            values[0].shape[1],
-            **shape,
-        )
-        write_total(reduction, partials, out)
+    extent = extent_of(levels, shape["BLOCK"])
+    targets = (quality, labels, scores, *_score_strides(labels, scores))
+    sizes = (extent.blocks, extent.points, values[0].shape[1])
+    arguments = (*level_arguments(levels), *targets, beta, *sizes)
+    launch_losses(qfl_forward_kernel, extent.programs, reduction, out, arguments, shape)
 
 
 def qfl_backward(
@@ -413,6 +404,7 @@ def qfl_backward(
     reduction: Reduction,
     grad_values: Sequence[Tensor],
     grad_quality: Tensor | None,
+    out: None = None,
 ) -> None:
     """Write the gradients that are wanted.
 
@@ -420,45 +412,20 @@ def qfl_backward(
         grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
         grad_values: tensors shaped as ``values``, in their dtype, any strides; empty: not wanted.
         grad_quality: like ``quality``, or None: not wanted.
+        out: always None: forward and backward in one pass are the CPU's (`gflv2.ops.one_pass`).
     """
-    levels, gradients = _levels(values), _levels(grad_values)
+    levels, gradients = _as_levels(values), _as_levels(grad_values)
     shape = _shape(levels, [*levels, *gradients], form, beta)
-    blocks = common.blocks_of(levels, shape["BLOCK"])
-    with common.device_of(grad):
-        qfl_backward_kernel[(blocks * _batch(values),)](
-            grad,
-            *common.pointers(levels),
-            common.level_table(levels),
-            *common.pointers(gradients),
-            common.level_table(gradients) if gradients else None,
-            quality,
-            labels,
-            scores,
-            reduction.weight,
-            reduction.factor,
-            grad_quality,
-            *_score_strides(labels, scores),
-            reduction.divisor,
-            beta,
-            blocks,
-            _points(values),
-            values[0].shape[1],
-            TOTAL=reduction.total,
-            **shape,
-        )
+    extent = extent_of(levels, shape["BLOCK"])
+    targets = (quality, labels, scores, grad_quality, *_score_strides(labels, scores))
+    sizes = (extent.blocks, extent.points, values[0].shape[1])
+    arguments = (*level_arguments(levels), *level_arguments(gradients), *targets, beta, *sizes)
+    launch_gradients(qfl_backward_kernel, extent.programs, reduction, grad, arguments, shape)
 
 
-def _levels(values: Sequence[Tensor]) -> list[Tensor]:
+def _as_levels(values: Sequence[Tensor]) -> list[Tensor]:
     """Rows (N, C) as the table of levels knows them: (N, 1, C), one side."""
     return [value.unsqueeze(1) if value.dim() == 2 else value for value in values]
-
-
-def _batch(values: Sequence[Tensor]) -> int:
-    return 1 if values[0].dim() == 2 else values[0].shape[0]
-
-
-def _points(values: Sequence[Tensor]) -> int:
-    return sum(value.shape[0] if value.dim() == 2 else value.shape[2] * value.shape[3] for value in values)
 
 
 def _score_strides(labels: Tensor | None, scores: Tensor) -> tuple[int, ...]:
@@ -472,7 +439,7 @@ def _shape(levels: Sequence[Tensor], touched: Sequence[Tensor], form: str, beta:
         touched: every tensor that is read or written in tiles.
     """
     classes = levels[0].shape[-1 if levels[0].dim() == 3 else 1]
-    classes_last = common.bins_are_last(levels)
+    classes_last = bins_are_last(levels)
     # Of some sizes of a tile the one that leaves the fewest places empty; the larger where two are equal.
     most = triton.next_power_of_2(classes)
     sizes = (_CLASSES_INTERPRETED,) if INTERPRETED else _TILES[classes_last]
@@ -482,11 +449,10 @@ def _shape(levels: Sequence[Tensor], touched: Sequence[Tensor], form: str, beta:
         "FORM": _FORMS[form],
         "SQUARE": int(beta == 2),
         "AXIS": int(classes_last),
-        "TOUCHING": common.neighbours_touch(touched, classes_last),
+        "TOUCHING": neighbours_touch(touched, classes_last),
         "TILE": tile,
         "BLOCK": _CELLS_INTERPRETED if INTERPRETED else (4 * _POINTS // max(tile, 8) if classes_last else _POINTS),
-        "num_warps": 4,
-        # Said aloud: left alone, ptxas chose fewer for some variants, and spilled. A power needs more than a square.
+        **OPTIONS,
+        # Explicit: without a limit ptxas chose fewer for some variants, and spilled. A power needs more than a square.
         "maxnreg": 128 if beta == 2 else 168,
-        "enable_fp_fusion": True,  # said aloud: Triton's default for it differs between versions
     }

@@ -160,7 +160,7 @@ def test_an_interruption_is_exit_code_130(monkeypatch, capsys) -> None:
 
 
 def test_help_of_every_verb_is_complete(capsys) -> None:
-    for verb in ("train", "val", "predict", "convert", "configs"):
+    for verb in ("train", "val", "predict", "convert", "configs", "data"):
         with pytest.raises(SystemExit) as stopped:
             main([verb, "--help"])
         assert stopped.value.code == 0
@@ -171,7 +171,7 @@ def test_help_of_every_verb_is_complete(capsys) -> None:
                 assert key in text
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(verb in text for verb in ("train", "val", "predict", "convert", "configs", "demo", "env"))
+    assert all(verb in text for verb in ("train", "val", "predict", "convert", "configs", "data", "demo", "env"))
 
 
 def test_the_help_needs_no_heavy_package() -> None:
@@ -250,6 +250,17 @@ def test_train_runs(sample_set, tmp_path, capsys) -> None:
     capsys.readouterr()
     # A second run must not write over the first.
     assert "already holds a run" in failure(capsys, *arguments)
+
+
+def test_data_reports_and_writes_json_and_a_page(sample_set, tmp_path, capsys) -> None:
+    out, page = tmp_path / "sub" / "out.json", tmp_path / "page.png"
+    arguments = ["data", str(sample_set.val), "--config", "gflv2_lite0", "--json", str(out), "--page", str(page)]
+    assert main([*arguments, "--data.short_side", "[64,64]"]) == 0
+    text = capsys.readouterr().out
+    numbers = json.loads(out.read_text())
+    assert "2 images" in text and "points and boxes at short side 64, reg_max 16" in text and page.is_file()
+    assert numbers["images"] == 2 and numbers["short_side"] == 64 and all(name in text for name in shapes.CLASS_NAMES)
+    assert "error: annotation file 'no.json' does not exist" in failure(capsys, "data", "no.json")
 
 
 def test_val_prints_the_table_and_writes_json(sample_set, weights, tmp_path, capsys) -> None:

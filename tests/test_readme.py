@@ -1,6 +1,6 @@
-"""The README says what is true: its tables, its command lines, its Python, its picture.
+"""The README and docs/kernels.md say what is true: tables, command lines, Python, links, picture.
 
-``python -m tests.test_readme`` writes its tables anew (``make kernels-table``).
+``python -m tests.test_readme`` writes their tables anew (``make tables``).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import pytest
 
 from benchmarks.harness import table as results
 from benchmarks.harness.candidates import BEST, KERNELS
-from benchmarks.registry import operations as measured_operations
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+KERNELS_PAGE = ROOT / "docs" / "kernels.md"
+ROOMS = ("reference", "cpu", "triton", "cuda", "simt")
 _MEANING = {
     "integral": "softmax over the bins and its expectation; optionally the box",
     "dgqp": "quality logit from the statistics of the four distributions",
@@ -31,11 +32,26 @@ _MEANING = {
     "gfl_loss": "all losses of the head",
     "decode": "scores, best points, boxes (then torchvision's NMS)",
 }
+_MODULES = {
+    "integral": "Integral",
+    "dgqp": "DGQP",
+    "atss": "ATSSAssigner",
+    "qfl": "QualityFocalLoss",
+    "dfl": "DistributionFocalLoss",
+    "giou": "GIoULoss",
+}
+_SENTENCE = "Each of them has all backends:"
+# What the README shows of benchmarks/results: the first case of each.
+_MEASURED = {
+    "head": "the training head: assignment, losses, all gradients",
+    "training_step": "a training step of",
+    "inference": "inference with",
+}
 
 
 def configurations() -> list[str]:
     """Rows of the configurations' table, the authors' models first, weakest first."""
-    from gflv2.config import list_models, load_config
+    from gflv2 import list_models, load_config
 
     configs = [load_config(name) for name in list_models()]
     configs.sort(key=lambda c: (c.authors.ap_minival is None, c.authors.ap_minival or 0, c.name))
@@ -51,50 +67,70 @@ def configurations() -> list[str]:
 
 def operations() -> list[str]:
     """Rows of the operations' table."""
+    rows = []
+    for name in sorted(_registered(), key=lambda name: list(_MEANING).index(name)):
+        module = f"`{_MODULES[name]}`" if name in _MODULES else "–"
+        rows.append(f"| `{name}` | {_MEANING[name]} | {module} |")
+    return rows
+
+
+def _registered() -> dict[str, set[str]]:
+    """The backends of every operation."""
     import gflv2.ops  # noqa: F401
     from gflv2.ops import backends
 
-    rows = []
-    for name in sorted(backends.operations(), key=lambda name: list(_MEANING).index(name)):
-        rooms = ("reference", "cpu", "triton", "cuda", "simt")
-        marks = ["yes" if backend in backends._refusals[name] else "–" for backend in rooms]
-        rows.append(f"| `{name}` | {_MEANING[name]} | {' | '.join(marks)} |")
-    return rows
+    return {name: set(backends._refusals[name]) for name in backends.operations()}
 
 
 def kernels() -> list[str]:
-    """Rows of the kernels' table: where each GPU kernel was compiled (docs/kernels.md), and where it ran."""
-    import gflv2.ops  # noqa: F401
-    from gflv2.ops import backends
-
+    """Rows of the table of docs/kernels.md that says what has been done with the kernels of each kind."""
     rows = []
-    for name in sorted(backends.operations(), key=lambda name: list(_MEANING).index(name)):
-        file = {"dgqp_statistics": "dgqp", "iou": "giou", "gfl_targets": "gfl_loss"}.get(name, name)
-        for backend, source in (("triton", f"kernels/{file}.py"), ("cuda", f"{file}.cu")):
-            if backend not in backends._refusals[name]:
-                continue
-            emulation = "Triton's interpreter" if backend == "triton" else "`csrc/simt`"
-            rows.append(f"| `{name}` | {backend} | {_compiled_for(source)} | {emulation} | {_gpus(name, backend)} |")
+    for backend, told, emulation in (
+        ("triton", "Triton, `kernels/`", "Triton's interpreter"),
+        ("cuda", "CUDA, `csrc/cuda/`", "`csrc/simt`"),
+    ):
+        names = [name for name, rooms in _registered().items() if backend in rooms]
+        compiled = {name: _compiled_for(_source(name, backend)) for name in names}
+        everywhere = [each for each in _architectures() if all(each in found for found in compiled.values())]
+        gpus = _gpus(backend)
+        ran = "; ".join(f"{gpu}: {', '.join(sorted(ops))}" for gpu, ops in sorted(gpus.items())) or "not yet"
+        rows.append(f"| {told} | {len(names)} | {', '.join(everywhere) or '–'} | {emulation} | {ran} |")
     return rows
 
 
-def _compiled_for(source: str) -> str:
+def _source(operation: str, backend: str) -> str:
+    """Where the kernels of an operation stand, as the table of their registers names it."""
+    page = KERNELS_PAGE.read_text()
+    shared = {"dgqp_statistics": "dgqp", "iou": "giou", "gfl_targets": "gfl_loss"}
+    names = [
+        f"kernels/{name}.py" if backend == "triton" else f"{name}.cu" for name in (operation, shared.get(operation))
+    ]
+    return next((name for name in names if f"\n| {name} |" in page), names[0])
+
+
+def _architectures() -> list[str]:
+    return re.findall(r"sm_\d+", re.search(r"^\| source .*$", KERNELS_PAGE.read_text(), re.MULTILINE)[0])
+
+
+def _compiled_for(source: str) -> list[str]:
     """Architectures for which the compile matrix has compiled a source."""
-    text = (ROOT / "docs" / "kernels.md").read_text()
-    columns = re.findall(r"sm_\d+", text)
-    rows = re.findall(rf"^\| {re.escape(source)} \|.*$", text, re.MULTILINE)
-    found = [name for place, name in enumerate(columns) if any(row.split(" | ")[2 + place] != "–" for row in rows)]
-    return ", ".join(found) or "–"
+    rows = re.findall(rf"^\| {re.escape(source)} \|.*$", KERNELS_PAGE.read_text(), re.MULTILINE)
+    return [
+        name for place, name in enumerate(_architectures()) if any(row.split(" | ")[2 + place] != "–" for row in rows)
+    ]
 
 
-def _gpus(operation: str, backend: str) -> str:
-    """GPUs on which an operation was measured, and when, from benchmarks/results."""
-    found = {}
-    for path in results.files(ROOT / "benchmarks" / "results"):
-        for row in results.read(path):
-            if row["operation"] == operation and row["backend"] == backend and row["driver"]:
-                found[row["device"]] = row["commit"]  # the driver is a GPU's
-    return "; ".join(f"{device}, {_day(commit)}" for device, commit in sorted(found.items())) or "not yet"
+def _rows() -> list[results.Row]:
+    return [row for path in results.files(ROOT / "benchmarks" / "results") for row in results.read(path)]
+
+
+def _gpus(backend: str) -> dict[str, set[str]]:
+    """The operations that were measured on each GPU; the day stands beside its name."""
+    found: dict[str, set[str]] = {}
+    for row in _rows():
+        if row["backend"] == backend and row["driver"]:  # a GPU's
+            found.setdefault(f"{row['device']}, {_day(row['commit'])}", set()).add(f"`{row['operation']}`")
+    return found
 
 
 def _day(commit: str) -> str:
@@ -103,46 +139,80 @@ def _day(commit: str) -> str:
     return run.stdout.strip() if run.returncode == 0 else f"commit {commit}"
 
 
-def speed() -> list[str]:
-    """Rows of the table of speed: what benchmarks/results holds of each operation, but for the scaling curves."""
-    rows = [row for path in results.files(ROOT / "benchmarks" / "results") for row in results.read(path)]
-    found = []
-    for operation in measured_operations():
-        runs = results.by_key(row for row in rows if row["operation"] == operation.name)
+def measured() -> list[str]:
+    """Rows of the table of speed: of head, training step and inference the first case, on every device."""
+    found, rows = [], _rows()
+    for name, told in _MEASURED.items():
+        runs = results.by_key(row for row in rows if row["operation"] == name)
+        first = next(iter(runs))[-1]
+        wanted = "both" if any(key[3] == "both" for key in runs) else "forward"
         for device, _, backend, mode, case in runs:
-            others = {key[2]: runs[key] for key in runs if key[:2] + key[3:] == (device, operation.name, mode, case)}
-            # Along a curve, no other package and no further form takes part.
-            if backend not in (*KERNELS, BEST) or mode != (operation.mode or "both") or len(others) < 3:
+            if backend not in (*KERNELS, BEST) or (mode, case) != (wanted, first):
                 continue
-            took = results.median(runs[device, operation.name, backend, mode, case], "ms")
-            times = {name: results.median(of, "ms") / took for name, of in others.items()}
-            cells = [f"`{operation.name}`", case.replace(" ", ", "), mode, device, backend, results.shown(took)]
-            cells += [_least(times, "eager: "), _least(times, "compile: ")]
-            found.append(f"| {' | '.join(cells)} | {', '.join(_packages(times)) or '–'} |")
+            others = {key[2]: runs[key] for key in runs if (key[0], key[3], key[4]) == (device, mode, case)}
+            times = {candidate: results.median(of, "ms") for candidate, of in others.items()}
+            eager = min(time for candidate, time in times.items() if candidate.startswith("eager: "))
+            cells = [f"{told} {_shown(case)}", device, results.shown(times[backend])]
+            cells += [f"{results.shown(eager)} ({results.shown(eager / times[backend])} ×)"]
+            cells += [_least(times, "compile: "), results.shown(times.get("mmdet (GFLV1)")) or "–"]
+            found.append(f"| {' | '.join(cells)} |")
     return found
+
+
+def _shown(case: str) -> str:
+    """``batch=2 size=800x1344 …`` in words."""
+    facts = dict(fact.split("=") for fact in case.split())
+    text = f"{facts['batch']} image{'s' * (facts['batch'] != '1')} of {facts['size'].replace('x', ' × ')}"
+    text += f", {facts['boxes']} boxes each" if "boxes" in facts else ""
+    return f"`{facts['model']}`, {text}" if "model" in facts else f"({text})"
 
 
 def _least(times: dict[str, float], prefix: str) -> str:
     return results.shown(min((time for name, time in times.items() if name.startswith(prefix)), default=None)) or "–"
 
 
-def _packages(times: dict[str, float]) -> list[str]:
-    """The same of each package that computes the same, or less."""
-    names = ("mmdet", "mmdet (GFLV1)", "ultralytics", "torchvision")
-    return [f"{name} {results.shown(times[name])}" for name in names if name in times]
+TABLES = {configurations: README, operations: README, measured: README, kernels: KERNELS_PAGE}
 
 
 def table(name: str, text: str) -> list[str]:
-    """The rows below the head of a table of the README."""
+    """The rows below the head of a table."""
     block = re.search(rf"<!-- table: {name}.*?-->\n(.*?)<!-- end -->", text, re.DOTALL)
-    assert block is not None, f"README.md has no table {name!r}"
+    assert block is not None, f"there is no table {name!r}"
     return block[1].splitlines()[2:]
 
 
-@pytest.mark.parametrize("make", [configurations, operations, kernels, speed], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", TABLES, ids=lambda make: make.__name__)
 def test_tables(make):
     pytest.importorskip("yaml")
-    assert table(make.__name__, README.read_text()) == make(), "run: make kernels-table"
+    assert table(make.__name__, TABLES[make].read_text()) == make(), "run: make tables"
+
+
+def test_length():
+    assert len(README.read_text().splitlines()) <= 160
+
+
+def test_every_operation_has_every_backend():
+    lacking = {name: sorted(set(ROOMS) - rooms) for name, rooms in _registered().items() if set(ROOMS) - rooms}
+    assert (_SENTENCE in README.read_text()) == (not lacking), lacking
+
+
+def test_modules():
+    from gflv2 import nn
+
+    assert sorted(_MODULES.values()) == sorted(set(nn.__all__) - {"AssignResult"})
+
+
+def test_the_architectures_are_those_of_the_compile_matrix():
+    text = README.read_text()
+    assert set(re.findall(r"sm_\d+", text)) == set(_architectures())
+    for row in table("kernels", KERNELS_PAGE.read_text()):
+        assert re.findall(r"sm_\d+", row) == _architectures(), row
+
+
+def test_a_run_on_a_gpu_is_told():
+    """As soon as one is among the results, the sentence that says there was none is false."""
+    ran = bool(_gpus("triton") or _gpus("cuda"))
+    assert ("**not yet been run on a GPU**" in README.read_text().replace("\n", " ")) == (not ran)
 
 
 def test_the_authors_numbers_are_theirs():
@@ -176,13 +246,14 @@ def test_python():
     from gflv2.engine.results import Result
 
     for name in re.findall(r"result\.(\w+)", text):
-        assert hasattr(Result, name), name
+        assert hasattr(Result, name) or name in Result.__dataclass_fields__, name
 
 
 def test_links_and_picture():
     text = README.read_text()
-    for target in re.findall(r"\]\((?!https?://|#)([^)]+)\)", text):
-        assert (ROOT / target).is_file(), target
+    for page in (README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
     picture = ROOT / "docs" / "images" / "distributions.jpg"
     assert picture.stat().st_size <= 300_000
     for heading in re.findall(r"\]\(#([^)]+)\)", text):
@@ -191,12 +262,13 @@ def test_links_and_picture():
 
 
 def _write() -> None:
-    text = README.read_text()
-    for make in (configurations, operations, kernels, speed):
+    for make, path in TABLES.items():
         rows = "\n".join(make())
         pattern = rf"(<!-- table: {make.__name__}[^\n]*\n[^\n]*\n[^\n]*\n).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda match, rows=rows: f"{match[1]}{rows}\n{match[2]}", text, flags=re.DOTALL)
-    README.write_text(text)
+        found = re.sub(
+            pattern, lambda match, rows=rows: f"{match[1]}{rows}\n{match[2]}", path.read_text(), flags=re.DOTALL
+        )
+        path.write_text(found)
 
 
 if __name__ == "__main__":

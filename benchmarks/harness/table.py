@@ -14,7 +14,8 @@ COLUMNS = (
 ).split()
 NUMBERS = COLUMNS[COLUMNS.index("ms") : COLUMNS.index("torch")]
 KEY = COLUMNS[: COLUMNS.index("ms")]
-PAIR = "training_pair-"  # files of the same folder that begin so hold another table, `pairs`
+# Files of the same folder that begin so hold other tables: of `pairs`, of `benchmarks.host`.
+PAIR, HOST = "training_pair-", "host-"
 
 Row = dict[str, str]
 Key = tuple[str, ...]
@@ -29,7 +30,7 @@ def text(value: float | int | None) -> str:
 
 def files(folder: Path) -> list[Path]:
     """The tables in a folder."""
-    return sorted(path for path in folder.glob("*.csv") if not path.name.startswith(PAIR))
+    return sorted(path for path in folder.glob("*.csv") if not path.name.startswith((PAIR, HOST)))
 
 
 def read(path: str | Path, columns: Sequence[str] = COLUMNS) -> list[Row]:

@@ -1,15 +1,15 @@
 // What the bindings of the operations share; each has a file of its own beside this one.
 //
-// One way for every operation: Python names each field of the arguments' struct, and `Fields` reads it by that name. A tensor
-// is whatever has data_ptr(), shape and stride(): the library is built without torch.
+// One way for every operation: Python hands over named arguments, and a `Fields` reads each into the field of the C++ struct
+// by its name. A tensor is whatever has data_ptr(), shape, stride() and dtype: the library is built without torch.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "gflv2/api/reduction.hpp"
@@ -22,22 +22,13 @@ namespace gflv2 {
 
 namespace py = pybind11;
 
-// The device address of a tensor; null for None.
-void* address_of(py::handle tensor);
-
-// Shape or strides of a tensor, at most four numbers.
-struct Numbers {
-    int count = 0;
-    std::int64_t at[4]{};
-
-    explicit Numbers(py::handle sequence);
-};
-
 // The levels of a call, and what they have in common. Rows (M, 4, R) or (N, C) are one level of one image.
 struct LevelList {
     LevelTable table{};
+    Dtype dtype{};
     std::int64_t batch = 0, points = 0;
     int channels = 0;  // of a side: R; of a score map: C
+    bool gradients = false;
 };
 
 // A tensor (N, columns) with its strides, in elements; all 0 for None.
@@ -45,6 +36,7 @@ struct Rows {
     void* at = nullptr;
     std::int64_t rows = 0, row_stride = 0, column_stride = 0;
     int columns = 0;
+    Dtype dtype{};
 };
 
 // The boxes (or labels) of one image.
@@ -56,49 +48,61 @@ struct ImageMemory {
 // Where a call runs: (device, where, allocate). device < 0: the CPU, with `where` threads; else that CUDA device, `where` is
 // the stream, and allocate(bytes) gives memory there.
 class Call {
-   public:
+public:
     explicit Call(const py::tuple& place);
 
-    // Memory that lives as long as this object: the launch is in the stream by then.
+    // Memory on the call's device that lives as long as this object: the launch is in the stream by then.
     void* allocate(std::size_t bytes);
+    // A value on the host that lives as long.
+    template <class T> const T* keep(std::vector<T> values) {
+        auto kept = std::make_shared<std::vector<T>>(std::move(values));
+        host.push_back(kept);
+        return kept->data();
+    }
 
     int device;
     std::int64_t where;
 
-   private:
+private:
     py::object allocator;
     py::list memory;
+    std::vector<std::shared_ptr<void>> host;
 };
 
-// The keyword arguments of a call. Every field is read once; one that is missing, or that nobody reads, is an error.
+// The named arguments of a call. Each is read once; one that is missing, or that nobody reads, is an error.
 class Fields {
-   public:
+public:
     Fields(const char* operation, const py::kwargs& given) : operation(operation), given(given) {}
 
-    template <class T> void read(const char* name, T*& field) { field = static_cast<T*>(address_of(get(name))); }
+    // The address of a tensor, null for None. One that the kernel writes is checked: contiguous, and of `written`.
+    template <class T> void read(const char* name, T*& field) { field = static_cast<T*>(address(name)); }
+    template <class T> void read(const char* name, T*& field, Dtype written) {
+        check_dense(name, written);
+        read(name, field);
+    }
     void read(const char* name, bool& field) { field = py::cast<bool>(get(name)); }
-    void read(const char* name, int& field) { field = py::cast<int>(get(name)); }
+    void read(const char* name, int& field) { field = integer(name, INT32_MIN, INT32_MAX); }
     void read(const char* name, double& field) { field = py::cast<double>(get(name)); }
     void read(const char* name, float& field) { field = float(py::cast<double>(get(name))); }
-    void read(const char* name, Dtype& field) { field = Dtype(number(name, 0, 3)); }
-    // A struct of its own: the fields of a dictionary.
-    void read(const char* name, Reduction& field);
+    // What becomes of the losses of the rows: `reduction`, `out`, and backward `grad`.
+    void read_reduction(Reduction& reduction, bool backward);
 
-    // An integer within bounds.
-    int number(const char* name, int least, int most = INT32_MAX);
+    int integer(const char* name, int least, int most = INT32_MAX);
     std::vector<std::int64_t> integers(const char* name);
     std::vector<double> numbers(const char* name);
-    // None: no memory for any image; one tensor: all images, padded; else a list of one tensor an image.
-    std::vector<ImageMemory> images(const char* name, std::int64_t batch, std::size_t element_size);
-    // A list of tensors (B, sides·channels, H, W), or one of rows; `gradients` (or null) names a list like it, or an empty one.
-    LevelList levels(const char* name, const char* gradients, int sides, const std::vector<double>& strides);
+    std::vector<py::object> objects(const char* name);
+    // An empty list: no memory for any image; one padded tensor: all of them; else one tensor an image.
+    std::vector<ImageMemory> images(const char* name, std::int64_t batch, std::size_t element_size,
+                                    int padded_dimensions);
+    // Tensors (B, sides·channels, H, W), or one of rows. `gradients` (or null) names tensors like them, or an empty list.
+    LevelList levels(const char* name, const char* gradients, int sides, const std::vector<double>& strides = {});
     Rows rows(const char* name);
-    bool given_any(const char* name) { return py::len(peek(name)) > 0; }
     py::handle get(const char* name);
-    // Raises where a field was given that nobody has read.
-    void finish() const;
+    void* address(const char* name);
+    void finish() const;  // raises where something was given that nobody has read
 
-   private:
+private:
+    void check_dense(const char* name, Dtype dtype);
     py::handle peek(const char* name) const;
 
     const char* operation;
@@ -106,28 +110,54 @@ class Fields {
     std::size_t taken = 0;
 };
 
-// The field "valid": rows and columns of each level whose cells count, image by image; empty: all do.
+// The named argument "valid": rows and columns of each level whose cells count, image by image; empty: all do.
 class ValidCells {
-   public:
+public:
     // shapes: height and width of each level.
-    ValidCells(Fields& fields, const std::vector<std::int64_t>& shapes, std::int64_t batch);
+    ValidCells(Fields& fields, std::vector<std::int64_t> shapes, std::int64_t batch);
     void write(std::int64_t image, std::int32_t* rows, std::int32_t* columns) const;
 
-   private:
-    const std::vector<std::int64_t>& shapes;
-    std::vector<std::int64_t> given;
+private:
+    std::vector<std::int64_t> shapes, given;
 };
 
-// A field of the struct `a` by its own name.
-#define GFLV2_READ(field) fields.read(#field, a.field)
+void* address_of(py::handle tensor);
+void set_dtypes(const py::list& dtypes);
 
-inline void check_bins(int bins) {
-    if (bins < min_bins || bins > max_bins) throw std::invalid_argument("bins: expected 2 to 65, got " + std::to_string(bins));
+// What the arguments of an operation over levels, or over rows of logits, have in common.
+template <class Arguments> void take_levels(Arguments& a, const LevelList& list) {
+    a.dtype = list.dtype;
+    a.batch = list.batch;
+    a.points = list.points;
+    a.levels = list.table;
 }
+template <class Arguments> void take_gradient_rows(Arguments& a, const Rows& gradient) {
+    a.grad_logits = gradient.at;
+    a.grad_row_stride = gradient.row_stride;
+    a.grad_bin_stride = gradient.column_stride;
+}
+
+inline int check_bins(int bins) {
+    if (bins < min_bins || bins > max_bins)
+        throw std::invalid_argument("bins: expected 2 to 65, got " + std::to_string(bins));
+    return bins;
+}
+inline int check_classes(int classes) {
+    if (classes < 1) throw std::invalid_argument("classes: expected at least 1, got " + std::to_string(classes));
+    return classes;
+}
+// Both kinds of logits in one precision.
+inline void check_mixed(Dtype first, Dtype second) {
+    if ((first == Dtype::float64) != (second == Dtype::float64))
+        throw std::invalid_argument("logits: expected float64 in both, or in neither");
+}
+// The dtype of the arithmetic, S.
+inline Dtype arithmetic(Dtype dtype) { return dtype == Dtype::float64 ? dtype : Dtype::float32; }
 
 // Calls gflv2::cpu::name or gflv2::cuda::name(arguments, …) without the interpreter's lock.
 template <class Arguments>
-void run(const Call& call, const Arguments& arguments, void (*on_cpu)(const Arguments&, int), void (*on_cuda)(const Arguments&, Place)) {
+void run(const Call& call, const Arguments& arguments, void (*on_cpu)(const Arguments&, int),
+         void (*on_cuda)(const Arguments&, Place)) {
     const int device = call.device;
     const std::int64_t where = call.where;
     const py::gil_scoped_release release;
@@ -136,18 +166,29 @@ void run(const Call& call, const Arguments& arguments, void (*on_cpu)(const Argu
     on_cuda(arguments, {device, reinterpret_cast<void*>(where)});
 }
 #if defined(GFLV2_SIMT)
-#define GFLV2_RUN(name, call, arguments) simt::run(#name, arguments, &cuda::name, {call.device, reinterpret_cast<void*>(call.where)})
+#define GFLV2_RUN(name, call, arguments) \
+    simt::run(#name, arguments, &cuda::name, {call.device, reinterpret_cast<void*>(call.where)})
 #elif defined(GFLV2_HAS_CUDA)
 #define GFLV2_RUN(name, call, arguments) run(call, arguments, &cpu::name, &cuda::name)
 #else
-#define GFLV2_RUN(name, call, arguments) run<std::decay_t<decltype(arguments)>>(call, arguments, &cpu::name, nullptr)
+#define GFLV2_RUN(name, call, arguments) run<decltype(arguments)>(call, arguments, &cpu::name, nullptr)
 #endif
+
+// Python's function `name`: read(fields, call) gives the arguments of gflv2::cpu::name and gflv2::cuda::name.
+#define GFLV2_BIND(m, name, read)                                      \
+    m.def(#name, [](const py::tuple& place, const py::kwargs& given) { \
+        Call call(place);                                              \
+        Fields fields(#name, given);                                   \
+        auto arguments = read(fields, call);                           \
+        fields.finish();                                               \
+        GFLV2_RUN(name, call, arguments);                              \
+    })
 
 // Memory for the partial sums of a GPU; `bytes` is evaluated there alone.
 #if defined(GFLV2_HAS_CUDA)
 #define GFLV2_WORKSPACE(call, bytes) (call.device < 0 ? nullptr : call.allocate(bytes))
 #else
-#define GFLV2_WORKSPACE(call, bytes) nullptr
+#define GFLV2_WORKSPACE(call, bytes) (static_cast<void>(call), nullptr)
 #endif
 
 void bind_atss(py::module_& m);

@@ -6,52 +6,48 @@
 namespace gflv2 {
 namespace {
 
-void decode(const py::tuple& place, const py::kwargs& given) {
-    Call call(place);
-    Fields fields("decode", given);
+DecodeArguments read(Fields& fields, Call& call) {
     DecodeArguments a{};
-    const LevelList classes = fields.levels("class_levels", nullptr, 1, {});
-    const LevelList boxes = fields.levels("box_levels", nullptr, 4, fields.numbers("strides"));
-    GFLV2_READ(class_dtype);
-    GFLV2_READ(box_dtype);
-    if ((a.class_dtype == Dtype::float64) != (a.box_dtype == Dtype::float64))
-        throw std::invalid_argument("class_dtype: expected float64 with float64 box logits, and only then");
-    check_bins(boxes.channels);
-    if (classes.channels < 1) throw std::invalid_argument("classes: expected at least 1, got " + std::to_string(classes.channels));
+    const LevelList classes = fields.levels("class_logits", nullptr, 1),
+                    boxes = fields.levels("box_logits", nullptr, 4, fields.numbers("strides"));
+    check_mixed(classes.dtype, boxes.dtype);
     if (classes.table.count != boxes.table.count) throw std::invalid_argument("levels: the numbers differ");
-    a.classes = classes.channels;
-    a.bins = boxes.channels;
+    a.class_dtype = classes.dtype;
+    a.box_dtype = boxes.dtype;
+    a.classes = check_classes(classes.channels);
+    a.bins = check_bins(boxes.channels);
     a.batch = boxes.batch;
-    a.topk = fields.number("topk", 1);
+    a.topk = fields.integer("pre_topk", 1);
     a.class_levels = classes.table;
     a.box_levels = boxes.table;
     a.points = boxes.points;
     for (int l = 0; l < boxes.table.count; ++l) {
         const Level &level = classes.table.level[l], &other = boxes.table.level[l];
         const std::int64_t points = level.height * level.width;
-        if (level.height != other.height || level.width != other.width) throw std::invalid_argument("levels: the sizes differ");
+        if (level.height != other.height || level.width != other.width)
+            throw std::invalid_argument("levels: the sizes differ");
         if (points > INT32_MAX) throw std::length_error("levels: more than 2^31 points in a level");
         a.rows += points < a.topk ? points : a.topk;
     }
-    GFLV2_READ(quality);
-    GFLV2_READ(projection);
-    GFLV2_READ(scales);
-    GFLV2_READ(image_sizes);
-    GFLV2_READ(scale_factors);
-    GFLV2_READ(score_threshold);
-    GFLV2_READ(offset);
-    GFLV2_READ(keys);
-    GFLV2_READ(boxes);
-    GFLV2_READ(scores);
-    GFLV2_READ(indices);
-    GFLV2_READ(counts);
-    GFLV2_READ(distributions);
-    fields.finish();
-    GFLV2_RUN(decode, call, a);
+    const Dtype s = arithmetic(a.box_dtype);
+    fields.read("quality_logits", a.quality);
+    fields.read("projection", a.projection);
+    fields.read("scales", a.scales);
+    fields.read("image_sizes", a.image_sizes);
+    fields.read("scale_factors", a.scale_factors);
+    fields.read("score_thr", a.score_threshold);
+    fields.read("offset", a.offset);
+    fields.read("boxes", a.boxes, s);
+    fields.read("scores", a.scores, s);
+    fields.read("points", a.indices);
+    fields.read("counts", a.counts);
+    fields.read("distributions", a.distributions, s);
+    a.keys = call.allocate(std::size_t(a.batch) * a.points * (s == Dtype::float64 ? sizeof(double) : sizeof(float)));
+    return a;
 }
 
 }  // namespace
 
-void bind_decode(py::module_& m) { m.def("decode", &decode); }
+void bind_decode(py::module_& m) { GFLV2_BIND(m, decode, read); }
 
 }  // namespace gflv2

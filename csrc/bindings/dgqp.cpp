@@ -1,68 +1,73 @@
 // Python's view of `dgqp` and `dgqp_statistics`.
 
 #include "bindings/dgqp.hpp"
+
 #include "gflv2/api.hpp"
 
 namespace gflv2 {
 
-DgqpArguments read_dgqp(Fields& fields, bool backward) {
+DgqpArguments read_dgqp(Fields& fields, const char* levels, const char* grad) {
     DgqpArguments a{};
-    const LevelList list = fields.levels("levels", backward ? "grad_levels" : nullptr, 4, {});
-    check_bins(list.channels);
-    a.bins = list.channels;
-    a.batch = list.batch;
-    a.points = list.points;
-    a.levels = list.table;
-    a.topk = fields.number("topk", 1, a.bins);
-    a.hidden = fields.number("hidden", 0);
-    GFLV2_READ(dtype);
-    GFLV2_READ(scales);
-    GFLV2_READ(mean);
-    GFLV2_READ(variance);
-    GFLV2_READ(weight1);
-    GFLV2_READ(bias1);
-    GFLV2_READ(weight2);
-    GFLV2_READ(bias2);
-    for (const void* const tensor : {a.weight1, a.bias1, a.weight2, a.bias2})
-        if (a.hidden > 0 && tensor == nullptr) throw std::invalid_argument("predictor: expected four tensors");
-    if (!backward) return a;
-    a.grad_logits = fields.given_any("grad_levels");
-    GFLV2_READ(grad_out);
-    GFLV2_READ(grad_scales);
-    GFLV2_READ(grad_weight1);
-    GFLV2_READ(grad_bias1);
-    GFLV2_READ(grad_weight2);
-    GFLV2_READ(grad_bias2);
+    const LevelList list = fields.levels(levels, grad ? "grad_logits" : nullptr, 4);
+    take_levels(a, list);
+    a.bins = check_bins(list.channels);
+    a.grad_logits = list.gradients;
+    a.topk = fields.integer("topk", 1, a.bins);
+    fields.read("scales", a.scales);
+    fields.read("mean", a.mean);
+    fields.read("variance", a.variance);
+    // Four tensors, or none: the statistics alone.
+    const auto layers = [&](const char* name) {
+        const std::vector<py::object> given = fields.objects(name);
+        if (!given.empty() && given.size() != 4)
+            throw std::invalid_argument(std::string(name) + ": expected four tensors or none, got " +
+                                        std::to_string(given.size()));
+        return given;
+    };
+    const std::vector<py::object> predictor = layers("predictor");
+    if (!predictor.empty()) {
+        a.hidden = py::cast<int>(py::sequence(predictor[0].attr("shape"))[0]);
+        a.weight1 = address_of(predictor[0]);
+        a.bias1 = address_of(predictor[1]);
+        a.weight2 = address_of(predictor[2]);
+        a.bias2 = address_of(predictor[3]);
+    }
+    if (!grad) return a;
+    const Dtype s = arithmetic(a.dtype);
+    fields.read(grad, a.grad_out, s);
+    fields.read("grad_scales", a.grad_scales, s);
+    const std::vector<py::object> gradients = layers("grad_predictor");
+    if (!gradients.empty()) {
+        a.grad_weight1 = address_of(gradients[0]);
+        a.grad_bias1 = address_of(gradients[1]);
+        a.grad_weight2 = address_of(gradients[2]);
+        a.grad_bias2 = address_of(gradients[3]);
+    }
     if (!a.grad_out && a.hidden > 0) throw std::invalid_argument("grad_out: expected a tensor with a predictor");
     return a;
 }
 
 namespace {
 
-void forward(const py::tuple& place, const py::kwargs& given) {
-    Call call(place);
-    Fields fields("dgqp_forward", given);
-    DgqpArguments a = read_dgqp(fields, false);
-    GFLV2_READ(out);
-    fields.finish();
-    GFLV2_RUN(dgqp_forward, call, a);
+DgqpArguments read_forward(Fields& fields, Call&) {
+    DgqpArguments a = read_dgqp(fields, "logits", nullptr);
+    fields.read("out", a.out, arithmetic(a.dtype));
+    return a;
 }
 
-void backward(const py::tuple& place, const py::kwargs& given) {
-    Call call(place);
-    Fields fields("dgqp_backward", given);
-    DgqpArguments a = read_dgqp(fields, true);
-    fields.finish();
+DgqpArguments read_backward(Fields& fields, Call& call) {
+    DgqpArguments a = read_dgqp(fields, "logits", "grad_out");
     if (wants_sums(a))
-        a.workspace = GFLV2_WORKSPACE(call, cuda::dgqp_workspace(a.levels, a.batch, summed_features(a), summed_hidden(a)));
-    GFLV2_RUN(dgqp_backward, call, a);
+        a.workspace =
+            GFLV2_WORKSPACE(call, cuda::dgqp_workspace(a.levels, a.batch, summed_features(a), summed_hidden(a)));
+    return a;
 }
 
 }  // namespace
 
 void bind_dgqp(py::module_& m) {
-    m.def("dgqp_forward", &forward);
-    m.def("dgqp_backward", &backward);
+    GFLV2_BIND(m, dgqp_forward, read_forward);
+    GFLV2_BIND(m, dgqp_backward, read_backward);
 }
 
 }  // namespace gflv2

@@ -6,8 +6,9 @@
 
 namespace gflv2 {
 
-// backward: its fields too.
-DgqpArguments read_dgqp(Fields& fields, bool backward);
+// grad: the name of the upstream gradient; null for a forward pass.
+DgqpArguments read_dgqp(Fields& fields, const char* levels, const char* grad);
+
 // What backward sums over all points: nothing, or these sizes of the predictor, 0 where only the scales need a gradient.
 inline bool wants_sums(const DgqpArguments& a) { return a.grad_weight1 || a.grad_scales; }
 inline int summed_features(const DgqpArguments& a) { return a.grad_weight1 ? a.features() : 0; }

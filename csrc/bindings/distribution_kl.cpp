@@ -8,54 +8,31 @@ namespace {
 
 DistributionKlArguments read(Fields& fields, bool backward) {
     DistributionKlArguments a{};
-    const auto logits_of = [&](const char* name, const char* dtype) {
-        const Rows rows = fields.rows(name);
-        LogitRows found{};
-        fields.read(dtype, found.dtype);
-        check_bins(rows.columns);
-        a.bins = rows.columns;
-        a.rows = rows.rows;
-        found.at = rows.at;
-        found.row_stride = rows.row_stride;
-        found.bin_stride = rows.column_stride;
-        return found;
-    };
-    a.logits = logits_of("logits", "dtype");
-    a.teacher = logits_of("teacher", "teacher_dtype");
-    if ((a.logits.dtype == Dtype::float64) != (a.teacher.dtype == Dtype::float64))
-        throw std::invalid_argument("teacher: expected float64 where the logits are, and only there");
-    GFLV2_READ(temperature);
-    GFLV2_READ(reduction);
-    if (backward) {
-        const Rows gradient = fields.rows("grad_logits");
-        a.grad_logits = gradient.at;
-        a.grad_row_stride = gradient.row_stride;
-        a.grad_bin_stride = gradient.column_stride;
-    }
-    fields.finish();
+    const Rows logits = fields.rows("logits"), teacher = fields.rows("teacher");
+    check_mixed(logits.dtype, teacher.dtype);
+    a.bins = check_bins(logits.columns);
+    a.rows = logits.rows;
+    a.logits = {logits.dtype, logits.at, logits.row_stride, logits.column_stride};
+    a.teacher = {teacher.dtype, teacher.at, teacher.row_stride, teacher.column_stride};
+    if (backward) take_gradient_rows(a, fields.rows("grad_logits"));
+    fields.read("temperature", a.temperature);
+    fields.read_reduction(a.reduction, backward);
     return a;
 }
 
-void forward(const py::tuple& place, const py::kwargs& given) {
-    Call call(place);
-    Fields fields("distribution_kl_forward", given);
+DistributionKlArguments read_forward(Fields& fields, Call& call) {
     DistributionKlArguments a = read(fields, false);
     if (a.reduction.total) a.workspace = GFLV2_WORKSPACE(call, cuda::distribution_kl_workspace(a.rows));
-    GFLV2_RUN(distribution_kl_forward, call, a);
+    return a;
 }
 
-void backward(const py::tuple& place, const py::kwargs& given) {
-    Call call(place);
-    Fields fields("distribution_kl_backward", given);
-    const DistributionKlArguments a = read(fields, true);
-    GFLV2_RUN(distribution_kl_backward, call, a);
-}
+DistributionKlArguments read_backward(Fields& fields, Call&) { return read(fields, true); }
 
 }  // namespace
 
 void bind_distribution_kl(py::module_& m) {
-    m.def("distribution_kl_forward", &forward);
-    m.def("distribution_kl_backward", &backward);
+    GFLV2_BIND(m, distribution_kl_forward, read_forward);
+    GFLV2_BIND(m, distribution_kl_backward, read_backward);
 }
 
 }  // namespace gflv2

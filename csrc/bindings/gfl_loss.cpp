@@ -6,62 +6,55 @@
 namespace gflv2 {
 namespace {
 
-void forward(const py::tuple& place, const py::kwargs& given) {
-    Call call(place);
-    Fields fields("box_loss_forward", given);
-    BoxLossArguments a{};
-    const LevelList list = fields.levels("levels", nullptr, 4, fields.numbers("strides"));
-    check_bins(list.channels);
-    a.bins = list.channels;
-    a.batch = list.batch;
-    a.points = list.points;
-    a.levels = list.table;
-    GFLV2_READ(dtype);
-    GFLV2_READ(scales);
-    GFLV2_READ(projection);
-    GFLV2_READ(offset);
-    GFLV2_READ(boxes);
-    GFLV2_READ(weights);
-    GFLV2_READ(normalisers);
-    fields.read("giou_factor", a.factors[0]);
-    fields.read("dfl_factor", a.factors[1]);
-    GFLV2_READ(sides);
-    fields.read("giou", a.losses[0]);
-    fields.read("dfl", a.losses[1]);
-    fields.finish();
-    a.workspace = GFLV2_WORKSPACE(call, cuda::box_loss_forward_workspace(a.levels, a.batch));
-    GFLV2_RUN(box_loss_forward, call, a);
+void read_factors(py::handle pair, double* factors) {
+    const py::tuple given = py::reinterpret_borrow<py::tuple>(pair);
+    if (given.size() != 2) throw std::invalid_argument("factors: expected two, got " + std::to_string(given.size()));
+    for (int i = 0; i < 2; ++i) factors[i] = py::cast<double>(given[i]);
 }
 
-SavedBoxLoss read_saved(Fields& fields) {
-    SavedBoxLoss a{};
-    GFLV2_READ(sides);
-    GFLV2_READ(weights);
-    GFLV2_READ(projection);
-    GFLV2_READ(normalisers);
-    fields.read("giou_factor", a.factors[0]);
-    fields.read("dfl_factor", a.factors[1]);
-    fields.read("grad_giou", a.grad_losses[0]);
-    fields.read("grad_dfl", a.grad_losses[1]);
+BoxLossArguments read_forward(Fields& fields, Call& call) {
+    BoxLossArguments a{};
+    const LevelList list = fields.levels("box_logits", nullptr, 4, fields.numbers("strides"));
+    const Dtype s = arithmetic(list.dtype);
+    take_levels(a, list);
+    a.bins = check_bins(list.channels);
+    fields.read("scales", a.scales);
+    fields.read("projection", a.projection);
+    fields.read("offset", a.offset);
+    fields.read("boxes", a.boxes);
+    fields.read("weights", a.weights);
+    fields.read("normalisers", a.normalisers);
+    read_factors(fields.get("factors"), a.factors);
+    fields.read("sides", a.sides, s);
+    fields.read("giou", a.losses[0], s);
+    fields.read("dfl", a.losses[1], s);
+    a.workspace = GFLV2_WORKSPACE(call, cuda::box_loss_forward_workspace(a.levels, a.batch));
     return a;
 }
 
-void backward(const py::tuple& place, const py::kwargs& given) {
-    Call call(place);
-    Fields fields("box_loss_backward", given);
-    BoxLossBackwardArguments a{read_dgqp(fields, true), read_saved(fields)};
-    fields.finish();
-    if (wants_sums(a.dgqp))
-        a.dgqp.workspace = GFLV2_WORKSPACE(
-            call, cuda::box_loss_backward_workspace(a.dgqp.levels, a.dgqp.batch, summed_features(a.dgqp), summed_hidden(a.dgqp)));
-    GFLV2_RUN(box_loss_backward, call, a);
+BoxLossBackwardArguments read_backward(Fields& fields, Call& call) {
+    BoxLossBackwardArguments a{read_dgqp(fields, "box_logits", "grad_quality"), {}};
+    DgqpArguments& dgqp = a.dgqp;
+    const py::handle saved = fields.get("box");
+    a.box.sides = address_of(saved.attr("sides"));
+    a.box.weights = address_of(saved.attr("weights"));
+    a.box.projection = address_of(saved.attr("projection"));
+    a.box.normalisers = address_of(saved.attr("normalisers"));
+    a.box.grad_losses[0] = address_of(saved.attr("grad_giou"));
+    a.box.grad_losses[1] = address_of(saved.attr("grad_dfl"));
+    read_factors(saved.attr("factors"), a.box.factors);
+    if (wants_sums(dgqp))
+        dgqp.workspace = GFLV2_WORKSPACE(
+            call,
+            cuda::box_loss_backward_workspace(dgqp.levels, dgqp.batch, summed_features(dgqp), summed_hidden(dgqp)));
+    return a;
 }
 
 }  // namespace
 
 void bind_gfl_loss(py::module_& m) {
-    m.def("box_loss_forward", &forward);
-    m.def("box_loss_backward", &backward);
+    GFLV2_BIND(m, box_loss_forward, read_forward);
+    GFLV2_BIND(m, box_loss_backward, read_backward);
 }
 
 }  // namespace gflv2

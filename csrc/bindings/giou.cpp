@@ -6,45 +6,39 @@
 namespace gflv2 {
 namespace {
 
-GiouArguments read(Fields& fields) {
+GiouArguments read(Fields& fields, bool backward) {
     GiouArguments a{};
     const Rows pred = fields.rows("pred");
-    a.pred = pred.at;
+    a.dtype = pred.dtype;
     a.rows = pred.rows;
+    a.pred = pred.at;
     a.row_stride = pred.row_stride;
     a.side_stride = pred.column_stride;
-    GFLV2_READ(dtype);
-    GFLV2_READ(loss);
-    GFLV2_READ(target);
-    GFLV2_READ(eps);
-    GFLV2_READ(reduction);
+    fields.read("target", a.target);
+    fields.read("loss", a.loss);
+    fields.read("eps", a.eps);
+    fields.read_reduction(a.reduction, backward);
     return a;
 }
 
-void forward(const py::tuple& place, const py::kwargs& given) {
-    Call call(place);
-    Fields fields("giou_forward", given);
-    GiouArguments a = read(fields);
-    fields.finish();
+GiouArguments read_forward(Fields& fields, Call& call) {
+    GiouArguments a = read(fields, false);
     if (a.reduction.total) a.workspace = GFLV2_WORKSPACE(call, cuda::giou_workspace(a.rows));
-    GFLV2_RUN(giou_forward, call, a);
+    return a;
 }
 
-void backward(const py::tuple& place, const py::kwargs& given) {
-    Call call(place);
-    Fields fields("giou_backward", given);
-    GiouArguments a = read(fields);
-    GFLV2_READ(grad_pred);
-    GFLV2_READ(grad_target);
-    fields.finish();
-    GFLV2_RUN(giou_backward, call, a);
+GiouArguments read_backward(Fields& fields, Call&) {
+    GiouArguments a = read(fields, true);
+    fields.read("grad_pred", a.grad_pred, a.dtype);
+    fields.read("grad_target", a.grad_target, arithmetic(a.dtype));
+    return a;
 }
 
 }  // namespace
 
 void bind_giou(py::module_& m) {
-    m.def("giou_forward", &forward);
-    m.def("giou_backward", &backward);
+    GFLV2_BIND(m, giou_forward, read_forward);
+    GFLV2_BIND(m, giou_backward, read_backward);
 }
 
 }  // namespace gflv2

@@ -9,50 +9,42 @@ namespace {
 IntegralArguments read(Fields& fields, bool backward) {
     IntegralArguments a{};
     const std::vector<double> strides = fields.numbers("strides");
-    const LevelList list = fields.levels("levels", backward ? "grad_levels" : nullptr, 4, strides);
-    check_bins(list.channels);
-    a.bins = list.channels;
-    a.batch = list.batch;
-    a.points = list.points;
-    a.levels = list.table;
-    GFLV2_READ(dtype);
-    GFLV2_READ(projection);
-    GFLV2_READ(scales);
-    GFLV2_READ(row_points);
-    GFLV2_READ(row_strides);
-    GFLV2_READ(offset);
+    const LevelList list = fields.levels("logits", backward ? "grad_logits" : nullptr, 4, strides);
+    take_levels(a, list);
+    a.bins = check_bins(list.channels);
+    a.grad_logits = list.gradients;
+    fields.read("projection", a.projection);
+    fields.read("scales", a.scales);
+    fields.read("points", a.row_points);
+    fields.read("point_strides", a.row_strides);
+    fields.read("offset", a.offset);
     a.decode = a.row_points != nullptr || !strides.empty();
     return a;
 }
 
-void forward(const py::tuple& place, const py::kwargs& given) {
-    Call call(place);
-    Fields fields("integral_forward", given);
+IntegralArguments read_forward(Fields& fields, Call&) {
     IntegralArguments a = read(fields, false);
-    GFLV2_READ(out);
-    fields.finish();
-    GFLV2_RUN(integral_forward, call, a);
+    fields.read("out", a.out, arithmetic(a.dtype));
+    return a;
 }
 
-void backward(const py::tuple& place, const py::kwargs& given) {
-    Call call(place);
-    Fields fields("integral_backward", given);
+IntegralArguments read_backward(Fields& fields, Call& call) {
     IntegralArguments a = read(fields, true);
-    a.grad_logits = fields.given_any("grad_levels");
-    GFLV2_READ(grad_out);
-    GFLV2_READ(grad_projection);
-    GFLV2_READ(grad_scales);
-    fields.finish();
+    const Dtype s = arithmetic(a.dtype);
+    fields.read("grad_out", a.grad_out, s);
+    fields.read("grad_projection", a.grad_projection, s);
+    fields.read("grad_scales", a.grad_scales, s);
     if (a.grad_projection || a.grad_scales)
-        a.workspace = GFLV2_WORKSPACE(call, cuda::integral_workspace(a.levels, a.batch, a.grad_projection ? a.bins : 0));
-    GFLV2_RUN(integral_backward, call, a);
+        a.workspace =
+            GFLV2_WORKSPACE(call, cuda::integral_workspace(a.levels, a.batch, a.grad_projection ? a.bins : 0));
+    return a;
 }
 
 }  // namespace
 
 void bind_integral(py::module_& m) {
-    m.def("integral_forward", &forward);
-    m.def("integral_backward", &backward);
+    GFLV2_BIND(m, integral_forward, read_forward);
+    GFLV2_BIND(m, integral_backward, read_backward);
 }
 
 }  // namespace gflv2

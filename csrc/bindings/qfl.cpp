@@ -6,54 +6,52 @@
 namespace gflv2 {
 namespace {
 
+QflForm form_of(const std::string& name) {
+    if (name == "logits") return QflForm::logits;
+    if (name == "class_logits") return QflForm::joint;
+    if (name == "probabilities") return QflForm::probabilities;
+    throw std::invalid_argument("form: expected logits, class_logits or probabilities, got " + name);
+}
+
 QflArguments read(Fields& fields, bool backward) {
     QflArguments a{};
-    const LevelList list = fields.levels("levels", backward ? "grad_levels" : nullptr, 1, {});
-    if (list.channels < 1) throw std::invalid_argument("classes: expected at least 1, got " + std::to_string(list.channels));
-    a.classes = list.channels;
-    a.batch = list.batch;
-    a.points = list.points;
-    a.levels = list.table;
-    a.form = QflForm(fields.number("form", 0, 2));
-    GFLV2_READ(dtype);
-    GFLV2_READ(quality);
-    GFLV2_READ(labels);
-    GFLV2_READ(beta);
-    GFLV2_READ(reduction);
-    const py::handle scores = fields.get("scores");
-    a.scores = address_of(scores);
-    if (a.labels == nullptr) {
-        const Numbers steps(scores.attr("stride")());
-        a.score_row = steps.at[0];
-        a.score_class = steps.at[1];
+    const LevelList list = fields.levels("values", backward ? "grad_values" : nullptr, 1);
+    take_levels(a, list);
+    a.classes = check_classes(list.channels);
+    a.grad_logits = list.gradients;
+    a.form = form_of(py::cast<std::string>(fields.get("form")));
+    fields.read("quality", a.quality);
+    fields.read("labels", a.labels);
+    if (a.labels) {
+        fields.read("scores", a.scores);
+    } else {
+        const Rows scores = fields.rows("scores");
+        a.scores = scores.at;
+        a.score_row = scores.row_stride;
+        a.score_class = scores.column_stride;
     }
+    fields.read("beta", a.beta);
+    fields.read_reduction(a.reduction, backward);
     return a;
 }
 
-void forward(const py::tuple& place, const py::kwargs& given) {
-    Call call(place);
-    Fields fields("qfl_forward", given);
+QflArguments read_forward(Fields& fields, Call& call) {
     QflArguments a = read(fields, false);
-    fields.finish();
     if (a.reduction.total) a.workspace = GFLV2_WORKSPACE(call, cuda::qfl_workspace(a.levels, a.batch));
-    GFLV2_RUN(qfl_forward, call, a);
+    return a;
 }
 
-void backward(const py::tuple& place, const py::kwargs& given) {
-    Call call(place);
-    Fields fields("qfl_backward", given);
+QflArguments read_backward(Fields& fields, Call&) {
     QflArguments a = read(fields, true);
-    a.grad_logits = fields.given_any("grad_levels");
-    GFLV2_READ(grad_quality);
-    fields.finish();
-    GFLV2_RUN(qfl_backward, call, a);
+    fields.read("grad_quality", a.grad_quality, arithmetic(a.dtype));
+    return a;
 }
 
 }  // namespace
 
 void bind_qfl(py::module_& m) {
-    m.def("qfl_forward", &forward);
-    m.def("qfl_backward", &backward);
+    GFLV2_BIND(m, qfl_forward, read_forward);
+    GFLV2_BIND(m, qfl_backward, read_backward);
 }
 
 }  // namespace gflv2

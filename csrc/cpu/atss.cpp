@@ -1,9 +1,10 @@
 // `atss` on a CPU. The arithmetic is gflv2/atss.hpp's, with one box in each lane.
 //
 //   1. Where there are ignore boxes: which points they cover.
-//   2. Boxes find their positive points, some vectors of boxes a task, while other tasks fill the outputs with "negative".
-//   3. What the boxes found is written. Of several claims to a point the highest IoU wins, then the lower box: the order in
-//      which threads found them does not matter.
+//   2. Boxes find their positive points, some vectors of boxes a task, while other tasks fill the outputs with
+//      "negative".
+//   3. What the boxes found is written. Of several claims to a point the highest IoU wins, then the lower box: the
+//      order in which threads found them does not matter.
 // Memory grows with the boxes: a claim is 12 bytes, and a box has at most topk a level.
 
 #include <algorithm>
@@ -20,26 +21,17 @@ GFLV2_BEGIN
 namespace {
 
 constexpr int boxes_per_vector = lanes<float>;
-constexpr std::int64_t boxes_per_task = 64;    // some 15 µs
+constexpr std::int64_t boxes_per_task = 64;     // some 15 µs
 constexpr std::int64_t points_per_fill = 8192;  // 160 KB of outputs
 // Below these one thread does the work: starting the others takes longer. A box costs some 170 ns, a point 0.26 ns.
 constexpr std::int64_t work_worth_threads = 40000;  // nanoseconds
 constexpr std::int64_t claims_worth_threads = 4096;
 
-// Box `box` of its image asks for point `point`.
+// Box `box` of its image claims point `point`.
 struct Claim {
     std::int32_t point, box;
     float iou;
 };
-
-std::int64_t boxes_of(const AtssImage& image) {
-    if (!image.limit) return image.count;
-    return std::clamp<std::int64_t>(*image.limit, 0, image.count);
-}
-
-int cells_of(const AtssArguments& a, const AtssImage& image, int level) {
-    return a.level[level].points ? a.level[level].width : image.rows[level] * image.columns[level];
-}
 
 // The candidates of one vector of boxes: level by level, nearest first.
 template <int K> class Candidates {
@@ -50,10 +42,10 @@ public:
     }
 
     // Positive points of boxes [first, first + count) of an image.
-    void claim(const AtssImage& image, std::int64_t first, int count, const std::uint8_t* ignored, std::vector<Claim>& claims) {
+    void claim(const AtssImage& image, std::int64_t first, int count, const std::uint8_t* ignored,
+               std::vector<Claim>& claims) {
         const AtssBox<Floats> box = load_boxes(image.boxes + 4 * first, count);
-        const Ints complete = (box.x1 == box.x1) & (box.y1 == box.y1) & (box.x2 == box.x2) & (box.y2 == box.y2);
-        const std::uint32_t usable = lane_bits(complete) & (~0u >> (32 - count));
+        const std::uint32_t usable = lane_bits(box.complete()) & (~0u >> (32 - count));
 
         // 1. The nearest points of each level, and their IoUs.
         int found = 0, of_level[max_levels];
@@ -76,7 +68,9 @@ public:
                 std::uint32_t passed = usable & lane_bits(is_positive(at.x, at.y, box, ious()[n], threshold));
                 for (; passed; passed &= passed - 1) {
                     const int lane = __builtin_ctz(passed);
-                    claims.push_back({point(l, names()[n][lane]), std::int32_t(first + lane), ious()[n][lane]});
+                    const std::int32_t point =
+                        std::int32_t(a_.level[l].first_point) + index_of(a_.level[l], names()[n][lane]);
+                    claims.push_back({point, std::int32_t(first + lane), ious()[n][lane]});
                 }
             }
     }
@@ -89,12 +83,13 @@ private:
     static AtssBox<Floats> load_boxes(const float* boxes, int count) {
         float sides[4][boxes_per_vector];
         for (int lane = 0; lane < boxes_per_vector; ++lane)
-            for (int side = 0; side < 4; ++side) sides[side][lane] = lane < count ? boxes[4 * lane + side] : __builtin_nanf("");
+            for (int side = 0; side < 4; ++side)
+                sides[side][lane] = lane < count ? boxes[4 * lane + side] : __builtin_nanf("");
         return {load(sides[0]), load(sides[1]), load(sides[2]), load(sides[3])};
     }
 
-    void search(const AtssImage& image, int l, const AtssBox<Floats>& box, std::uint32_t usable, const std::uint8_t* ignored,
-                int wanted, Ints* to) {
+    void search(const AtssImage& image, int l, const AtssBox<Floats>& box, std::uint32_t usable,
+                const std::uint8_t* ignored, int wanted, Ints* to) {
         const AtssLevel& level = a_.level[l];
         const Floats x = box.centre_x(), y = box.centre_y();
         const std::uint8_t* level_ignored = ignored ? ignored + level.first_point : nullptr;
@@ -105,15 +100,16 @@ private:
         } else if (ignored) {
             alone = usable;
         } else {
-            const Ints proven = search_window(
-                grid_of(a_, image, l), x, y, first_window(topk_), list, false, [](Ints, Ints) { return Ints{}; });
+            const Ints proven = search_window(grid_of(a_, image, l), x, y, first_window(topk_), list, false,
+                                              [](Ints, Ints) { return Ints{}; });
             alone = usable & ~lane_bits(proven);
         }
         for (int n = 0; n < wanted; ++n) to[n] = list.name(n);
         for (; alone; alone &= alone - 1) {
             const int lane = __builtin_ctz(alone);
             NearestList<float, K> one = number_list();
-            search_grid(grid_of(a_, image, l), x[lane], y[lane], topk_, one, ignored != nullptr, [&](int row, int column) {
+            search_grid(grid_of(a_, image, l), x[lane], y[lane], topk_, one, ignored != nullptr,
+                        [&](int row, int column) {
                 return level_ignored != nullptr && level_ignored[row * level.width + column] != 0;
             });
             for (int n = 0; n < wanted; ++n) to[n][lane] = one.name(n);
@@ -134,11 +130,6 @@ private:
         return at;
     }
 
-    std::int32_t point(int l, std::int32_t name) const {
-        const AtssLevel& level = a_.level[l];
-        return std::int32_t(level.first_point) + (level.points ? name : (name >> 16) * level.width + (name & 0xffff));
-    }
-
     // Names and IoUs of all candidates; for a K known to the compiler on the stack, else behind one another in memory_,
     // followed by the lists in use.
     Ints* names() { return K > 0 ? fixed_names_ : memory_.data(); }
@@ -155,13 +146,15 @@ private:
 
     const AtssArguments& a_;
     const int topk_;
-    Ints fixed_names_[K > 0 ? K * max_levels : 1];
-    Floats fixed_ious_[K > 0 ? K * max_levels : 1];
+    static constexpr int fixed_places = K > 0 ? K* max_levels : 1;
+    Ints fixed_names_[fixed_places];
+    Floats fixed_ious_[fixed_places];
     std::vector<Ints> memory_;
     std::vector<Floats> ious_memory_;
 };
 
-// Boxes [first, last) of one image, and what they claim; or, where last is 0, points to fill with "negative" from first on.
+// Boxes [first, last) of one image, and what they claim; or, where last is 0, points to fill with "negative" from first
+// on.
 struct AtssTask {
     std::int64_t image, first, last;
     std::vector<Claim> claims;
@@ -173,12 +166,8 @@ void mark_ignored(const AtssArguments& a, const AtssImage& image, std::uint8_t* 
         std::uint8_t* to = ignored + level.first_point;
         std::memset(to, 0, std::size_t(level.height) * level.width);
         for (int row = 0; row < image.rows[l]; ++row)
-            for (int column = 0; column < image.columns[l]; ++column) {
-                const AtssGrid grid = grid_of(a, image, l);
-                const float x = level.points ? level.points[2 * std::int64_t(column)] : coordinate<float>(column, grid);
-                const float y = level.points ? level.points[2 * std::int64_t(column) + 1] : coordinate<float>(row, grid);
-                to[row * level.width + column] = is_ignored(x, y, level.half, image, a.ignore_threshold);
-            }
+            for (int column = 0; column < image.columns[l]; ++column)
+                to[row * level.width + column] = is_ignored(a, image, l, row, column);
     }
 }
 
@@ -186,11 +175,13 @@ template <int K> void claim_boxes(const AtssArguments& a, AtssTask& task, const 
     const AtssImage& image = a.images[task.image];
     Candidates<K> candidates(a);
     for (std::int64_t first = task.first; first < task.last; first += boxes_per_vector)
-        candidates.claim(image, first, int(std::min<std::int64_t>(boxes_per_vector, task.last - first)), ignored, task.claims);
+        candidates.claim(image, first, int(std::min<std::int64_t>(boxes_per_vector, task.last - first)), ignored,
+                         task.claims);
 }
 
 void fill(const AtssArguments& a, const AtssTask& task, bool has_boxes, const std::uint8_t* ignored) {
-    const std::int64_t count = std::min(points_per_fill, a.points - task.first), from = task.image * a.points + task.first;
+    const std::int64_t count = std::min(points_per_fill, a.points - task.first),
+                       from = task.image * a.points + task.first;
     std::memset(a.labels + from, 0xff, count * sizeof *a.labels);
     std::fill_n(a.iou + from, count, has_boxes ? -1e8f : 0.0f);
     if (!ignored || !has_boxes) {
@@ -240,7 +231,8 @@ void atss(const AtssArguments& a, int threads) {
     parallel_for(tasks.size(), threads, [&](std::int64_t t) {
         AtssTask& task = tasks[t];
         if (t >= searches) return fill(a, task, boxes_of(a.images[task.image]) > 0, ignored_of(task.image));
-        return a.topk == 9 ? claim_boxes<9>(a, task, ignored_of(task.image)) : claim_boxes<0>(a, task, ignored_of(task.image));
+        return a.topk == 9 ? claim_boxes<9>(a, task, ignored_of(task.image))
+                           : claim_boxes<0>(a, task, ignored_of(task.image));
     });
 
     // 3. Claims are settled, by ranges of points where there are threads enough.
@@ -248,7 +240,8 @@ void atss(const AtssArguments& a, int threads) {
     for (std::int64_t t = 0; t < searches; ++t) claims += tasks[t].claims.size();
     const std::int64_t parts = claims < claims_worth_threads ? 1 : threads;
     parallel_for(parts, threads, [&](std::int64_t part) {
-        for (std::int64_t t = 0; t < searches; ++t) settle(a, tasks[t], a.points * part / parts, a.points * (part + 1) / parts);
+        for (std::int64_t t = 0; t < searches; ++t)
+            settle(a, tasks[t], a.points * part / parts, a.points * (part + 1) / parts);
     });
 }
 

@@ -8,14 +8,17 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "cpu/gathered.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/lanes.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/tiles.hpp"
 #include "gflv2/decode.hpp"
+#include "gflv2/instances.hpp"
 #include "gflv2/integral.hpp"
 #include "gflv2/points.hpp"
 
@@ -35,11 +38,13 @@ template <class Mask> GFLV2_HD bool some(Mask mask) {
 
 // Vectors of points whose maxima are found together: they stay in registers, and each plane gives a kilobyte at a time.
 constexpr int group = GFLV2_VECTOR_BYTES == 64 ? 16 : 8;
-// Classes ahead of the one in use that are asked for: the planes lie too far apart for the processor to see a pattern.
+// How many classes ahead are prefetched: the planes lie too far apart for the processor to see a pattern.
 constexpr int classes_ahead = 8;
 
-// largest[i] = the largest class logit of point i, for GROUP vectors of adjacent points; true if some logit is not a number.
-template <int GROUP, class T> GFLV2_HD bool largest_of_planes(const T* at, std::int64_t class_step, int classes, compute_t<T>* largest) {
+// largest[i] = the largest class logit of point i, for GROUP vectors of adjacent points; true if some logit is not a
+// number.
+template <int GROUP, class T>
+GFLV2_HD bool largest_of_planes(const T* at, std::int64_t class_step, int classes, compute_t<T>* largest) {
     using S = compute_t<T>;
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
@@ -61,7 +66,8 @@ template <int GROUP, class T> GFLV2_HD bool largest_of_planes(const T* at, std::
 }
 
 // The same for one vector of points whose classes are adjacent; classes ≥ lanes.
-template <class T> GFLV2_HD bool largest_of_rows(const T* at, std::int64_t point_step, int classes, compute_t<T>* largest) {
+template <class T>
+GFLV2_HD bool largest_of_rows(const T* at, std::int64_t point_step, int classes, compute_t<T>* largest) {
     using S = compute_t<T>;
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
@@ -99,13 +105,16 @@ template <class T> bool largest_of_point(const T* at, std::int64_t class_step, i
 
 // Points [0, count) at equal steps. Returns whether some logit is not a number; then `largest` may be wrong.
 template <class T>
-bool largest_of_run(const T* at, std::int64_t point_step, std::int64_t class_step, int classes, std::int64_t count, compute_t<T>* largest) {
+bool largest_of_run(const T* at, std::int64_t point_step, std::int64_t class_step, int classes, std::int64_t count,
+                    compute_t<T>* largest) {
     constexpr int n = lanes<compute_t<T>>;
     bool unordered = false;
     std::int64_t i = 0;
     if (count >= n && point_step == 1) {
-        for (; i + group * n <= count; i += group * n) unordered |= largest_of_planes<group>(at + i, class_step, classes, largest + i);
-        for (; i + 4 * n <= count; i += 4 * n) unordered |= largest_of_planes<4>(at + i, class_step, classes, largest + i);
+        for (; i + group * n <= count; i += group * n)
+            unordered |= largest_of_planes<group>(at + i, class_step, classes, largest + i);
+        for (; i + 4 * n <= count; i += 4 * n)
+            unordered |= largest_of_planes<4>(at + i, class_step, classes, largest + i);
         for (; i < count; i += n) {  // the last vector ends with the run
             i = std::min(i, count - n);
             unordered |= largest_of_planes<1>(at + i, class_step, classes, largest + i);
@@ -131,7 +140,8 @@ template <class T> void key_task(const DecodeArguments& a, const Task& task) {
     // 1. The largest logit of each point.
     alignas(64) S largest[points_per_task + n];
     bool unordered = false;
-    each_run(level, task, false, [&](std::int64_t first, std::int64_t run, std::int64_t offset, std::int64_t point_step, auto...) {
+    each_run(level, task, false,
+             [&](std::int64_t first, std::int64_t run, std::int64_t offset, std::int64_t point_step, auto...) {
         unordered |= largest_of_run(logits + offset, point_step, step, a.classes, run, largest + (first - task.first));
     });
     for (std::int64_t i = count; i < count + n; ++i) largest[i] = 0;
@@ -154,7 +164,8 @@ template <class T> void key_task(const DecodeArguments& a, const Task& task) {
 
     // 3. Again, one by one, where a logit is not a number.
     if (unordered)
-        each_run(level, task, false, [&](std::int64_t from, std::int64_t run, std::int64_t offset, std::int64_t point_step, auto...) {
+        each_run(level, task, false,
+                 [&](std::int64_t from, std::int64_t run, std::int64_t offset, std::int64_t point_step, auto...) {
             for (std::int64_t i = 0; i < run; ++i) {
                 const std::int64_t to = from - task.first + i;
                 S best;
@@ -177,7 +188,8 @@ template <class S> void select(const S* keys, std::int64_t count, std::int64_t w
     using Rank = decltype(rank_of(S()));
     constexpr int digit = 11, bits = 8 * sizeof(Rank);
 
-    // 1. The rank of the last one that is taken, from its highest digit to its lowest; `left` of the points of that rank are.
+    // 1. The rank of the last one that is taken, from its highest digit to its lowest; `left` of the points of that
+    //    rank are.
     Rank last = 0, known = 0;
     std::int64_t left = wanted;
     for (int place = bits; place > 0;) {
@@ -212,24 +224,10 @@ template <class S> void select(const S* keys, std::int64_t count, std::int64_t w
 
 // --- 3. rows ---
 
-// Up to one register of points of one level of one image.
-template <class S> struct Points {
-    std::int64_t point[lanes<S>], row[lanes<S>];  // of the level; lanes from `used` on repeat the last point
-    int used;
-
-    std::int64_t offset(const Level& level, int lane) const {
-        const std::int64_t y = point[lane] / level.width, x = point[lane] % level.width;
-        return y * level.strides.y + x * level.strides.x;
-    }
+// Up to one register of points of one level of one image, and the rows of that level in the result to which they go.
+template <class S> struct Points : Gathered<S> {
+    std::int64_t to[lanes<S>];
 };
-
-// Element offsets[i] of a plane in lane i. (The gather instructions of AVX2 and AVX-512 take twice as long on a Zen 5 core.)
-template <class T> GFLV2_HD vector_t<compute_t<T>> gather(const T* at, const std::int64_t* offsets) {
-    using S = compute_t<T>;
-    S values[lanes<S>];
-    each<lanes<S>>(lanes<S>, [&](int i) { values[i] = widen(at[offsets[i]]); });
-    return load(values);
-}
 
 // Logits not above this have J at or below the threshold, whatever the quality: with room for the rounding of σ.
 template <class S> S smallest_logit(S threshold) {
@@ -237,7 +235,9 @@ template <class S> S smallest_logit(S threshold) {
 }
 
 // Scores of the points; returns how many rows have one above the threshold.
-template <class T> int write_scores(const DecodeArguments& a, int l, std::int64_t image, const Points<compute_t<T>>& points, std::int64_t first_row) {
+template <class T>
+int write_scores(const DecodeArguments& a, int l, std::int64_t image, const Points<compute_t<T>>& points,
+                 std::int64_t first_row) {
     using S = compute_t<T>;
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
@@ -245,23 +245,24 @@ template <class T> int write_scores(const DecodeArguments& a, int l, std::int64_
     const T* const logits = static_cast<const T*>(level.logits) + image * level.strides.image;
     const std::int64_t first = image * a.points + level.first_point, step = level.strides.bin;
     const S threshold = S(a.score_threshold), smallest = smallest_logit(threshold);
-    S* const to = static_cast<S*>(a.scores) + (image * a.rows + first_row) * a.classes;
+    S* const scores = static_cast<S*>(a.scores) + (image * a.rows + first_row) * a.classes;
 
     // 1. The points with a score above the threshold. Most have none: their logits are not read again.
-    std::int64_t offsets[n];
+    std::int64_t all[n], offsets[n];
+    points.offsets(level.strides, all);
     S* rows[n];
     S keys[n] = {}, qualities[n] = {};
     int above = 0;
     for (int i = 0; i < points.used; ++i) {
         const S key = std::abs(static_cast<const S*>(a.keys)[first + points.point[i]]);
-        S* const row = to + points.row[i] * a.classes;
+        S* const row = scores + points.to[i] * a.classes;
         if (!(key > threshold)) {
             std::memset(row, 0, a.classes * sizeof(S));
             continue;
         }
         keys[above] = key;
         if (a.quality) qualities[above] = static_cast<const S*>(a.quality)[first + points.point[i]];
-        offsets[above] = points.offset(level, i);
+        offsets[above] = all[i];
         rows[above++] = row;
     }
     if (above == 0) return 0;
@@ -271,7 +272,8 @@ template <class T> int write_scores(const DecodeArguments& a, int l, std::int64_
         return some(logit > smallest) ? kept_score(logit, of_quality, of_key, threshold) : V{};
     };
 
-    // 2. Their scores: class by class with a point in each lane, or where the classes are adjacent, the other way round.
+    // 2. Their scores: class by class with a point in each lane, or where the classes are adjacent, the other way
+    //    round.
     for (int c = 0; c < a.classes; c += n) {
         const int width = std::min(n, a.classes - c);
         V tile[n] = {};
@@ -287,25 +289,26 @@ template <class T> int write_scores(const DecodeArguments& a, int l, std::int64_
     return above;
 }
 
-template <class T> void write_boxes(const DecodeArguments& a, int l, std::int64_t image, const Points<compute_t<T>>& points, std::int64_t first_row) {
+template <class T>
+void write_boxes(const DecodeArguments& a, int l, std::int64_t image, const Points<compute_t<T>>& points,
+                 std::int64_t first_row) {
     using S = compute_t<T>;
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
     const Level& level = a.box_levels.level[l];
     const T* const logits = static_cast<const T*>(level.logits) + image * level.strides.image;
     const S* const projection = static_cast<const S*>(a.projection);
-    const S scale = a.scales ? static_cast<const S*>(a.scales)[l] : S(1), stride = S(level.stride);
+    const S scale = scale_of<S>(a.scales, l), stride = S(level.stride);
     const S* const limits = a.image_sizes ? static_cast<const S*>(a.image_sizes) + 2 * image : nullptr;
     const S* const factors = a.scale_factors ? static_cast<const S*>(a.scale_factors) + 2 * image : nullptr;
     const std::int64_t first = image * a.rows + first_row;
 
     std::int64_t offsets[n];
-    for (int i = 0; i < n; ++i) offsets[i] = points.offset(level, i);
+    points.offsets(level.strides, offsets);
     for (int side = 0; side < 4; ++side) {
         // 1. The logits.
-        const T* const at = logits + side * level.strides.side;
         V row[max_bins];
-        for (int b = 0; b < a.bins; ++b) row[b] = gather(at + b * level.strides.bin, offsets);
+        gather_row(logits + side * level.strides.side, offsets, level.strides.bin, a.bins, row);
 
         // 2. Softmax and expectation.
         NoExponentials none;
@@ -314,11 +317,11 @@ template <class T> void write_boxes(const DecodeArguments& a, int l, std::int64_
 
         // 3. The side of the box.
         for (int i = 0; i < points.used; ++i) {
-            const std::int64_t cell = side % 2 ? points.point[i] / level.width : points.point[i] % level.width;
+            const std::int64_t cell = side % 2 ? points.row[i] : points.column[i];
             S at = box_side(cell_point(cell, S(a.offset), stride), S(distance[i]), stride, side);
             if (limits) at = clipped(at, limits[1 - side % 2]);
             if (factors) at /= factors[side % 2];
-            static_cast<S*>(a.boxes)[4 * (first + points.row[i]) + side] = at;
+            static_cast<S*>(a.boxes)[4 * (first + points.to[i]) + side] = at;
         }
 
         // 4. The distribution, where it is wanted.
@@ -327,7 +330,7 @@ template <class T> void write_boxes(const DecodeArguments& a, int l, std::int64_
         for (int b = 0; b < a.bins; ++b) {
             const V probability = again.get(row, b, scale, softmax.largest) / softmax.total;
             for (int i = 0; i < points.used; ++i)
-                static_cast<S*>(a.distributions)[(4 * (first + points.row[i]) + side) * a.bins + b] = probability[i];
+                static_cast<S*>(a.distributions)[(4 * (first + points.to[i]) + side) * a.bins + b] = probability[i];
         }
     }
 }
@@ -384,15 +387,13 @@ template <class S> void run(const DecodeArguments& a, const Kernels<S>& kernels,
         constexpr int n = lanes<S>;
         int above = 0;
         for (std::int64_t at = task.first; at < task.last; at += n) {
-            Points<S> points;
-            points.used = int(std::min<std::int64_t>(n, task.last - at));
-            for (int lane = 0; lane < n; ++lane) {
-                const std::int64_t place = at + std::min(lane, points.used - 1);
-                points.point[lane] = sorted ? chosen[first + place].point : place;
-                points.row[lane] = sorted ? chosen[first + place].row : place;
+            Points<S> points{{level, int(std::min<std::int64_t>(n, task.last - at)),
+                              [&](int lane) { return sorted ? chosen[first + at + lane].point : at + lane; }},
+                             {}};
+            for (int lane = 0; lane < points.used; ++lane) {
+                points.to[lane] = sorted ? chosen[first + at + lane].row : at + lane;
+                a.indices[first + points.to[lane]] = level.first_point + points.point[lane];
             }
-            for (int lane = 0; lane < points.used; ++lane)
-                a.indices[first + points.row[lane]] = level.first_point + points.point[lane];
             above += kernels.scores(a, task.level, task.image, points, first_row[task.level]);
             kernels.boxes(a, task.level, task.image, points, first_row[task.level]);
         }
@@ -401,23 +402,16 @@ template <class S> void run(const DecodeArguments& a, const Kernels<S>& kernels,
     for (std::int64_t image = 0; image < a.batch; ++image) a.counts[image] = counts[image];
 }
 
-template <class T> void choose_boxes(const DecodeArguments& a, Kernels<float> kernels, int threads) {
-    kernels.keys = key_task<T>;
-    kernels.scores = write_scores<T>;
-    run<float>(a, kernels, threads);
-}
-
 }  // namespace
 
 void decode(const DecodeArguments& a, int threads) {
-    if (a.class_dtype == Dtype::float64) return run<double>(a, {key_task<double>, write_scores<double>, write_boxes<double>}, threads);
-    Kernels<float> kernels{};
-    kernels.boxes = a.box_dtype == Dtype::float32 ? write_boxes<float> : a.box_dtype == Dtype::float16 ? write_boxes<half> : write_boxes<bfloat16>;
-    switch (a.class_dtype) {
-        case Dtype::float32: return choose_boxes<float>(a, kernels, threads);
-        case Dtype::float16: return choose_boxes<half>(a, kernels, threads);
-        default: return choose_boxes<bfloat16>(a, kernels, threads);
-    }
+    const auto start = [&](auto of_class, auto of_box) {
+        using C = decltype(of_class);
+        if constexpr (std::is_same_v<compute_t<C>, compute_t<decltype(of_box)>>)
+            run<compute_t<C>>(a, {key_task<C>, write_scores<C>, write_boxes<decltype(of_box)>}, threads);
+    };
+    with_type(a.class_dtype,
+              [&](auto of_class) { with_type(a.box_dtype, [&](auto of_box) { start(of_class, of_box); }); });
 }
 
 GFLV2_END

@@ -1,20 +1,20 @@
 // `dfl` on a CPU: one row in each lane. The arithmetic is gflv2/dfl.hpp's.
 
 #include <algorithm>
-#include <vector>
 
 #include "cpu/batch.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/logarithm.hpp"
-#include "cpu/parallel.hpp"
-#include "cpu/reduction.hpp"
+#include "cpu/loss_reduction.hpp"
 #include "gflv2/dfl.hpp"
+#include "gflv2/instances.hpp"
 
 GFLV2_BEGIN
 
 namespace {
 
-template <class T, bool BACKWARD, int BINS> double run_rows(const DflArguments& a, std::int64_t first, std::int64_t count) {
+template <class T, bool BACKWARD, int BINS>
+double run_rows(const DflArguments& a, std::int64_t first, std::int64_t count) {
     using S = compute_t<T>;
     using V = vector_t<S>;
     constexpr int n = lanes<S>, room = BINS > 0 ? BINS : max_bins;
@@ -41,8 +41,9 @@ template <class T, bool BACKWARD, int BINS> double run_rows(const DflArguments& 
         }
         if constexpr (BACKWARD) {
             const V over_total = S(1) / r.total, upstream = load_used(upstreams + i, used);
-            each<BINS>(a.bins, [&](int b) { tile[b] = dfl_slope<S>(b, tile[b], over_total, target, upstream); });
-            store_tile(static_cast<T*>(a.grad_logits) + row * a.grad_row_stride, tile, a.grad_row_stride, a.grad_bin_stride, a.bins, used);
+            each<BINS>(a.bins, [&](int b) { tile[b] = dfl_gradient<S>(b, tile[b], over_total, target, upstream); });
+            store_tile(static_cast<T*>(a.grad_logits) + row * a.grad_row_stride, tile, a.grad_row_stride,
+                       a.grad_bin_stride, a.bins, used);
         }
     }
     if (!losses) return 0;
@@ -51,29 +52,17 @@ template <class T, bool BACKWARD, int BINS> double run_rows(const DflArguments& 
     return reduce_rows(a.reduction, first, count, values);
 }
 
-using RunRows = double (*)(const DflArguments&, std::int64_t, std::int64_t);
-
-template <bool BACKWARD, class T> RunRows rows_of(int bins) {
-    return bins == 17 ? run_rows<T, BACKWARD, 17> : bins == 33 ? run_rows<T, BACKWARD, 33> : run_rows<T, BACKWARD, 0>;
-}
-
 template <bool BACKWARD> void run(const DflArguments& a, int threads) {
-    const RunRows rows = a.dtype == Dtype::float32    ? rows_of<BACKWARD, float>(a.bins)
-                         : a.dtype == Dtype::float16  ? rows_of<BACKWARD, half>(a.bins)
-                         : a.dtype == Dtype::bfloat16 ? rows_of<BACKWARD, bfloat16>(a.bins)
-                                                      : run_rows<double, BACKWARD, 0>;
-    std::vector<double> sums((a.rows + points_per_task - 1) / points_per_task);
-    parallel_for(std::int64_t(sums.size()), threads_for(a.rows * a.bins * 2 / 3, threads), [&](std::int64_t i) {
-        const std::int64_t first = i * points_per_task;
-        sums[i] = rows(a, first, std::min(points_per_task, a.rows - first));
+    const auto rows = with_type_and_bins(a.dtype, a.bins, [](auto zero, auto bins) {
+        return run_rows<decltype(zero), BACKWARD, decltype(bins)::value>;
     });
-    a.dtype == Dtype::float64 ? write_total<double>(a.reduction, sums) : write_total<float>(a.reduction, sums);
+    reduce_tasks(a.reduction, a.dtype, a.rows, threads_for(a.rows * a.bins * 2 / 3, threads),
+                 [&](std::int64_t first, std::int64_t count) { return rows(a, first, count); });
 }
 
 }  // namespace
 
 void dfl_forward(const DflArguments& a, int threads) { run<false>(a, threads); }
-
 void dfl_backward(const DflArguments& a, int threads) { run<true>(a, threads); }
 
 GFLV2_END

@@ -1,6 +1,7 @@
 // `dgqp` and `dgqp_statistics` on a CPU. A task goes through its points in batches of tiles (one point in each lane):
-// statistics of every side, then the predictor as a product of small matrices; backward, the gradient of the statistics, then
-// that of the logits from the exponentials kept for the batch. The arithmetic of a row is gflv2/dgqp.hpp's.
+// statistics of every side, then the predictor as a product of small matrices; backward, the gradient of the
+// statistics, then that of the logits from the exponentials kept for the batch. The arithmetic of a row is
+// gflv2/dgqp.hpp's.
 
 #include <algorithm>
 #include <type_traits>
@@ -15,6 +16,7 @@
 #include "cpu/predictor.hpp"
 #include "cpu/ranks.hpp"
 #include "gflv2/dgqp.hpp"
+#include "gflv2/instances.hpp"
 
 GFLV2_BEGIN
 
@@ -51,7 +53,8 @@ template <class T, int BINS, int TOPK> struct Dgqp {
     const int features, units;
 
     Dgqp(const DgqpArguments& arguments, const PackedPredictor<S>* predictor, const AddedGradient<S>* added)
-        : a(arguments), predictor(predictor), added(added), features(arguments.features()), units(predictor ? predictor->units : 0) {}
+        : a(arguments), predictor(predictor), added(added), features(arguments.features()),
+          units(predictor ? predictor->units : 0) {}
 
     int bins() const { return BINS > 0 ? BINS : a.bins; }
     int topk() const { return TOPK > 0 ? TOPK : a.topk; }
@@ -59,7 +62,8 @@ template <class T, int BINS, int TOPK> struct Dgqp {
 
     Batch memory(bool backward) const {
         const std::size_t tiles = largest_batch, kept = backward ? tiles : 0, unit_places = round_up(units, n);
-        const std::size_t sizes[] = {tiles * features, kept * features, kept * 4 * bins(), kept * 4 * topk(), kept * 4, kept * units};
+        const std::size_t sizes[] = {tiles * features,  kept * features, kept * 4 * bins(),
+                                     kept * 4 * topk(), kept * 4,        kept * units};
         std::size_t total = unit_places;
         for (std::size_t size : sizes) total += size;
         V* at = scratch<S>(total);
@@ -75,18 +79,19 @@ template <class T, int BINS, int TOPK> struct Dgqp {
         return batch;
     }
 
-    S scale_of(const Task& task) const { return a.scales ? static_cast<const S*>(a.scales)[task.level] : S(1); }
-
     // Of the task's image and level, in (B, A).
-    std::int64_t first_point(const Task& task) const { return task.image * a.points + a.levels.level[task.level].first_point; }
+    std::int64_t first_point(const Task& task) const {
+        return task.image * a.points + a.levels.level[task.level].first_point;
+    }
 
     // --- steps ---
 
-    // Statistics of every side; KEEP: what the way back needs, too. Tiles from `count` to the next multiple of tiles_together
-    // get zeros.
-    template <bool KEEP> void read_statistics(const Task& task, const PointTile* tiles, int count, const Batch& batch) const {
+    // Statistics of every side; KEEP: also what backward needs. Tiles from `count` to the next multiple of
+    // tiles_together get zeros.
+    template <bool KEEP>
+    void read_statistics(const Task& task, const PointTile* tiles, int count, const Batch& batch) const {
         const Level& level = a.levels.level[task.level];
-        const S scale = scale_of(task);
+        const S scale = scale_of<S>(a.scales, task.level);
         const int per_side = statistics().count();
         for (int side = 0; side < 4; ++side) {  // outside: the hardware follows the bins of one side, not of four
             for (int t = 0; t < count; ++t) {
@@ -97,7 +102,8 @@ template <class T, int BINS, int TOPK> struct Dgqp {
                 Peak<V> peak;
                 if (tiles[t].step == 1 && tiles[t].used == n) {
                     prefetch_planes<BINS>(at, level.strides.bin, bins());
-                    peak = softmax_top<BINS, TOPK, V>(PlaneRow<T>{at, level.strides.bin}, bins(), scale, topk(), exponentials, top);
+                    peak = softmax_top<BINS, TOPK, V>(PlaneRow<T>{at, level.strides.bin}, bins(), scale, topk(),
+                                                      exponentials, top);
                 } else {
                     V tile[max_bins];
                     load_tile(tile, at, tiles[t].step, level.strides.bin, bins(), tiles[t].used);
@@ -119,7 +125,8 @@ template <class T, int BINS, int TOPK> struct Dgqp {
         for (int first = 0; first < count; first += tiles_together) {
             V quality[tiles_together];
             each<tiles_together>(tiles_together, [&](int t) { quality[t] = splat(predictor->bias2); });
-            layer<S>(batch.features + first * features, features, features, predictor->forward.data(), units, [&](int unit, auto& sums) {
+            layer<S>(batch.features + first * features, features, features, predictor->forward.data(), units,
+                     [&](int unit, auto& sums) {
                 each<outputs_together>(outputs_together, [&](int o) {
                     const V bias = splat(predictor->bias1[unit + o]), weight = splat(predictor->weight2[unit + o]);
                     each<tiles_together>(tiles_together, [&](int t) {
@@ -135,7 +142,8 @@ template <class T, int BINS, int TOPK> struct Dgqp {
     void write_statistics(const Task& task, const PointTile* tiles, int count, const Batch& batch) const {
         S* out = static_cast<S*>(a.out) + first_point(task) * features;
         for (int t = 0; t < count; ++t)
-            store_tile(out + tiles[t].point * features, batch.features + t * features, features, 1, features, tiles[t].used);
+            store_tile(out + tiles[t].point * features, batch.features + t * features, features, 1, features,
+                       tiles[t].used);
     }
 
     // ∂L/∂F where the statistics are the result.
@@ -146,7 +154,8 @@ template <class T, int BINS, int TOPK> struct Dgqp {
         }
         const S* from = static_cast<const S*>(a.grad_out) + first_point(task) * features;
         for (int t = 0; t < count; ++t)
-            load_tile(batch.gradients + t * features, from + tiles[t].point * features, features, 1, features, tiles[t].used);
+            load_tile(batch.gradients + t * features, from + tiles[t].point * features, features, 1, features,
+                      tiles[t].used);
     }
 
     // a_h of every tile, and their sums over the points: of a_h to unit_sums, of g to the result.
@@ -160,7 +169,8 @@ template <class T, int BINS, int TOPK> struct Dgqp {
                 upstream[t] = first + t < count ? load_used(from + tiles[first + t].point, tiles[first + t].used) : V{};
                 total += upstream[t];
             });
-            layer<S>(batch.features + first * features, features, features, predictor->forward.data(), units, [&](int unit, auto& sums) {
+            layer<S>(batch.features + first * features, features, features, predictor->forward.data(), units,
+                     [&](int unit, auto& sums) {
                 each<outputs_together>(outputs_together, [&](int o) {
                     const V bias = splat(predictor->bias1[unit + o]);
                     V sum = V{};
@@ -179,9 +189,12 @@ template <class T, int BINS, int TOPK> struct Dgqp {
     // ∂L/∂F from a_h.
     void propagate(int count, const Batch& batch) const {
         for (int first = 0; first < count; first += tiles_together)
-            layer<S>(batch.active + first * units, units, units, predictor->backward.data(), features, [&](int feature, auto& sums) {
+            layer<S>(batch.active + first * units, units, units, predictor->backward.data(), features,
+                     [&](int feature, auto& sums) {
                 each<tiles_together>(tiles_together, [&](int t) {
-                    each<outputs_together>(outputs_together, [&](int o) { batch.gradients[(first + t) * features + feature + o] = sums[t][o]; });
+                    each<outputs_together>(outputs_together, [&](int o) {
+                        batch.gradients[(first + t) * features + feature + o] = sums[t][o];
+                    });
                 });
             });
     }
@@ -189,10 +202,11 @@ template <class T, int BINS, int TOPK> struct Dgqp {
     // ∂L/∂logits from ∂L/∂F; returns the part of ∂L/∂scale.
     double write_gradients(const Task& task, const PointTile* tiles, int count, const Batch& batch) const {
         const Level& level = a.levels.level[task.level];
-        const S scale = scale_of(task);
+        const S scale = scale_of<S>(a.scales, task.level);
         const int per_side = statistics().count();
         bool adds[largest_batch];
-        for (int t = 0; t < count; ++t) adds[t] = added && added->any(first_point(task) + tiles[t].point, tiles[t].used);
+        for (int t = 0; t < count; ++t)
+            adds[t] = added && added->any(first_point(task) + tiles[t].point, tiles[t].used);
         V scale_sum = V{};
         for (int side = 0; side < 4; ++side) {
             for (int t = 0; t < count; ++t) {
@@ -201,12 +215,14 @@ template <class T, int BINS, int TOPK> struct Dgqp {
                 const KeepAt exponentials{batch.exponentials + (4 * t + side) * bins()};
                 const Peak<V> peak{V{}, batch.inverses[4 * t + side]};
                 const V* gradients = batch.gradients + t * features + side * per_side;
-                const V sum = statistics_backward<TOPK, S>(top, peak.inverse, statistics(), [&](int place) { return gradients[place]; }, of_ranks);
+                const V sum = statistics_backward<TOPK, S>(top, peak.inverse, statistics(),
+                                                           [&](int place) { return gradients[place]; }, of_ranks);
                 const T* at = static_cast<const T*>(level.logits) + tiles[t].logits + side * level.strides.side;
                 T* to = static_cast<T*>(level.grad_logits) + tiles[t].gradient + side * level.grad_strides.side;
                 if (tiles[t].step == 1 && tiles[t].grad_step == 1 && tiles[t].used == n && a.grad_logits && !adds[t]) {
                     const PlaneRow<T> row{at, level.strides.bin};
-                    softmax_top_backward<BINS, TOPK, V>(row, bins(), scale, topk(), exponentials, peak, top, of_ranks, sum, [&](int bin, V gradient) {
+                    softmax_top_backward<BINS, TOPK, V>(row, bins(), scale, topk(), exponentials, peak, top, of_ranks,
+                                                        sum, [&](int bin, V gradient) {
                         row_sum = multiply_add(row[bin], gradient, row_sum);
                         store(to + bin * level.grad_strides.bin, V(gradient * scale));
                         prefetch_write(to + bin * level.grad_strides.bin);
@@ -214,13 +230,17 @@ template <class T, int BINS, int TOPK> struct Dgqp {
                 } else {
                     V tile[max_bins], result[max_bins], more[max_bins];
                     load_tile(tile, at, tiles[t].step, level.strides.bin, bins(), tiles[t].used);
-                    if (adds[t]) added->write(first_point(task) + tiles[t].point, tiles[t].used, side, bins(), exponentials.at, peak.inverse, more);
-                    softmax_top_backward<0, TOPK, V>(tile, bins(), scale, topk(), exponentials, peak, top, of_ranks, sum, [&](int bin, V gradient) {
+                    if (adds[t])
+                        added->write(first_point(task) + tiles[t].point, tiles[t].used, side, bins(), exponentials.at,
+                                     peak.inverse, more);
+                    softmax_top_backward<0, TOPK, V>(tile, bins(), scale, topk(), exponentials, peak, top, of_ranks,
+                                                     sum, [&](int bin, V gradient) {
                         if (adds[t]) gradient += more[bin];
                         row_sum = multiply_add(tile[bin], gradient, row_sum);
                         result[bin] = gradient * scale;
                     });
-                    if (a.grad_logits) store_tile(to, result, tiles[t].grad_step, level.grad_strides.bin, bins(), tiles[t].used);
+                    if (a.grad_logits)
+                        store_tile(to, result, tiles[t].grad_step, level.grad_strides.bin, bins(), tiles[t].used);
                 }
                 scale_sum += row_sum;
             }
@@ -252,7 +272,8 @@ template <class T, int BINS, int TOPK> struct Dgqp {
             } else {
                 const V total = activate(task, tiles, count, batch);
                 if (a.grad_weight1) {
-                    add_outer_products<S>(batch.active, units, batch.features, features, int(round_up(count, tiles_together)), sums);
+                    add_outer_products<S>(batch.active, units, batch.features, features,
+                                          int(round_up(count, tiles_together)), sums);
                     double* unit_sums = sums + std::int64_t(units) * features;
                     for (int h = 0; h < units; h += n) {
                         sum_each<S>(batch.unit_sums + h);
@@ -301,8 +322,8 @@ template <class T, int BINS, int TOPK> struct Dgqp {
     void backward(int threads) const {
         const std::vector<Task> tasks = list_tasks(a.levels, a.batch);
         if (a.grad_logits) expect_gradients(a.levels, a.dtype, a.batch, 4, a.bins);
-        // Tasks that share their sums run one after the other. How many do depends on the shapes alone: at most 128 groups,
-        // fewer where their sums would take more than 64 MB.
+        // Tasks that share their sums run one after the other. How many do depends on the shapes alone: at most 128
+        // groups, fewer where their sums would take more than 64 MB.
         const std::int64_t count = std::int64_t(tasks.size()), width = predictor_sums();
         const std::int64_t most = width ? std::clamp<std::int64_t>((std::int64_t(8) << 20) / width, 8, 128) : count;
         const std::int64_t per_group = std::max<std::int64_t>((count + most - 1) / std::max<std::int64_t>(most, 1), 1);
@@ -321,49 +342,43 @@ template <class T, int BINS, int TOPK> struct Dgqp {
     }
 };
 
-template <class T> using Added = AddedGradient<compute_t<T>>;
-
-template <class T, int BINS, int TOPK> void run(const DgqpArguments& a, bool backward, const Added<T>* added, int threads) {
+// BINS and TOPK where they are constants, else 0.
+template <class T, int BINS, int TOPK>
+void run(const DgqpArguments& a, bool backward, const AddedGradient<compute_t<T>>* added, int threads) {
     using S = compute_t<T>;
     const auto start = [&](const PackedPredictor<S>* predictor) {
         const Dgqp<T, BINS, TOPK> dgqp(a, predictor, added);
         backward ? dgqp.backward(threads) : dgqp.forward(threads);
     };
     if (a.hidden == 0) return start(nullptr);
-    const PackedPredictor<S> predictor(
-        a.features(), a.hidden, static_cast<const S*>(a.weight1), static_cast<const S*>(a.bias1), static_cast<const S*>(a.weight2),
-        static_cast<const S*>(a.bias2));
+    const PackedPredictor<S> predictor(a.features(), a.hidden, static_cast<const S*>(a.weight1),
+                                       static_cast<const S*>(a.bias1), static_cast<const S*>(a.weight2),
+                                       static_cast<const S*>(a.bias2));
     start(&predictor);
 }
 
-// The published heads have 17 bins and k = 4; 33 bins are the common alternative.
-template <class T> void run(const DgqpArguments& a, bool backward, const Added<T>* added, int threads) {
-    if (a.topk == 4 && a.bins == 17) return run<T, 17, 4>(a, backward, added, threads);
-    if (a.topk == 4 && a.bins == 33) return run<T, 33, 4>(a, backward, added, threads);
-    run<T, 0, 0>(a, backward, added, threads);
-}
-
-void run(const DgqpArguments& a, bool backward, const AddedGradient<float>* added, int threads) {
-    if (a.dtype == Dtype::float32) return run<float>(a, backward, added, threads);
-    if (a.dtype == Dtype::float16) return run<half>(a, backward, added, threads);
-    run<bfloat16>(a, backward, added, threads);
-}
-
-// float64 serves gradient checks.
-void run(const DgqpArguments& a, bool backward, const AddedGradient<double>* added, int threads) {
-    run<double, 0, 0>(a, backward, added, threads);
+// The published heads have 17 bins and k = 4; 33 bins are the common alternative. float64 serves gradient checks.
+template <class S> void run(const DgqpArguments& a, bool backward, const AddedGradient<S>* added, int threads) {
+    with_type_and_bins(a.dtype, a.topk == 4 ? a.bins : 0, [&](auto zero, auto bins) {
+        using T = decltype(zero);
+        constexpr int BINS = decltype(bins)::value;
+        if constexpr (std::is_same_v<compute_t<T>, S>) run<T, BINS, BINS ? 4 : 0>(a, backward, added, threads);
+    });
 }
 
 void run(const DgqpArguments& a, bool backward, int threads) {
-    if (a.dtype == Dtype::float64) run(a, backward, static_cast<const AddedGradient<double>*>(nullptr), threads);
-    else run(a, backward, static_cast<const AddedGradient<float>*>(nullptr), threads);
+    with_type(a.dtype, [&](auto zero) { run<compute_t<decltype(zero)>>(a, backward, nullptr, threads); });
 }
 
 }  // namespace
 
 void dgqp_forward(const DgqpArguments& a, int threads) { run(a, false, threads); }
 void dgqp_backward(const DgqpArguments& a, int threads) { run(a, true, threads); }
-void dgqp_backward(const DgqpArguments& a, const AddedGradient<float>& added, int threads) { run(a, true, &added, threads); }
-void dgqp_backward(const DgqpArguments& a, const AddedGradient<double>& added, int threads) { run(a, true, &added, threads); }
+void dgqp_backward(const DgqpArguments& a, const AddedGradient<float>& added, int threads) {
+    run(a, true, &added, threads);
+}
+void dgqp_backward(const DgqpArguments& a, const AddedGradient<double>& added, int threads) {
+    run(a, true, &added, threads);
+}
 
 GFLV2_END

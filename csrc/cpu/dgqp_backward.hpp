@@ -1,4 +1,5 @@
-// The backward pass of `dgqp` for an operation that adds a gradient of its own to that of the logits, which are written once.
+// The backward pass of `dgqp` for an operation that adds a gradient of its own to that of the logits, which are written
+// once.
 #pragma once
 
 #include <cstdint>
@@ -8,14 +9,15 @@
 
 GFLV2_BEGIN
 
-// `first` is the place in (B, A) of the tile's first point, `used` the number of its points. S: the type of the arithmetic.
+// `first` is the place in (B, A) of the tile's first point, `used` the number of its points. S: the type of the
+// arithmetic.
 template <class S> class AddedGradient {
 public:
     // Is there anything to add for a point of the tile?
     virtual bool any(std::int64_t first, int used) const = 0;
     // to[b] = ∂L/∂t_b of one side, 0 for points that have nothing to add. P_b = exponentials[b]·inverse.
-    virtual void write(std::int64_t first, int used, int side, int bins, const vector_t<S>* exponentials, vector_t<S> inverse,
-                       vector_t<S>* to) const = 0;
+    virtual void write(std::int64_t first, int used, int side, int bins, const vector_t<S>* exponentials,
+                       vector_t<S> inverse, vector_t<S>* to) const = 0;
 
 protected:
     ~AddedGradient() = default;

@@ -1,5 +1,5 @@
-// Chooses the instruction set once per process: the best that was compiled in and that this processor has, or the one that
-// GFLV2_CPU_ISA or set_instruction_set() names.
+// Chooses the instruction set once per process: the best that was compiled in and that this processor has, or the one
+// that GFLV2_CPU_ISA or set_instruction_set() names.
 
 #include <atomic>
 #include <cstdlib>
@@ -18,12 +18,18 @@
 #define GFLV2_DECLARE(name, Arguments) void name(const Arguments&, int threads);
 namespace gflv2 {
 #if defined(GFLV2_HAS_AVX2)
-namespace avx2 { GFLV2_CPU_KERNELS(GFLV2_DECLARE) }
+namespace avx2 {
+GFLV2_CPU_KERNELS(GFLV2_DECLARE)
+}
 #endif
 #if defined(GFLV2_HAS_AVX512)
-namespace avx512 { GFLV2_CPU_KERNELS(GFLV2_DECLARE) }
+namespace avx512 {
+GFLV2_CPU_KERNELS(GFLV2_DECLARE)
+}
 #endif
-namespace baseline { GFLV2_CPU_KERNELS(GFLV2_DECLARE) }
+namespace baseline {
+GFLV2_CPU_KERNELS(GFLV2_DECLARE)
+}
 
 namespace {
 

@@ -2,24 +2,26 @@
 
 #include <algorithm>
 #include <type_traits>
-#include <vector>
 
 #include "cpu/batch.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/logarithm.hpp"
-#include "cpu/parallel.hpp"
-#include "cpu/reduction.hpp"
+#include "cpu/loss_reduction.hpp"
 #include "gflv2/distribution_kl.hpp"
+#include "gflv2/instances.hpp"
 
 GFLV2_BEGIN
 
 namespace {
 
-template <class T> void load_rows(vector_t<compute_t<T>>* tile, const LogitRows& rows, std::int64_t row, int bins, int used) {
-    load_tile(tile, static_cast<const T*>(rows.at) + row * rows.row_stride, rows.row_stride, rows.bin_stride, bins, used);
+template <class T>
+void load_rows(vector_t<compute_t<T>>* tile, const LogitRows& rows, std::int64_t row, int bins, int used) {
+    load_tile(tile, static_cast<const T*>(rows.at) + row * rows.row_stride, rows.row_stride, rows.bin_stride, bins,
+              used);
 }
 
-// The teacher's dtype is its own. It is asked for every tile, not compiled in: as many kernels again would be the price.
+// The teacher has a dtype of its own. It is looked up for every tile: compiled in, it would triple the number of
+// kernels.
 template <class S> void load_teacher(vector_t<S>* tile, const LogitRows& rows, std::int64_t row, int bins, int used) {
     if constexpr (std::is_same_v<S, double>) return load_rows<double>(tile, rows, row, bins, used);
     else if (rows.dtype == Dtype::float16) load_rows<half>(tile, rows, row, bins, used);
@@ -39,7 +41,7 @@ double run_rows(const DistributionKlArguments& a, std::int64_t first, std::int64
     alignas(64) S upstreams[points_per_task + n];
     if (BACKWARD) {
         upstream_of_rows<S>(a.reduction, first, count, upstreams);
-        for (std::int64_t i = 0; i < count; ++i) upstreams[i] *= factors.slope;
+        for (std::int64_t i = 0; i < count; ++i) upstreams[i] *= factors.gradient;
     }
 
     for (std::int64_t i = 0; i < count; i += n) {
@@ -48,7 +50,8 @@ double run_rows(const DistributionKlArguments& a, std::int64_t first, std::int64
         V student[room], teacher[room];
         load_rows<T>(student, a.logits, row, a.bins, used);
         load_teacher<S>(teacher, a.teacher, row, a.bins, used);
-        const KlRow<V> r = kl_row<BINS, S, V>(student, teacher, a.bins, factors.inverse, [&](int b, V e_student, V e_teacher) {
+        const KlRow<V> r =
+            kl_row<BINS, S, V>(student, teacher, a.bins, factors.inverse, [&](int b, V e_student, V e_teacher) {
             if (BACKWARD) student[b] = e_student, teacher[b] = e_teacher;
         });
         if (losses) {
@@ -56,41 +59,33 @@ double run_rows(const DistributionKlArguments& a, std::int64_t first, std::int64
             store(values + i, r.weighted / r.teacher);
         }
         if constexpr (BACKWARD) {
-            const V over_student = S(1) / r.student, over_teacher = S(1) / r.teacher, upstream = load_used(upstreams + i, used);
-            each<BINS>(a.bins, [&](int b) { student[b] = kl_slope(student[b], teacher[b], over_student, over_teacher, upstream); });
-            store_tile(static_cast<T*>(a.grad_logits) + row * a.grad_row_stride, student, a.grad_row_stride, a.grad_bin_stride, a.bins, used);
+            const V over_student = S(1) / r.student, over_teacher = S(1) / r.teacher,
+                    upstream = load_used(upstreams + i, used);
+            each<BINS>(a.bins, [&](int b) {
+                student[b] = kl_gradient(student[b], teacher[b], over_student, over_teacher, upstream);
+            });
+            store_tile(static_cast<T*>(a.grad_logits) + row * a.grad_row_stride, student, a.grad_row_stride,
+                       a.grad_bin_stride, a.bins, used);
         }
     }
     if (!losses) return 0;
     // Logarithms are long chains of operations: in a loop of their own, one need not wait for the other.
-    for (std::int64_t i = 0; i < count; i += n) store(values + i, kl_loss<S>(load(ratios + i), load(values + i), factors.loss));
+    for (std::int64_t i = 0; i < count; i += n)
+        store(values + i, kl_loss<S>(load(ratios + i), load(values + i), factors.loss));
     return reduce_rows(a.reduction, first, count, values);
 }
 
-using RunRows = double (*)(const DistributionKlArguments&, std::int64_t, std::int64_t);
-
-template <bool BACKWARD, class T> RunRows rows_of(int bins) {
-    return bins == 17 ? run_rows<T, BACKWARD, 17> : bins == 33 ? run_rows<T, BACKWARD, 33> : run_rows<T, BACKWARD, 0>;
-}
-
 template <bool BACKWARD> void run(const DistributionKlArguments& a, int threads) {
-    const Dtype dtype = a.logits.dtype;
-    const RunRows rows = dtype == Dtype::float32    ? rows_of<BACKWARD, float>(a.bins)
-                         : dtype == Dtype::float16  ? rows_of<BACKWARD, half>(a.bins)
-                         : dtype == Dtype::bfloat16 ? rows_of<BACKWARD, bfloat16>(a.bins)
-                                                    : run_rows<double, BACKWARD, 0>;
-    std::vector<double> sums((a.rows + points_per_task - 1) / points_per_task);
-    parallel_for(std::int64_t(sums.size()), threads, [&](std::int64_t i) {
-        const std::int64_t first = i * points_per_task;
-        sums[i] = rows(a, first, std::min(points_per_task, a.rows - first));
+    const auto rows = with_type_and_bins(a.logits.dtype, a.bins, [](auto zero, auto bins) {
+        return run_rows<decltype(zero), BACKWARD, decltype(bins)::value>;
     });
-    dtype == Dtype::float64 ? write_total<double>(a.reduction, sums) : write_total<float>(a.reduction, sums);
+    reduce_tasks(a.reduction, a.logits.dtype, a.rows, threads,
+                 [&](std::int64_t first, std::int64_t count) { return rows(a, first, count); });
 }
 
 }  // namespace
 
 void distribution_kl_forward(const DistributionKlArguments& a, int threads) { run<false>(a, threads); }
-
 void distribution_kl_backward(const DistributionKlArguments& a, int threads) { run<true>(a, threads); }
 
 GFLV2_END

@@ -1,5 +1,5 @@
-// Single points of a level, one in each lane, wherever they lie: few points are positive, and the training head computes those
-// alone.
+// Single points of a level, one in each lane, wherever they lie: few points are positive, and the training head
+// computes those alone.
 #pragma once
 
 #include <algorithm>
@@ -12,16 +12,17 @@
 
 GFLV2_BEGIN
 
-// A vector of points anywhere in an image's level. Lanes from `used` on repeat the first point.
+// A vector of points anywhere in an image's level, the point of lane i being point_of(i). Lanes from `used` on repeat
+// the first.
 template <class S> struct Gathered {
     using V = vector_t<S>;
     static constexpr int n = lanes<S>;
     int used;
     std::int64_t point[n], row[n], column[n];  // index in the level, and its cell
 
-    Gathered(const Level& level, const std::int32_t* points, int count) : used(count) {
+    template <class PointOf> Gathered(const Level& level, int count, const PointOf& point_of) : used(count) {
         for (int lane = 0; lane < n; ++lane) {
-            point[lane] = points[lane < count ? lane : 0];
+            point[lane] = point_of(lane < count ? lane : 0);
             row[lane] = point[lane] / level.width;
             column[lane] = point[lane] - row[lane] * level.width;
         }
@@ -40,18 +41,20 @@ template <class S> struct Gathered {
     }
 };
 
+// Lane i is at[offsets[i]]. (The gather instructions of AVX2 and AVX-512 take twice as long on a Zen 5 core.)
+template <class T> GFLV2_HD vector_t<compute_t<T>> gather(const T* at, const std::int64_t* offsets) {
+    using S = compute_t<T>;
+    S values[lanes<S>];
+    each<lanes<S>>(lanes<S>, [&](int i) { values[i] = widen(at[offsets[i]]); });
+    return load(values);
+}
+
 // A row of logits for each lane.
-template <class S> struct alignas(64) GatheredRow {
-    static constexpr int n = lanes<S>;
-    S at[max_bins][n];
-
-    vector_t<S> operator[](int bin) const { return load(at[bin]); }
-
-    template <class T> void read(const T* from, const std::int64_t* offsets, std::int64_t bin_step, int bins) {
-        for (int b = 0; b < bins; ++b)
-            for (int lane = 0; lane < n; ++lane) at[b][lane] = widen(from[offsets[lane] + b * bin_step]);
-    }
-};
+template <class T>
+GFLV2_HD void gather_row(const T* at, const std::int64_t* offsets, std::int64_t bin_step, int bins,
+                         vector_t<compute_t<T>>* row) {
+    for (int b = 0; b < bins; ++b) row[b] = gather(at + b * bin_step, offsets);
+}
 
 // A box a lane, each from a place of its own.
 template <class S> void gather_boxes(const S* const* at, vector_t<S>* box) {
@@ -59,12 +62,12 @@ template <class S> void gather_boxes(const S* const* at, vector_t<S>* box) {
         for (int side = 0; side < 4; ++side) box[side][lane] = at[lane][side];
 }
 
-template <class S> S scale_of(const void* scales, int level) { return scales ? static_cast<const S*>(scales)[level] : S(1); }
-
 // Calls run(points) for the gathered points of a task.
-template <class S, class Run> void each_gathered(const Level& level, const std::vector<std::int32_t>& points, const Run& run) {
+template <class S, class Run>
+void each_gathered(const Level& level, const std::vector<std::int32_t>& points, const Run& run) {
     for (std::size_t i = 0; i < points.size(); i += lanes<S>)
-        run(Gathered<S>(level, points.data() + i, int(std::min<std::size_t>(lanes<S>, points.size() - i))));
+        run(Gathered<S>(level, int(std::min<std::size_t>(lanes<S>, points.size() - i)),
+                        [&](int lane) { return points[i + lane]; }));
 }
 
 GFLV2_END

@@ -1,5 +1,5 @@
-// The box losses of `gfl_loss` on a CPU, and what they add to the gradient of the box logits. A task gathers the points that count
-// and computes them with one point in each lane. The arithmetic is gflv2/gfl_loss.hpp's.
+// The box losses of `gfl_loss` on a CPU, and what they add to the gradient of the box logits. A task gathers the points
+// that count and computes them with one point in each lane. The arithmetic is gflv2/gfl_loss.hpp's.
 
 #include <algorithm>
 #include <cstdint>
@@ -12,6 +12,7 @@
 #include "cpu/parallel.hpp"
 #include "cpu/tiles.hpp"
 #include "gflv2/gfl_loss.hpp"
+#include "gflv2/instances.hpp"
 
 GFLV2_BEGIN
 
@@ -30,6 +31,7 @@ template <class T> struct BoxLosses {
     Sums run(const Task& task) const {
         const Level& level = a.levels.level[task.level];
         const std::int64_t base = task.image * a.points + level.first_point, count = task.last - task.first;
+        const T* const logits = static_cast<const T*>(level.logits) + task.image * level.strides.image;
         const S stride = S(level.stride), scale = scale_of<S>(a.scales, task.level);
         const S* const projection = static_cast<const S*>(a.projection);
         const S* const weights = static_cast<const S*>(a.weights) + base;
@@ -47,7 +49,8 @@ template <class T> struct BoxLosses {
             V cell[2], target[4], distance[4], gradient[4], weight, dfl = V{};
             points.cells(S(a.offset), cell);
             const S* at[n];
-            for (int lane = 0; lane < n; ++lane) at[lane] = static_cast<const S*>(a.boxes) + 4 * (base + points.point[lane]);
+            for (int lane = 0; lane < n; ++lane)
+                at[lane] = static_cast<const S*>(a.boxes) + 4 * (base + points.point[lane]);
             gather_boxes(at, target);
             for (int lane = 0; lane < n; ++lane) weight[lane] = weights[points.point[lane]];
 
@@ -55,11 +58,11 @@ template <class T> struct BoxLosses {
             std::int64_t offsets[n];
             points.offsets(level.strides, offsets);
             for (int side = 0; side < 4; ++side) {
-                GatheredRow<S> row;
-                row.read(static_cast<const T*>(level.logits) + task.image * level.strides.image + side * level.strides.side, offsets,
-                         level.strides.bin, a.bins);
+                V row[max_bins];
+                gather_row(logits + side * level.strides.side, offsets, level.strides.bin, a.bins, row);
                 target[side] /= stride;
-                const V bin = target_bin<S>(cell[side % 2], target[side], side, projection[0], projection[1] - projection[0], a.bins);
+                const V bin = target_bin<S>(cell[side % 2], target[side], side, projection[0],
+                                            projection[1] - projection[0], a.bins);
                 const BoxSide<V> read = read_box_side<0, V>(row, a.bins, scale, projection, bin);
                 distance[side] = read.distance;
                 dfl += read.dfl;
@@ -113,7 +116,8 @@ public:
         return found;
     }
 
-    void write(std::int64_t first, int used, int side, int bins, const V* exponentials, V inverse, V* to) const override {
+    void write(std::int64_t first, int used, int side, int bins, const V* exponentials, V inverse,
+               V* to) const override {
         const S* const weights = weights_ + first;
         const S* const sides = sides_ + 8 * first + 2 * side;
         BoxRowGradient<V> row{};
@@ -123,7 +127,8 @@ public:
             row.of_dfl[i] = dfl_ * weights[i];
             row.target[i] = sides[8 * i + 1];
         }
-        for (int b = 0; b < bins; ++b) row.distance = multiply_add(exponentials[b], splat(projection_[b]), row.distance);
+        for (int b = 0; b < bins; ++b)
+            row.distance = multiply_add(exponentials[b], splat(projection_[b]), row.distance);
         row.distance *= inverse;
         for (int b = 0; b < bins; ++b) to[b] = row.at(b, V(exponentials[b] * inverse), projection_[b]);
     }
@@ -138,12 +143,7 @@ private:
 }  // namespace
 
 void box_loss_forward(const BoxLossArguments& a, int threads) {
-    switch (a.dtype) {
-        case Dtype::float32: return BoxLosses<float>{a}.run(threads);
-        case Dtype::float16: return BoxLosses<half>{a}.run(threads);
-        case Dtype::bfloat16: return BoxLosses<bfloat16>{a}.run(threads);
-        case Dtype::float64: return BoxLosses<double>{a}.run(threads);
-    }
+    with_type(a.dtype, [&](auto zero) { BoxLosses<decltype(zero)>{a}.run(threads); });
 }
 
 void box_loss_backward(const BoxLossBackwardArguments& a, int threads) {

@@ -1,5 +1,5 @@
-// `gfl_targets` on a CPU. A task writes what the points without a box get, gathers its positive ones, and computes them with one
-// point in each lane. The arithmetic is gflv2/gfl_targets.hpp's.
+// `gfl_targets` on a CPU. A task writes what the points without a box get, gathers its positive ones, and computes them
+// with one point in each lane. The arithmetic is gflv2/gfl_targets.hpp's.
 
 #include <algorithm>
 #include <cstdint>
@@ -11,6 +11,8 @@
 #include "cpu/parallel.hpp"
 #include "cpu/tiles.hpp"
 #include "gflv2/gfl_targets.hpp"
+#include "gflv2/instances.hpp"
+#include "gflv2/integral.hpp"
 
 GFLV2_BEGIN
 
@@ -24,7 +26,8 @@ void largest_classes(const GflTargetsArguments& a, const Task& task, const Gathe
     const C* from = static_cast<const C*>(level.logits) + task.image * level.strides.image;
     for (int lane = 0; lane < lanes<S>; ++lane) largest[lane] = widen(from[offsets[lane]]);
     for (int c = 1; c < a.classes; ++c)
-        for (int lane = 0; lane < lanes<S>; ++lane) largest[lane] = maximum(S(widen(from[offsets[lane] + c * level.strides.bin])), largest[lane]);
+        for (int lane = 0; lane < lanes<S>; ++lane)
+            largest[lane] = maximum(S(widen(from[offsets[lane] + c * level.strides.bin])), largest[lane]);
 }
 
 template <class T> struct Targets {
@@ -43,7 +46,8 @@ template <class T> struct Targets {
     void fill(const Task& task, std::int64_t first, std::vector<std::int32_t>& positive) const {
         const Level& level = a.levels.level[task.level];
         const GflImage& image = a.images[task.image];
-        const std::int64_t count = task.last - task.first, rows = image.rows[task.level], columns = image.columns[task.level];
+        const std::int64_t count = task.last - task.first, rows = image.rows[task.level],
+                           columns = image.columns[task.level];
         std::fill_n(a.labels + first, count, std::int64_t(-1));
         std::fill_n(static_cast<S*>(a.boxes) + 4 * first, 4 * count, S(0));
         std::fill_n(static_cast<S*>(a.scores) + first, count, S(0));
@@ -76,6 +80,7 @@ template <class T> struct Targets {
         std::vector<std::int32_t> positive;
         fill(task, base + task.first, positive);
         Sums sums{std::int64_t(positive.size()), 0};
+        const T* const logits = static_cast<const T*>(level.logits) + task.image * level.strides.image;
         const S stride = S(level.stride), scale = scale_of<S>(a.scales, task.level);
         const GflImage& image = a.images[task.image];
         const S* const image_boxes = static_cast<const S*>(image.boxes);
@@ -88,14 +93,13 @@ template <class T> struct Targets {
             std::int64_t offsets[n];
             points.offsets(level.strides, offsets);
             for (int side = 0; side < 4; ++side) {
-                GatheredRow<S> row;
-                row.read(static_cast<const T*>(level.logits) + task.image * level.strides.image + side * level.strides.side, offsets,
-                         level.strides.bin, a.bins);
-                distance[side] = distance_of<V>(row, a.bins, scale, static_cast<const S*>(a.projection));
+                V row[max_bins];
+                gather_row(logits + side * level.strides.side, offsets, level.strides.bin, a.bins, row);
+                distance[side] = distance_of<0, V>(row, a.bins, scale, static_cast<const S*>(a.projection));
             }
             box_of_distances(cell, distance, box);
 
-            // 3. Its target. A number that no box has must not read beyond them.
+            // 3. Its target. A box number that does not exist must not lead to a read out of bounds.
             const S* at[n];
             for (int lane = 0; lane < n; ++lane) {
                 const std::int64_t number = std::min(a.index[base + points.point[lane]], image.count) - 1;
@@ -144,12 +148,7 @@ template <class T> struct Targets {
 }  // namespace
 
 void gfl_targets(const GflTargetsArguments& a, int threads) {
-    switch (a.dtype) {
-        case Dtype::float32: return Targets<float>{a}.run(threads);
-        case Dtype::float16: return Targets<half>{a}.run(threads);
-        case Dtype::bfloat16: return Targets<bfloat16>{a}.run(threads);
-        case Dtype::float64: return Targets<double>{a}.run(threads);
-    }
+    with_type(a.dtype, [&](auto zero) { Targets<decltype(zero)>{a}.run(threads); });
 }
 
 GFLV2_END

@@ -1,20 +1,22 @@
 // `giou` and `iou` on a CPU: one pair of boxes in each lane. The arithmetic is gflv2/giou.hpp's.
 
 #include <algorithm>
-#include <vector>
+#include <type_traits>
 
 #include "cpu/kernels.hpp"
-#include "cpu/parallel.hpp"
-#include "cpu/reduction.hpp"
+#include "cpu/loss_reduction.hpp"
 #include "cpu/tiles.hpp"
 #include "gflv2/giou.hpp"
+#include "gflv2/instances.hpp"
 
 GFLV2_BEGIN
 
 namespace {
 
 // Four corners of `used` ≤ lanes boxes; the other lanes are 0.
-template <class T> void load_boxes(vector_t<compute_t<T>>* corners, const T* at, std::int64_t row_stride, std::int64_t side_stride, int used) {
+template <class T>
+void load_boxes(vector_t<compute_t<T>>* corners, const T* at, std::int64_t row_stride, std::int64_t side_stride,
+                int used) {
     using S = compute_t<T>;
     if constexpr (std::is_same_v<T, S>)
         if (used == lanes<S> && side_stride == 1 && row_stride == 4) return load_interleaved(at, corners);
@@ -28,7 +30,8 @@ template <class T> void store_boxes(T* at, vector_t<compute_t<T>>* corners, int 
     store_tile(at, corners, 4, 1, 4, used);
 }
 
-template <class T, bool LOSS, bool BACKWARD> double run_rows(const GiouArguments& a, std::int64_t first, std::int64_t count) {
+template <class T, bool LOSS, bool BACKWARD>
+double run_rows(const GiouArguments& a, std::int64_t first, std::int64_t count) {
     using S = compute_t<T>;
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
@@ -47,7 +50,7 @@ template <class T, bool LOSS, bool BACKWARD> double run_rows(const GiouArguments
         const BoxPair<V> pair = box_pair(pred, target, eps);
         if constexpr (BACKWARD) {
             V grad_pred[4], grad_target[4];
-            giou_slopes<LOSS, true>(pair, pred, target, eps, load(upstreams + i), grad_pred, grad_target);
+            giou_gradients<LOSS, true>(pair, pred, target, eps, load(upstreams + i), grad_pred, grad_target);
             if (a.grad_pred) store_boxes(static_cast<T*>(a.grad_pred) + row * 4, grad_pred, used);
             if (a.grad_target) store_boxes(static_cast<S*>(a.grad_target) + row * 4, grad_target, used);
         }
@@ -56,27 +59,18 @@ template <class T, bool LOSS, bool BACKWARD> double run_rows(const GiouArguments
     return values_wanted ? reduce_rows(a.reduction, first, count, values) : 0;
 }
 
-using RunRows = double (*)(const GiouArguments&, std::int64_t, std::int64_t);
-
-template <bool BACKWARD, class T> RunRows rows_of(bool loss) { return loss ? run_rows<T, true, BACKWARD> : run_rows<T, false, BACKWARD>; }
-
 template <bool BACKWARD> void run(const GiouArguments& a, int threads) {
-    const RunRows rows = a.dtype == Dtype::float32    ? rows_of<BACKWARD, float>(a.loss)
-                         : a.dtype == Dtype::float16  ? rows_of<BACKWARD, half>(a.loss)
-                         : a.dtype == Dtype::bfloat16 ? rows_of<BACKWARD, bfloat16>(a.loss)
-                                                      : rows_of<BACKWARD, double>(a.loss);
-    std::vector<double> sums((a.rows + points_per_task - 1) / points_per_task);
-    parallel_for(std::int64_t(sums.size()), threads_for(a.rows * (BACKWARD ? 4 : 2), threads), [&](std::int64_t i) {
-        const std::int64_t first = i * points_per_task;
-        sums[i] = rows(a, first, std::min(points_per_task, a.rows - first));
+    const auto rows = with_type(a.dtype, [&](auto zero) {
+        return a.loss ? run_rows<decltype(zero), true, BACKWARD> : run_rows<decltype(zero), false, BACKWARD>;
     });
-    a.dtype == Dtype::float64 ? write_total<double>(a.reduction, sums) : write_total<float>(a.reduction, sums);
+    threads = threads_for(a.rows * (BACKWARD ? 4 : 2), threads);
+    reduce_tasks(a.reduction, a.dtype, a.rows, threads,
+                 [&](std::int64_t first, std::int64_t count) { return rows(a, first, count); });
 }
 
 }  // namespace
 
 void giou_forward(const GiouArguments& a, int threads) { run<false>(a, threads); }
-
 void giou_backward(const GiouArguments& a, int threads) { run<true>(a, threads); }
 
 GFLV2_END

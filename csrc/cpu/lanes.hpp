@@ -57,7 +57,8 @@ GFLV2_HD WideDoubles widened(Floats value) {
 }
 
 GFLV2_HD Floats narrowed(WideDoubles value) {
-    const HalfFloats parts[2] = {__builtin_convertvector(value.low, HalfFloats), __builtin_convertvector(value.high, HalfFloats)};
+    const HalfFloats parts[2] = {__builtin_convertvector(value.low, HalfFloats),
+                                 __builtin_convertvector(value.high, HalfFloats)};
     Floats result;
     std::memcpy(&result, parts, sizeof result);
     return result;

@@ -7,7 +7,8 @@ GFLV2_BEGIN
 
 // float64 serves gradient checks, not speed.
 GFLV2_HD Doubles minus_log(Doubles value, Doubles complement) {
-    for (int i = 0; i < lanes<double>; ++i) value[i] = value[i] < 0.5 ? -std::log(value[i]) : -std::log1p(-complement[i]);
+    for (int i = 0; i < lanes<double>; ++i)
+        value[i] = value[i] < 0.5 ? -std::log(value[i]) : -std::log1p(-complement[i]);
     return value;
 }
 

@@ -1,5 +1,5 @@
-// Threads of the CPU code: OpenMP, which shares torch's worker threads. (Both libraries ask the loader for libgomp.so.1, and
-// the loader gives both the one copy that torch brought.)
+// Threads of the CPU code: OpenMP, which shares torch's worker threads. (Both libraries ask the loader for
+// libgomp.so.1, and the loader gives both the one copy that torch brought.)
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ template <class Task> void parallel_for(std::int64_t count, int threads, const T
     for (std::int64_t i = 0; i < count; ++i) task(i);
 }
 
-// How many threads a call of some length is worth. Below 150 µs one does it all: the others sleep between calls, and to wake them
-// takes longer than they save.
+// How many threads a call of some length is worth. Below 150 µs one does it all: the others sleep between calls, and to
+// wake them takes longer than they save.
 inline int threads_for(std::int64_t nanoseconds, int threads) { return nanoseconds < 150000 ? 1 : threads; }
 
 GFLV2_END

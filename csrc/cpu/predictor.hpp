@@ -29,15 +29,15 @@ constexpr std::int64_t round_up(std::int64_t value, std::int64_t to) { return (v
 
 // The weights in the order in which the loops below read them. Units beyond `hidden` have weight 0.
 template <class S> struct PackedPredictor {
-    int features, hidden, units;   // units: hidden, rounded up
-    std::vector<S> forward;        // (units / 4, F, 4): W1
-    std::vector<S> backward;       // (F / 4, units, 4): w2·W1
+    int features, hidden, units;    // units: hidden, rounded up
+    std::vector<S> forward;         // (units / 4, F, 4): W1
+    std::vector<S> backward;        // (F / 4, units, 4): w2·W1
     std::vector<S> bias1, weight2;  // (units,)
     S bias2;
 
     PackedPredictor(int features, int hidden, const S* weight1, const S* b1, const S* w2, const S* b2)
-        : features(features), hidden(hidden), units(int(round_up(hidden, outputs_together))), forward(std::size_t(units) * features),
-          backward(forward.size()), bias1(units), weight2(units), bias2(*b2) {
+        : features(features), hidden(hidden), units(int(round_up(hidden, outputs_together))),
+          forward(std::size_t(units) * features), backward(forward.size()), bias1(units), weight2(units), bias2(*b2) {
         constexpr int m = outputs_together;
         for (int h = 0; h < hidden; ++h) {
             bias1[h] = b1[h];
@@ -51,10 +51,11 @@ template <class S> struct PackedPredictor {
     }
 };
 
-// One layer on a block of `tiles_together` tiles: calls use(first output, sums), sums[tile][output] = Σ_i in_i·weight_i.
-// in: input i of tile t at in[t·pitch + i].
+// One layer on a block of `tiles_together` tiles: calls use(first output, sums), sums[tile][output] = Σ_i
+// in_i·weight_i. in: input i of tile t at in[t·pitch + i].
 template <class S, class Use>
-GFLV2_HD void layer(const vector_t<S>* in, std::int64_t pitch, int inputs, const S* weights, int outputs, const Use& use) {
+GFLV2_HD void layer(const vector_t<S>* in, std::int64_t pitch, int inputs, const S* weights, int outputs,
+                    const Use& use) {
     using V = vector_t<S>;
     constexpr int P = tiles_together, M = outputs_together;
     for (int first = 0; first < outputs; first += M, weights += std::int64_t(inputs) * M) {
@@ -78,7 +79,8 @@ template <class S> constexpr int features_together = lanes<S> / units_together<S
 // Adds Σ_tiles Σ_lanes a_h·F_f to the sums, (units / H, F / N, H·N) with H, N the two numbers above.
 // active: unit h of tile t at active[t·units + h]; features: at features[t·count + f].
 template <class S>
-GFLV2_HD void add_outer_products(const vector_t<S>* active, int units, const vector_t<S>* features, int count, int tiles, double* sums) {
+GFLV2_HD void add_outer_products(const vector_t<S>* active, int units, const vector_t<S>* features, int count,
+                                 int tiles, double* sums) {
     using V = vector_t<S>;
     constexpr int n = lanes<S>, H = units_together<S>, N = features_together<S>;
     for (int h = 0; h < units; h += H) {

@@ -3,7 +3,8 @@
 // Two ways through a task:
 //   points across the lanes   class by class over the task's points: NCHW
 //   classes across the lanes  point by point over its classes: channels_last and rows (N, C)
-// Every element is taken for a negative, which costs least, but for the one of a point's label: those follow one by one.
+// Every element is computed as a negative, which costs least. The elements of the labels are then computed again, one
+// by one.
 
 #include <algorithm>
 #include <type_traits>
@@ -11,11 +12,12 @@
 
 #include "cpu/kernels.hpp"
 #include "cpu/logarithm.hpp"
+#include "cpu/loss_reduction.hpp"
 #include "cpu/pages.hpp"
 #include "cpu/parallel.hpp"
-#include "cpu/reduction.hpp"
 #include "cpu/several.hpp"
 #include "cpu/tiles.hpp"
+#include "gflv2/instances.hpp"
 #include "gflv2/qfl.hpp"
 
 GFLV2_BEGIN
@@ -27,16 +29,17 @@ template <class S> using IndexOf = typename VectorOf<S>::index;
 // Elements that are converted at once.
 constexpr std::int64_t run_length = points_per_task;
 
-// What a pass computes. `both` is less work than one after the other, which compute the same J and the same logarithm twice.
+// What a pass computes. `both` is less work than one after the other, which compute the same J and the same logarithm
+// twice.
 enum class Pass { forward, backward, both };
 
 // A point's sums over its classes: of losses, and of ∂(loss)/∂r.
-constexpr int loss = 0, quality_slope = 1, sums = 2;
+constexpr int loss = 0, quality_gradient = 1, sums = 2;
 
 // f(which), a constant, for each of the sums that a pass needs.
 template <QflForm FORM, Pass PASS, class F> GFLV2_HD void each_sum(const F& f) {
     if constexpr (PASS != Pass::backward) f(std::integral_constant<int, loss>{});
-    if constexpr (PASS != Pass::forward && FORM == QflForm::joint) f(std::integral_constant<int, quality_slope>{});
+    if constexpr (PASS != Pass::forward && FORM == QflForm::joint) f(std::integral_constant<int, quality_gradient>{});
 }
 
 // What a task knows of its points, with room for the last vector's unused lanes.
@@ -47,10 +50,10 @@ template <class S> struct alignas(64) TaskRows {
     S logit[size], score[size], rest[size];  // of the quality; without one the score is 1
     Label label[size];                       // −1: background
     S sum[sums][size];
-    S upstream[size];                        // backward: ∂L/∂(loss)
+    S upstream[size];  // backward: ∂L/∂(loss)
     S upstream_over_score[size];
-    bool large = false;                      // is any quality logit beyond ±large_logit?
-    bool labelled = false;                   // is any point not background?
+    bool large = false;     // is any quality logit beyond ±large_logit?
+    bool labelled = false;  // is any point not background?
 
     TaskRows(const QflArguments& a, std::int64_t first, std::int64_t count, bool backward) {
         using V = vector_t<S>;
@@ -88,8 +91,8 @@ template <class S> struct alignas(64) TaskRows {
     }
 };
 
-// A score that adds nothing to a loss or a gradient: what stands in the lanes past the end of a run.
-template <QflForm FORM, class S> constexpr S nothing = FORM == QflForm::probabilities ? S(0) : -far_logit<S>;
+// Fills the lanes past the end of a run: a score so small that neither loss nor gradient grows by it.
+template <QflForm FORM, class S> constexpr S padding = FORM == QflForm::probabilities ? S(0) : -far_logit<S>;
 
 // `count` elements as S to `to`, filled up to the end of the last vector.
 template <class T, class S> void copy_in(const T* at, std::int64_t step, std::int64_t count, S* to, S filling) {
@@ -113,38 +116,40 @@ template <class T, class S> bool in_place(std::int64_t step, std::int64_t count)
     return std::is_same_v<T, S> && step == 1 && count % lanes<S> == 0;
 }
 
-// What a task's elements are, but for those of the labels: negatives of a quality that is not large, negatives of any, or
-// those of a dense target.
+// What the elements of a task are, but for those of the labels. usual: negatives, no quality logit of which is large.
+// large: negatives of any quality. dense: each has a target of its own.
 enum class Kind { usual, large, dense };
 
-// What elements give: their slopes, already multiplied by `upstream`, and what they add to TaskRows::sum. Of what a pass does
-// not need nothing is computed.
-template <class V> struct Given {
-    V slope;
-    V added[sums];
+// What a vector of elements contributes: its gradient, already multiplied by `upstream`, and its part of TaskRows::sum.
+// What a pass does not need is not computed.
+template <class V> struct Contribution {
+    V gradient;
+    V to_sum[sums];
 };
 
 template <QflForm FORM, Kind KIND, Pass PASS, class S, class V>
-GFLV2_HD Given<V> one_vector(V value, const Quality<V>& quality, const S* y, V upstream, const Modulation<S>& modulation) {
-    const JointScore<V> j = joint_score<FORM, KIND != Kind::usual, S>(value, quality);
-    Given<V> given{};
+GFLV2_HD Contribution<V> one_vector(V value, const Quality<V>& quality, const S* y, V upstream,
+                                    const Modulation<S>& modulation) {
+    const JointScore<V> j = joint_score<FORM, (KIND != Kind::usual), S>(value, quality);
+    Contribution<V> of_vector{};
     if constexpr (PASS != Pass::forward) {
-        QflSlopes<V> slopes;
-        if constexpr (KIND == Kind::dense) slopes = qfl_slopes<FORM>(j, load(y), modulation);
-        else slopes = qfl_negative_slopes<FORM>(j, modulation);
-        given.slope = slopes.value * upstream;
-        given.added[quality_slope] = slopes.quality;
+        QflGradients<V> gradients;
+        if constexpr (KIND == Kind::dense) gradients = qfl_gradients<FORM>(j, load(y), modulation);
+        else gradients = qfl_negative_gradients<FORM>(j, modulation);
+        of_vector.gradient = gradients.value * upstream;
+        of_vector.to_sum[quality_gradient] = gradients.quality;
     }
     if constexpr (PASS != Pass::backward) {
-        if constexpr (KIND == Kind::dense) given.added[loss] = qfl_value(j, load(y), modulation);
-        else given.added[loss] = qfl_negative_value(j, modulation);
+        if constexpr (KIND == Kind::dense) of_vector.to_sum[loss] = qfl_value(j, load(y), modulation);
+        else of_vector.to_sum[loss] = qfl_negative_value(j, modulation);
     }
-    return given;
+    return of_vector;
 }
 
-// Small negatives: two passes over a run, the exponentials first. In one pass the chain of dependent operations is longer than
-// what a core looks ahead, and more vectors side by side than these would not fit the registers. (Zen 5, joint form, backward,
-// nanoseconds for 16 elements: AVX-512 5.4, in one pass 7.3, without groups 13.3; AVX2 11.2, with groups of two 15.2.)
+// Small negatives: two passes over a run, the exponentials first. In one pass the chain of dependent operations is
+// longer than what a core looks ahead, and more vectors side by side than these would not fit the registers. (Zen 5,
+// joint form, backward, nanoseconds for 16 elements: AVX-512 5.4, in one pass 7.3, without groups 13.3; AVX2 11.2, with
+// groups of two 15.2.)
 constexpr int group = 4;
 using Group = Several<group>;
 
@@ -156,24 +161,25 @@ __attribute__((noinline)) inline void odds_of(const float* logits, std::int64_t 
     for (; i < count; i += n) store(to + i, odds_against<float>(load(logits + i)));
 }
 
-// of_rows(values of the rows) gives those of the vectors, store(given) takes the result. False, with nothing stored, where one
-// of the scores is not small.
+// of_rows(values of the rows) gives those of the vectors, store(contribution) takes the result. Where one of the scores
+// is not small, nothing is stored, and the answer is false.
 template <QflForm FORM, Pass PASS, class OfRows, class Store>
 GFLV2_HD bool small_group(const Group& odds, const TaskRows<float>& rows, const OfRows& of_rows, const Store& store) {
     Group joint;
-    Given<Group> given{};
+    Contribution<Group> of_vector{};
     if constexpr (PASS == Pass::forward) {
         joint = qfl_small_score(odds, FORM == QflForm::joint ? of_rows(rows.score) : broadcast<Group>(1.0f));
     } else {
         Group score{}, rest{};
         if constexpr (FORM == QflForm::joint) score = of_rows(rows.score), rest = of_rows(rows.rest);
-        const QflSlopes<Group> slopes = qfl_small_slopes<FORM, float>(odds, score, rest, of_rows(rows.upstream_over_score), joint);
-        given.slope = slopes.value;
-        given.added[quality_slope] = slopes.quality;
+        const QflGradients<Group> gradients =
+            qfl_small_gradients<FORM, float>(odds, score, rest, of_rows(rows.upstream_over_score), joint);
+        of_vector.gradient = gradients.value;
+        of_vector.to_sum[quality_gradient] = gradients.quality;
     }
     if (!all_below(joint, small_score<float>)) return false;
-    if constexpr (PASS != Pass::backward) given.added[loss] = qfl_small_value(joint);
-    store(given);
+    if constexpr (PASS != Pass::backward) of_vector.to_sum[loss] = qfl_small_value(joint);
+    store(of_vector);
     return true;
 }
 
@@ -181,45 +187,47 @@ template <Kind KIND, QflForm FORM, class S> bool may_be_small(const Modulation<S
     return std::is_same_v<S, float> && KIND == Kind::usual && FORM != QflForm::probabilities && modulation.beta == S(2);
 }
 
-// Each class of a level is another stretch of memory. The lines of the next one are asked for in time: `values` and, to be
-// written, `grad` (null: not wanted); steps in bytes a point.
-struct Ahead {
+// Each class of a level is another stretch of memory. While one class is computed, the memory of the next is
+// prefetched: `values` and, to be written, `grad` (null: not wanted). The steps are bytes a point.
+struct NextClass {
     const char* values;
     std::int64_t step;
     const char* grad;
     std::int64_t grad_step;
 
-    template <Pass PASS> GFLV2_HD void ask(std::int64_t point) const {
+    template <Pass PASS> GFLV2_HD void prefetch(std::int64_t point) const {
         __builtin_prefetch(values + point * step);
         if (PASS != Pass::forward) __builtin_prefetch(grad + point * grad_step, 1);
     }
 };
 
-// The functions for groups stay apart from the general ones: in one function the constants of both would not fit the registers.
+// The functions for groups stay apart from the general ones: in one function the constants of both would not fit the
+// registers.
 
 // Groups of small negatives from `i` on, of one class of points [first, first + count); returns where it stopped.
 template <QflForm FORM, Pass PASS>
-__attribute__((noinline)) std::int64_t small_points(const float* odds, float* to, const Ahead& ahead, std::int64_t i, std::int64_t first,
-                                                    std::int64_t count, std::int32_t label, TaskRows<float>& rows) {
+__attribute__((noinline)) std::int64_t small_points(const float* odds, float* to, const NextClass& next_class,
+                                                    std::int64_t i, std::int64_t first, std::int64_t count,
+                                                    std::int32_t label, TaskRows<float>& rows) {
     constexpr int n = lanes<float>;
     const bool labelled = rows.labelled;
     for (; i + group * n <= count; i += group * n) {
-        each<group>(group, [&](int k) { ahead.ask<PASS>(i + k * n); });
-        const bool done = small_group<FORM, PASS>(
-            load_several<group>(odds + i), rows, [&](const float* values) { return load_several<group>(values + first + i); },
-            [&](Given<Group>& given) {
-                if constexpr (PASS != Pass::forward) store(to + i, given.slope);
-                each_sum<FORM, PASS>([&](auto which) {
-                    Group& added = given.added[which];
-                    if (labelled)
-                        each<group>(group, [&](int k) {
-                            const Ints labels = read<Ints>(rows.label + first + i + k * n);
-                            added.part[k] = labels == Ints{} + label ? Floats{} : added.part[k];
-                        });
-                    float* const sum = rows.sum[which] + first + i;
-                    store(sum, load_several<group>(sum) + added);
-                });
+        each<group>(group, [&](int k) { next_class.prefetch<PASS>(i + k * n); });
+        const bool done = small_group<FORM, PASS>(load_several<group>(odds + i), rows, [&](const float* values) {
+            return load_several<group>(values + first + i);
+        }, [&](Contribution<Group>& of_vector) {
+            if constexpr (PASS != Pass::forward) store(to + i, of_vector.gradient);
+            each_sum<FORM, PASS>([&](auto which) {
+                Group& added = of_vector.to_sum[which];
+                if (labelled)
+                    each<group>(group, [&](int k) {
+                        const Ints labels = read<Ints>(rows.label + first + i + k * n);
+                        added.part[k] = labels == Ints{} + label ? Floats{} : added.part[k];
+                    });
+                float* const sum = rows.sum[which] + first + i;
+                store(sum, load_several<group>(sum) + added);
             });
+        });
         if (!done) break;
     }
     return i;
@@ -227,8 +235,8 @@ __attribute__((noinline)) std::int64_t small_points(const float* odds, float* to
 
 // One class of points [first, first + count). `to`: the gradient (backward).
 template <QflForm FORM, Kind KIND, Pass PASS, class S>
-void over_points(const S* from, const S* y, S* to, const Ahead& ahead, std::int64_t first, std::int64_t count, std::int64_t label,
-                 TaskRows<S>& rows, const Modulation<S>& modulation) {
+void over_points(const S* from, const S* y, S* to, const NextClass& next_class, std::int64_t first, std::int64_t count,
+                 std::int64_t label, TaskRows<S>& rows, const Modulation<S>& modulation) {
     using V = vector_t<S>;
     const bool small = may_be_small<KIND, FORM>(modulation) && count >= group * lanes<S>;
     alignas(64) S odds[run_length];
@@ -238,26 +246,28 @@ void over_points(const S* from, const S* y, S* to, const Ahead& ahead, std::int6
         std::int64_t end = count;
         if constexpr (std::is_same_v<S, float>) {
             if (small) {
-                i = small_points<FORM, PASS>(odds, to, ahead, i, first, count, std::int32_t(label), rows);
+                i = small_points<FORM, PASS>(odds, to, next_class, i, first, count, std::int32_t(label), rows);
                 end = std::min<std::int64_t>(count, i + group * lanes<S>);
             }
         }
         for (; i < end; i += lanes<S>) {
             const std::int64_t row = first + i;
             const Quality<V> quality = FORM == QflForm::joint ? rows.across(row) : Quality<V>{};
-            const auto labelled = read<IndexOf<S>>(rows.label + row) == IndexOf<S>{} + typename TaskRows<S>::Label(label);
-            const Given<V> given = one_vector<FORM, KIND, PASS>(load(from + i), quality, y + i, load(rows.upstream + row), modulation);
-            if (PASS != Pass::forward) store(to + i, given.slope);
+            const auto labelled =
+                read<IndexOf<S>>(rows.label + row) == IndexOf<S>{} + typename TaskRows<S>::Label(label);
+            const Contribution<V> of_vector =
+                one_vector<FORM, KIND, PASS>(load(from + i), quality, y + i, load(rows.upstream + row), modulation);
+            if (PASS != Pass::forward) store(to + i, of_vector.gradient);
             each_sum<FORM, PASS>([&](auto which) {
                 S* const sum = rows.sum[which] + row;
-                store(sum, V(load(sum) + (labelled ? V{} : given.added[which])));
+                store(sum, V(load(sum) + (labelled ? V{} : of_vector.to_sum[which])));
             });
         }
     }
 }
 
-// Where a vector of classes lies: the point, and which of its vectors.
-struct Spot {
+// Which vector of classes: the point it belongs to, and its number among the point's vectors.
+struct ClassVector {
     std::int64_t point, vector;
 
     void advance(std::int64_t vectors) {
@@ -269,10 +279,12 @@ struct Spot {
 constexpr std::int64_t points_across = 16;
 template <class V> using LaneSums = V[sums][points_across];
 
-// Groups of small negatives from `spot` on, as over_classes has them; returns how many vectors of the `left` ones it did.
+// Groups of small negatives from vector `at` on, as over_classes has them; returns how many vectors of the `left` ones
+// it did.
 template <QflForm FORM, Pass PASS>
-__attribute__((noinline)) std::int64_t small_classes(const float* odds, float* to, std::int64_t to_pitch, Spot& spot, std::int64_t first,
-                                                     std::int64_t vectors, std::int64_t left, const TaskRows<float>& rows,
+__attribute__((noinline)) std::int64_t small_classes(const float* odds, float* to, std::int64_t to_pitch,
+                                                     ClassVector& at, std::int64_t first, std::int64_t vectors,
+                                                     std::int64_t left, const TaskRows<float>& rows,
                                                      LaneSums<Floats>& lane_sums) {
     constexpr int n = lanes<float>;
     const bool labelled = rows.labelled;
@@ -280,37 +292,40 @@ __attribute__((noinline)) std::int64_t small_classes(const float* odds, float* t
     for (int i = 0; i < n; ++i) index[i] = i;
     std::int64_t did = 0;
     for (; did + group <= left; did += group) {
-        Spot at[group], next = spot;
-        for (int k = 0; k < group; ++k, next.advance(vectors)) at[k] = next;
-        const bool done = small_group<FORM, PASS>(
-            load_several<group>(odds + (spot.point * vectors + spot.vector) * n), rows,
-            [&](const float* values) { return each_part<group>([&](int k) { return splat(values[first + at[k].point]); }); },
-            [&](Given<Group>& given) {
-                each<group>(group, [&](int k) {
-                    if constexpr (PASS != Pass::forward) store(to + at[k].point * to_pitch + at[k].vector * n, given.slope.part[k]);
-                    each_sum<FORM, PASS>([&](auto which) {
-                        Floats& added = given.added[which].part[k];
-                        if (labelled) {
-                            const std::int32_t label = rows.label[first + at[k].point] - std::int32_t(at[k].vector * n);
-                            added = index == Ints{} + label ? Floats{} : added;
-                        }
-                        lane_sums[which][at[k].point] += added;
-                    });
+        ClassVector each_at[group], next = at;
+        for (int k = 0; k < group; ++k, next.advance(vectors)) each_at[k] = next;
+        const bool done = small_group<FORM, PASS>(load_several<group>(odds + (at.point * vectors + at.vector) * n),
+                                                  rows, [&](const float* values) {
+            return each_part<group>([&](int k) { return splat(values[first + each_at[k].point]); });
+        }, [&](Contribution<Group>& of_vector) {
+            each<group>(group, [&](int k) {
+                if constexpr (PASS != Pass::forward)
+                    store(to + each_at[k].point * to_pitch + each_at[k].vector * n, of_vector.gradient.part[k]);
+                each_sum<FORM, PASS>([&](auto which) {
+                    Floats& added = of_vector.to_sum[which].part[k];
+                    if (labelled) {
+                        const std::int32_t label =
+                            rows.label[first + each_at[k].point] - std::int32_t(each_at[k].vector * n);
+                        added = index == Ints{} + label ? Floats{} : added;
+                    }
+                    lane_sums[which][each_at[k].point] += added;
                 });
             });
+        });
         if (!done) break;
-        spot = next;
+        at = next;
     }
     return did;
 }
 
-// The classes of points [first, first + count), `vectors` vectors each (no more than class_room elements together), a point
-// every `pitch` elements of `from` and `y`, and every `to_pitch` of `to`.
+// The classes of points [first, first + count), `vectors` vectors each (no more than class_room elements together), a
+// point every `pitch` elements of `from` and `y`, and every `to_pitch` of `to`.
 constexpr std::int64_t class_room = 4096;
 
 template <QflForm FORM, Kind KIND, Pass PASS, class S>
-void over_classes(const S* from, const S* y, std::int64_t pitch, S* to, std::int64_t to_pitch, std::int64_t first, std::int64_t count,
-                  std::int64_t vectors, const TaskRows<S>& rows, LaneSums<vector_t<S>>& lane_sums, const Modulation<S>& modulation) {
+void over_classes(const S* from, const S* y, std::int64_t pitch, S* to, std::int64_t to_pitch, std::int64_t first,
+                  std::int64_t count, std::int64_t vectors, const TaskRows<S>& rows, LaneSums<vector_t<S>>& lane_sums,
+                  const Modulation<S>& modulation) {
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
     IndexOf<S> index{};
@@ -322,22 +337,23 @@ void over_classes(const S* from, const S* y, std::int64_t pitch, S* to, std::int
         else if (small)
             for (std::int64_t p = 0; p < count; ++p) odds_of(from + p * pitch, vectors * n, odds + p * vectors * n);
     }
-    Spot spot{0, 0};
+    ClassVector at{0, 0};
     for (std::int64_t left = count * vectors; left > 0;) {
         std::int64_t some = left;
         if constexpr (std::is_same_v<S, float>) {
             if (small) {
-                left -= small_classes<FORM, PASS>(odds, to, to_pitch, spot, first, vectors, left, rows, lane_sums);
+                left -= small_classes<FORM, PASS>(odds, to, to_pitch, at, first, vectors, left, rows, lane_sums);
                 some = std::min<std::int64_t>(left, group);
             }
         }
-        for (left -= some; some > 0; --some, spot.advance(vectors)) {
-            const std::int64_t row = first + spot.point, at = spot.point * pitch + spot.vector * n;
-            const auto labelled = index == IndexOf<S>{} + typename TaskRows<S>::Label(rows.label[row] - spot.vector * n);
-            const Given<V> given =
-                one_vector<FORM, KIND, PASS>(load(from + at), rows.everywhere(row), y + at, broadcast<V>(rows.upstream[row]), modulation);
-            if (PASS != Pass::forward) store(to + spot.point * to_pitch + spot.vector * n, given.slope);
-            each_sum<FORM, PASS>([&](auto which) { lane_sums[which][spot.point] += labelled ? V{} : given.added[which]; });
+        for (left -= some; some > 0; --some, at.advance(vectors)) {
+            const std::int64_t row = first + at.point, element = at.point * pitch + at.vector * n;
+            const auto labelled = index == IndexOf<S>{} + typename TaskRows<S>::Label(rows.label[row] - at.vector * n);
+            const Contribution<V> of_vector = one_vector<FORM, KIND, PASS>(
+                load(from + element), rows.everywhere(row), y + element, broadcast<V>(rows.upstream[row]), modulation);
+            if (PASS != Pass::forward) store(to + at.point * to_pitch + at.vector * n, of_vector.gradient);
+            each_sum<FORM, PASS>(
+                [&](auto which) { lane_sums[which][at.point] += labelled ? V{} : of_vector.to_sum[which]; });
         }
     }
 }
@@ -359,17 +375,18 @@ template <class T> struct PointRun {
     std::int64_t first, count;  // within the task
     const T* at;
     std::int64_t step, class_step;
-    T* grad;                    // or null
+    T* grad;  // or null
     std::int64_t grad_step, grad_class_step;
 };
 
-// A sum over thousands of classes is formed of sums over so many, lest rounding errors add up; where the classes lie across the
-// lanes, over so many vectors of them.
+// A sum over thousands of classes is a sum of partial sums, so that rounding errors do not add up. These many classes
+// form a partial sum, or where the classes lie across the lanes, these many vectors of them.
 constexpr std::int64_t classes_per_sum = 64, vectors_per_sum = 64;
 
 template <QflForm FORM, Pass PASS, class T, class S>
-void run_over_points(const QflArguments& a, const PointRun<T>& r, const S* dense, Kind kind, TaskRows<S>& rows, const Modulation<S>& modulation) {
-    alignas(64) S values[run_length], targets[run_length], slopes[run_length];
+void run_over_points(const QflArguments& a, const PointRun<T>& r, const S* dense, Kind kind, TaskRows<S>& rows,
+                     const Modulation<S>& modulation) {
+    alignas(64) S values[run_length], targets[run_length], gradients[run_length];
     const bool direct = in_place<T, S>(r.step, r.count), direct_grad = r.grad && in_place<T, S>(r.grad_step, r.count);
     S total[sums][run_length] = {};
     const auto take_sums = [&] {
@@ -385,28 +402,33 @@ void run_over_points(const QflArguments& a, const PointRun<T>& r, const S* dense
         if (c > 0 && c % classes_per_sum == 0) take_sums();
         const T* at = r.at + c * r.class_step;
         T* grad = r.grad ? r.grad + c * r.grad_class_step : nullptr;
-        if (!direct) copy_in(at, r.step, r.count, values, nothing<FORM, S>);
+        if (!direct) copy_in(at, r.step, r.count, values, padding<FORM, S>);
         if (dense) copy_in(dense + c * a.score_class, a.score_row, r.count, targets, S(0));
         const S* from = direct ? reinterpret_cast<const S*>(at) : values;
-        S* to = direct_grad ? reinterpret_cast<S*>(grad) : slopes;
-        const Ahead ahead{reinterpret_cast<const char*>(at + r.class_step), std::int64_t(r.step * sizeof(T)),
-                          reinterpret_cast<const char*>(grad ? grad + r.grad_class_step : nullptr), std::int64_t(r.grad_step * sizeof(T))};
+        S* to = direct_grad ? reinterpret_cast<S*>(grad) : gradients;
+        const NextClass next_class{reinterpret_cast<const char*>(at + r.class_step), std::int64_t(r.step * sizeof(T)),
+                                   reinterpret_cast<const char*>(grad ? grad + r.grad_class_step : nullptr),
+                                   std::int64_t(r.grad_step * sizeof(T))};
         with_kind<FORM>(kind, [&](auto k) {
-            over_points<FORM, decltype(k)::value, PASS>(from, targets, to, ahead, r.first, r.count, c, rows, modulation);
+            over_points<FORM, decltype(k)::value, PASS>(from, targets, to, next_class, r.first, r.count, c, rows,
+                                                        modulation);
         });
-        if (grad && !direct_grad) copy_out(slopes, grad, r.grad_step, r.count);
+        if (grad && !direct_grad) copy_out(gradients, grad, r.grad_step, r.count);
     }
     take_sums();
-    each_sum<FORM, PASS>([&](auto which) { std::copy(total[which], total[which] + r.count, rows.sum[which] + r.first); });
+    each_sum<FORM, PASS>(
+        [&](auto which) { std::copy(total[which], total[which] + r.count, rows.sum[which] + r.first); });
 }
 
 template <QflForm FORM, Pass PASS, class T, class S>
-void run_over_classes(const QflArguments& a, const PointRun<T>& r, const S* dense, Kind kind, TaskRows<S>& rows, const Modulation<S>& modulation) {
+void run_over_classes(const QflArguments& a, const PointRun<T>& r, const S* dense, Kind kind, TaskRows<S>& rows,
+                      const Modulation<S>& modulation) {
     // As many points at a time as fit, and as many classes of a point: a multiple of the lanes.
     constexpr std::int64_t room = class_room;
     constexpr int n = lanes<S>;
-    alignas(64) S values[room], targets[room], slopes[room];
-    const std::int64_t padded = (a.classes + n - 1) / n * n, width = std::min(padded, std::min(room, n * vectors_per_sum));
+    alignas(64) S values[room], targets[room], gradients[room];
+    const std::int64_t padded = (a.classes + n - 1) / n * n,
+                       width = std::min(padded, std::min(room, n * vectors_per_sum));
     const std::int64_t some_points = std::min(points_across, room / width);
     for (std::int64_t p = 0; p < r.count; p += some_points) {
         const std::int64_t count = std::min(some_points, r.count - p);
@@ -418,20 +440,24 @@ void run_over_classes(const QflArguments& a, const PointRun<T>& r, const S* dens
             const T* at = r.at + p * r.step + c * r.class_step;
             T* grad = r.grad ? r.grad + p * r.grad_step + c * r.grad_class_step : nullptr;
             for (std::int64_t i = 0; i < count; ++i) {
-                if (!direct) copy_in(at + i * r.step, r.class_step, classes, values + i * width, nothing<FORM, S>);
-                if (dense) copy_in(dense + (p + i) * a.score_row + c * a.score_class, a.score_class, classes, targets + i * width, S(0));
+                if (!direct) copy_in(at + i * r.step, r.class_step, classes, values + i * width, padding<FORM, S>);
+                if (dense)
+                    copy_in(dense + (p + i) * a.score_row + c * a.score_class, a.score_class, classes,
+                            targets + i * width, S(0));
             }
             const S* from = direct ? reinterpret_cast<const S*>(at) : values;
-            S* to = direct_grad ? reinterpret_cast<S*>(grad) : slopes;
+            S* to = direct_grad ? reinterpret_cast<S*>(grad) : gradients;
             // A label among the classes of an earlier or later part matches no lane of this one.
             for (std::int64_t i = 0; i < count; ++i) rows.label[r.first + p + i] -= typename TaskRows<S>::Label(c);
             with_kind<FORM>(kind, [&](auto k) {
-                over_classes<FORM, decltype(k)::value, PASS>(from, targets, direct ? r.step : width, to, direct_grad ? r.grad_step : width,
-                                                             r.first + p, count, vectors, rows, lane_sums, modulation);
+                over_classes<FORM, decltype(k)::value, PASS>(from, targets, direct ? r.step : width, to,
+                                                             direct_grad ? r.grad_step : width, r.first + p, count,
+                                                             vectors, rows, lane_sums, modulation);
             });
             for (std::int64_t i = 0; i < count; ++i) rows.label[r.first + p + i] += typename TaskRows<S>::Label(c);
             if (grad && !direct_grad)
-                for (std::int64_t i = 0; i < count; ++i) copy_out(slopes + i * width, grad + i * r.grad_step, r.grad_class_step, classes);
+                for (std::int64_t i = 0; i < count; ++i)
+                    copy_out(gradients + i * width, grad + i * r.grad_step, r.grad_class_step, classes);
             each_sum<FORM, PASS>([&](auto which) {
                 vector_t<S>* const of_points = lane_sums[which];
                 for (std::int64_t i = 0; i < count; i += n) {
@@ -456,11 +482,18 @@ template <QflForm FORM, Pass PASS, class T> double run_task(const QflArguments& 
     TaskRows<S> rows(a, row, points, backward);
     const Kind kind = !a.labels ? Kind::dense : rows.large && FORM == QflForm::joint ? Kind::large : Kind::usual;
 
-    each_run(level, task, backward && a.grad_logits, [&](std::int64_t first, std::int64_t count, std::int64_t offset, std::int64_t step,
-                                                         std::int64_t grad_offset, std::int64_t grad_step) {
+    each_run(level, task, backward && a.grad_logits,
+             [&](std::int64_t first, std::int64_t count, std::int64_t offset, std::int64_t step,
+                 std::int64_t grad_offset, std::int64_t grad_step) {
         T* grad = backward && a.grad_logits ? static_cast<T*>(level.grad_logits) + grad_offset : nullptr;
-        const PointRun<T> r{first - task.first, count, static_cast<const T*>(level.logits) + offset, step, level.strides.bin,
-                            grad, grad_step, level.grad_strides.bin};
+        const PointRun<T> r{first - task.first,
+                            count,
+                            static_cast<const T*>(level.logits) + offset,
+                            step,
+                            level.strides.bin,
+                            grad,
+                            grad_step,
+                            level.grad_strides.bin};
 
         // 2. All elements.
         const S* dense = a.labels ? nullptr : scores + (row + r.first) * a.score_row;
@@ -475,11 +508,13 @@ template <QflForm FORM, Pass PASS, class T> double run_task(const QflArguments& 
             for (std::int64_t p = 0; p < count; ++p) {
                 const std::int64_t i = r.first + p, label = rows.label[i];
                 if (label < 0) continue;
-                const JointScore<S> j = joint_score<FORM, true, S>(widen(r.at[p * step + label * r.class_step]), rows.one(i));
+                const JointScore<S> j =
+                    joint_score<FORM, true, S>(widen(r.at[p * step + label * r.class_step]), rows.one(i));
                 if constexpr (backward) {
-                    const QflSlopes<S> slopes = qfl_slopes<FORM>(j, scores[row + i], modulation);
-                    rows.sum[quality_slope][i] += slopes.quality;
-                    if (grad) grad[p * grad_step + label * r.grad_class_step] = narrow<T>(slopes.value * rows.upstream[i]);
+                    const QflGradients<S> gradients = qfl_gradients<FORM>(j, scores[row + i], modulation);
+                    rows.sum[quality_gradient][i] += gradients.quality;
+                    if (grad)
+                        grad[p * grad_step + label * r.grad_class_step] = narrow<T>(gradients.value * rows.upstream[i]);
                 }
                 if constexpr (PASS != Pass::backward) rows.sum[loss][i] += qfl_value(j, scores[row + i], modulation);
             }
@@ -487,28 +522,23 @@ template <QflForm FORM, Pass PASS, class T> double run_task(const QflArguments& 
 
     // 4. Results of the points.
     if (backward && a.grad_quality)
-        for (std::int64_t i = 0; i < points; ++i) static_cast<S*>(a.grad_quality)[row + i] = rows.sum[quality_slope][i] * rows.upstream[i];
+        for (std::int64_t i = 0; i < points; ++i)
+            static_cast<S*>(a.grad_quality)[row + i] = rows.sum[quality_gradient][i] * rows.upstream[i];
     return PASS == Pass::backward ? 0 : reduce_rows(a.reduction, row, points, rows.sum[loss]);
 }
 
-using RunTask = double (*)(const QflArguments&, const Task&);
-
-template <Pass PASS, class T> RunTask task_of(QflForm form) {
-    return form == QflForm::logits  ? run_task<QflForm::logits, PASS, T>
-           : form == QflForm::joint ? run_task<QflForm::joint, PASS, T>
-                                    : run_task<QflForm::probabilities, PASS, T>;
-}
-
 template <Pass PASS> void run(const QflArguments& a, int threads) {
-    const RunTask task = a.dtype == Dtype::float32    ? task_of<PASS, float>(a.form)
-                         : a.dtype == Dtype::float16  ? task_of<PASS, half>(a.form)
-                         : a.dtype == Dtype::bfloat16 ? task_of<PASS, bfloat16>(a.form)
-                                                      : task_of<PASS, double>(a.form);
+    const auto task = with_type(a.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        return a.form == QflForm::logits  ? run_task<QflForm::logits, PASS, T>
+               : a.form == QflForm::joint ? run_task<QflForm::joint, PASS, T>
+                                          : run_task<QflForm::probabilities, PASS, T>;
+    });
     const std::vector<Task> tasks = list_tasks(a.levels, a.batch);
     std::vector<double> totals(tasks.size());
     if (PASS != Pass::forward && a.grad_logits) expect_gradients(a.levels, a.dtype, a.batch, 1, a.classes);
     parallel_for(std::int64_t(tasks.size()), threads, [&](std::int64_t i) { totals[i] = task(a, tasks[i]); });
-    a.dtype == Dtype::float64 ? write_total<double>(a.reduction, totals) : write_total<float>(a.reduction, totals);
+    write_total(a.reduction, a.dtype, totals);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// N vectors that go through the same arithmetic side by side. One chain of dependent operations leaves a core waiting for
-// each result: an exponential, a division and a logarithm take some 130 cycles one after the other, but the operations of
-// one vector could start every 15.
+// N vectors that go through the same arithmetic side by side. One chain of dependent operations leaves a core waiting
+// for each result: an exponential, a division and a logarithm take some 130 cycles one after the other, but the
+// operations of one vector could start every 15.
 #pragma once
 
 #include "cpu/simd.hpp"
@@ -17,15 +17,15 @@ template <int N, class F> GFLV2_HD Several<N> each_part(const F& f) {
     return result;
 }
 
-#define GFLV2_PARTWISE(OPERATOR)                                                                    \
+#define GFLV2_PARTWISE(OPERATOR)                                                                       \
     template <int N> GFLV2_HD Several<N> operator OPERATOR(const Several<N>& a, const Several<N>& b) { \
-        return each_part<N>([&](int i) { return a.part[i] OPERATOR b.part[i]; });                   \
-    }                                                                                               \
-    template <int N> GFLV2_HD Several<N> operator OPERATOR(const Several<N>& a, float b) {          \
-        return each_part<N>([&](int i) { return a.part[i] OPERATOR b; });                           \
-    }                                                                                               \
-    template <int N> GFLV2_HD Several<N> operator OPERATOR(float a, const Several<N>& b) {          \
-        return each_part<N>([&](int i) { return a OPERATOR b.part[i]; });                           \
+        return each_part<N>([&](int i) { return a.part[i] OPERATOR b.part[i]; });                      \
+    }                                                                                                  \
+    template <int N> GFLV2_HD Several<N> operator OPERATOR(const Several<N>& a, float b) {             \
+        return each_part<N>([&](int i) { return a.part[i] OPERATOR b; });                              \
+    }                                                                                                  \
+    template <int N> GFLV2_HD Several<N> operator OPERATOR(float a, const Several<N>& b) {             \
+        return each_part<N>([&](int i) { return a OPERATOR b.part[i]; });                              \
     }
 GFLV2_PARTWISE(+)
 GFLV2_PARTWISE(-)
@@ -64,7 +64,9 @@ template <int N> GFLV2_HD void store(float* to, const Several<N>& value) {
 template <int N> GFLV2_HD bool all_below(const Several<N>& value, float bound) {
 #if defined(__AVX512F__)
     __mmask16 below = 0xffff;
-    each<N>(N, [&](int i) { below = _mm512_mask_cmp_ps_mask(below, (__m512)value.part[i], (__m512)splat(bound), _CMP_LT_OQ); });
+    each<N>(N, [&](int i) {
+        below = _mm512_mask_cmp_ps_mask(below, (__m512)value.part[i], (__m512)splat(bound), _CMP_LT_OQ);
+    });
     return below == 0xffff;
 #else
     Ints below = value.part[0] < bound;

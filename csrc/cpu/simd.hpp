@@ -1,6 +1,6 @@
 // Vectors of numbers, one SIMD register wide, on the vector types of GCC and Clang: the same source for every
-// instruction set, intrinsics only where the compiler does not find the instruction by itself. GFLV2_VECTOR_BYTES is the
-// width of a register.
+// instruction set, intrinsics only where the compiler does not find the instruction by itself. GFLV2_VECTOR_BYTES is
+// the width of a register.
 #pragma once
 
 #include <cmath>
@@ -26,12 +26,18 @@ using Doubles = double __attribute__((vector_size(GFLV2_VECTOR_BYTES)));
 using Longs = std::int64_t __attribute__((vector_size(GFLV2_VECTOR_BYTES)));
 
 template <class S> struct VectorOf;
-template <> struct VectorOf<float> { using type = Floats; using index = Ints; };
-template <> struct VectorOf<double> { using type = Doubles; using index = Longs; };
+template <> struct VectorOf<float> {
+    using type = Floats;
+    using index = Ints;
+};
+template <> struct VectorOf<double> {
+    using type = Doubles;
+    using index = Longs;
+};
 template <class S> using vector_t = typename VectorOf<S>::type;
 template <class S> constexpr int lanes = GFLV2_VECTOR_BYTES / sizeof(S);
 
-// --- memory: one register of elements, converted to the type of the arithmetic; no alignment is asked for ---
+// --- memory: one register of elements, converted to the type of the arithmetic; alignment does not matter ---
 
 template <class V, class T> GFLV2_HD V read(const T* from) {
     V value;
@@ -92,8 +98,6 @@ GFLV2_HD Floats maximum(Floats a, Floats b) {
 #endif
 }
 
-GFLV2_HD Doubles maximum(Doubles a, Doubles b) { return a > b ? a : b; }
-
 GFLV2_HD Floats minimum(Floats a, Floats b) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
@@ -105,8 +109,6 @@ GFLV2_HD Floats minimum(Floats a, Floats b) {
     return a < b ? a : b;
 #endif
 }
-
-GFLV2_HD Doubles minimum(Doubles a, Doubles b) { return a < b ? a : b; }
 
 GFLV2_HD Floats multiply_add(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
@@ -190,8 +192,8 @@ template <bool WIDE, class V> GFLV2_HD V exponential_within_range(V x) {
     return times_power_of_two(p, n);
 }
 
-// e^x for x ≤ 0, within two units in the last place of the largest term of a softmax. Below −87.3 the result is the smallest
-// normal number, not 0: a softmax cannot tell.
+// e^x for x ≤ 0, within two units in the last place of the largest term of a softmax. Below −87.3 the result is the
+// smallest normal number, not 0: a softmax cannot tell.
 GFLV2_HD Floats exponential(Floats x) {
     return exponential_within_range<false>(maximum(splat(-87.33654f), x));  // in this order a NaN in x is kept
 }
@@ -290,8 +292,8 @@ template <class S, int STEP = 1> GFLV2_HD void transpose(vector_t<S>* rows) {
     }
 }
 
-// Lane i of rows[0] becomes the sum over the lanes of rows[i]: a transposition that adds what it exchanges. The rest of the
-// rows is used up.
+// Lane i of rows[0] becomes the sum over the lanes of rows[i]: a transposition that adds what it exchanges. The rest of
+// the rows is used up.
 template <class S, int STEP = 1> GFLV2_HD void sum_each(vector_t<S>* rows) {
     constexpr int n = lanes<S>;
     if constexpr (STEP < n) {

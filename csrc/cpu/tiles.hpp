@@ -1,4 +1,5 @@
-// How the CPU kernels walk over levels: tasks, runs of points, and tiles (one SIMD register of points, all bins of a side).
+// How the CPU kernels walk over levels: tasks, runs of points, and tiles (one SIMD register of points, all bins of a
+// side).
 //
 // Every tile has the same form in registers, lane i = point i, whatever the layout in memory:
 //   NCHW           points adjacent: one load per bin
@@ -16,13 +17,13 @@
 
 GFLV2_BEGIN
 
-// Points per task: 140 KB of float32 logits at 17 bins, enough to hide the hand-out, small enough to balance. With 256 the
-// prefetches beyond the end of a task cost a fifth more time out of the cache.
+// Points per task: 140 KB of float32 logits at 17 bins, enough to hide the hand-out, small enough to balance. With 256
+// the prefetches beyond the end of a task cost a fifth more time out of the cache.
 constexpr std::int64_t points_per_task = 512;
 
-// NCHW reads one stream of memory per bin, and writes one: more than the hardware's prefetchers follow. Asked for by hand,
-// the lines come in time (measured on a Zen 5 core, 17 bins, float32, beyond the cache: backward 0.88 → 0.49 ms for 16,800
-// points with AVX-512, 2.4 → 0.73 ms with AVX2). The reading ones help forward by a third.
+// NCHW reads one stream of memory per bin, and writes one: more than the hardware's prefetchers follow. Asked for by
+// hand, the lines come in time (measured on a Zen 5 core, 17 bins, float32, beyond the cache: backward 0.88 → 0.49 ms
+// for 16,800 points with AVX-512, 2.4 → 0.73 ms with AVX2). The reading ones help forward by a third.
 constexpr int prefetch_read_bytes = 512, prefetch_write_bytes = 256;
 
 // The points [first, last) of one level of one image.
@@ -43,6 +44,11 @@ inline std::vector<Task> list_tasks(const LevelTable& levels, std::int64_t batch
     return tasks;
 }
 
+// Of the logits of a level; scales (L,), or null: 1.
+template <class S> S scale_of(const void* scales, int level) {
+    return scales ? static_cast<const S*>(scales)[level] : S(1);
+}
+
 // Do the points of a level lie at equal steps in memory, in row-major order? Then the step, else 0.
 GFLV2_HD std::int64_t point_step(const Level& level, const Strides& strides) {
     if (level.width == 1) return strides.y;
@@ -57,7 +63,8 @@ template <class Run> GFLV2_HD void each_run(const Level& level, const Task& task
     const std::int64_t step = point_step(level, s), grad_step = gradient ? point_step(level, g) : 0;
     const std::int64_t base = task.image * s.image, grad_base = task.image * g.image;
     if (step != 0 && (grad_step != 0 || !gradient)) {
-        run(task.first, task.last - task.first, base + task.first * step, step, grad_base + task.first * grad_step, grad_step);
+        run(task.first, task.last - task.first, base + task.first * step, step, grad_base + task.first * grad_step,
+            grad_step);
         return;
     }
     for (std::int64_t first = task.first; first < task.last;) {
@@ -82,17 +89,18 @@ template <int BINS, class T> GFLV2_HD void prefetch_planes(const T* at, std::int
 }
 template <class T> GFLV2_HD void prefetch_write(T* at) { __builtin_prefetch(at + prefetch_write_bytes / sizeof(T), 1); }
 
-// Lane i is at[i·step]. (Put together from all elements at once; written one by one, they would have to reach memory before
-// the register can be read back.)
+// Lane i is at[i·step]. (Put together from all elements at once; written one by one, they would have to reach memory
+// before the register can be read back.)
 template <class T, std::size_t... I>
 GFLV2_HD vector_t<compute_t<T>> gather(const T* at, std::int64_t step, std::index_sequence<I...>) {
     return vector_t<compute_t<T>>{widen(at[std::int64_t(I) * step])...};
 }
 
-// Tile of `count` ≤ lanes points, of any layout: tile[b] lane i = at[i·point_step + b·bin_step]; lanes from `count` on are 0.
+// Tile of `count` ≤ lanes points, of any layout: tile[b] lane i = at[i·point_step + b·bin_step]; lanes from `count` on
+// are 0.
 template <class T>
-GFLV2_HD void load_tile(
-    vector_t<compute_t<T>>* tile, const T* at, std::int64_t point_step, std::int64_t bin_step, int bins, int count) {
+GFLV2_HD void load_tile(vector_t<compute_t<T>>* tile, const T* at, std::int64_t point_step, std::int64_t bin_step,
+                        int bins, int count) {
     using S = compute_t<T>;
     using V = vector_t<S>;
     constexpr int n = lanes<S>;
@@ -116,8 +124,8 @@ GFLV2_HD void load_tile(
 
 // The inverse of load_tile; rounds to T. The tile is used as scratch.
 template <class T>
-GFLV2_HD void store_tile(
-    T* at, vector_t<compute_t<T>>* tile, std::int64_t point_step, std::int64_t bin_step, int bins, int count) {
+GFLV2_HD void store_tile(T* at, vector_t<compute_t<T>>* tile, std::int64_t point_step, std::int64_t bin_step, int bins,
+                         int count) {
     using S = compute_t<T>;
     constexpr int n = lanes<S>;
     int b = 0;

@@ -1,13 +1,13 @@
 // `atss` on CUDA. The arithmetic is gflv2/atss.hpp's; one thread owns one box on one level.
 //
-//   1. atss_clear    every point: nobody claims it yet; where there are ignore boxes, do they cover it?
-//   2. atss_claim    a block owns some boxes of one image, a thread one level of one of them: it finds the nearest points and
-//                    their IoUs; with the IoUs of all levels in shared memory it forms the box's threshold, and claims
-//                    its positive points.
+//   1. atss_clear    every point: no box claims it yet; where there are ignore boxes, do they cover it?
+//   2. atss_claim    a block owns some boxes of one image, a thread one level of one of them: it finds the nearest
+//                    points and their IoUs; with the IoUs of all levels in shared memory it forms the box's threshold,
+//                    and claims its positive points.
 //   3. atss_finish   every point: from claims to index, IoU and label.
 //
-// A claim is (IoU bits, inverted box) as one signed 64-bit integer, and the largest wins, in whatever order they come: the
-// highest IoU, then the lower box. Until step 3 the output `index` holds the claims.
+// A claim is (IoU bits, inverted box) as one signed 64-bit integer, and the largest wins, in whatever order they come:
+// the highest IoU, then the lower box. Until step 3 the output `index` holds the claims.
 //
 // The images' pointers travel by value, some images a launch: ragged boxes need no packing and no copy to the device.
 
@@ -29,20 +29,12 @@ constexpr int max_topk = 32;           // bounds the shared memory of a block: 4
 using Claim = long long;
 constexpr Claim unclaimed = -1;
 
-__device__ inline Claim claim_of(float iou, std::int64_t box) {
-    return Claim(as_bits(iou)) << 32 | (0x7fffffff - box);
-}
+__device__ inline Claim claim_of(float iou, std::int64_t box) { return Claim(as_bits(iou)) << 32 | (0x7fffffff - box); }
 
 struct Images {
     std::int64_t first;  // index in the batch of image[0]
     AtssImage image[images_per_launch];
 };
-
-__device__ inline std::int64_t boxes_of(const AtssImage& image) {
-    if (!image.limit) return image.count;
-    const std::int64_t limit = *image.limit;
-    return limit < 0 ? 0 : limit > image.count ? image.count : limit;
-}
 
 __device__ inline AtssBox<float> box_of(const AtssImage& image, std::uint32_t number) {
     const float* at = image.boxes + 4 * std::int64_t(number);
@@ -64,11 +56,8 @@ GFLV2_KERNEL(point_threads) atss_clear(GFLV2_CONSTANT AtssArguments a, GFLV2_CON
     int l = 0;
     while (l + 1 < a.level_count && point >= a.level[l + 1].first_point) ++l;
     const AtssLevel& level = a.level[l];
-    const AtssGrid grid = grid_of(a, image, l);
     const int cell = int(point - level.first_point), row = cell / level.width, column = cell - row * level.width;
-    const float x = level.points ? level.points[2 * std::int64_t(cell)] : coordinate<float>(column, grid);
-    const float y = level.points ? level.points[2 * std::int64_t(cell) + 1] : coordinate<float>(row, grid);
-    a.ignored[at] = row < grid.rows && column < grid.columns && is_ignored(x, y, level.half, image, a.ignore_threshold);
+    a.ignored[at] = row < image.rows[l] && column < image.columns[l] && is_ignored(a, image, l, row, column);
 }
 
 GFLV2_KERNEL(point_threads) atss_finish(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigned blocks) {
@@ -94,10 +83,11 @@ GFLV2_KERNEL(point_threads) atss_finish(GFLV2_CONSTANT AtssArguments a, GFLV2_CO
 // ---------------------------------------------------------------------------------------------------------------------
 // Every box
 
-// Shared memory of a block of `boxes` boxes: the IoUs of their candidates, box by box within a candidate; and for a topk that
-// is no constant the lists of the threads.
+// Shared memory of a block of `boxes` boxes: the IoUs of their candidates, box by box within a candidate; and for a
+// topk that is no constant the lists of the threads.
 inline std::size_t shared_bytes(const AtssArguments& a, int boxes, bool lists) {
-    return (std::size_t(boxes) * a.level_count * a.topk + (lists ? 2 * std::size_t(box_threads) * a.topk : 0)) * sizeof(float);
+    return (std::size_t(boxes) * a.level_count * a.topk + (lists ? 2 * std::size_t(box_threads) * a.topk : 0)) *
+           sizeof(float);
 }
 
 template <int K> __device__ inline NearestList<float, K> list_of(float* lists, int topk) {
@@ -110,7 +100,8 @@ template <int K> __device__ inline NearestList<float, K> list_of(float* lists, i
 
 // Eight blocks a multiprocessor: left alone, ptxas aims at ten and spills for it.
 template <int K>
-GFLV2_KERNEL(box_threads, 8) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigned blocks, int boxes) {
+GFLV2_KERNEL(box_threads, 8)
+atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigned blocks, int boxes) {
     GFLV2_SHARED_MEMORY(float, ious);  // (L·topk, boxes), then the lists
     const int topk = K > 0 ? K : a.topk;
 
@@ -120,16 +111,11 @@ GFLV2_KERNEL(box_threads, 8) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CO
     const int l = threadIdx.x / boxes, slot = threadIdx.x - l * boxes;
     const std::uint32_t number = (blockIdx.x - which * blocks) * boxes + slot;  // below 2^31 + 128
     bool working = l < a.level_count && number < boxes_of(image);
-    if (working) {
-        const AtssBox<float> box = box_of(image, number);
-        // A box with a NaN has no positive point.
-        working = box.x1 == box.x1 && box.y1 == box.y1 && box.x2 == box.x2 && box.y2 == box.y2;
-    }
+    if (working) working = box_of(image, number).complete();  // a box with a NaN has no positive point
     // Candidates of the levels before this one, of this one, and of all.
     int before = 0, found = 0, all = 0;
     for (int m = 0; m < a.level_count; ++m) {
-        const int cells = a.level[m].points ? a.level[m].width : image.rows[m] * image.columns[m];
-        const int of_level = topk < cells ? topk : cells;
+        const int cells = cells_of(a, image, m), of_level = topk < cells ? topk : cells;
         if (m < l) before += of_level;
         if (m == l) found = of_level;
         all += of_level;
@@ -146,13 +132,14 @@ GFLV2_KERNEL(box_threads, 8) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CO
     };
     if (working) {
         const AtssBox<float> box = box_of(image, number);
-        const std::uint8_t* ignored = a.ignoring ? a.ignored + (images.first + which) * a.points + level.first_point : nullptr;
+        const std::uint8_t* ignored =
+            a.ignoring ? a.ignored + (images.first + which) * a.points + level.first_point : nullptr;
         if (level.points) {
             search_points(level.points, level.width, box.centre_x(), box.centre_y(), list, ignored);
         } else {
-            search_grid(grid_of(a, image, l), box.centre_x(), box.centre_y(), topk, list, a.ignoring, [&](int row, int column) {
-                return ignored != nullptr && ignored[row * level.width + column] != 0;
-            });
+            search_grid(
+                grid_of(a, image, l), box.centre_x(), box.centre_y(), topk, list, a.ignoring,
+                [&](int row, int column) { return ignored != nullptr && ignored[row * level.width + column] != 0; });
         }
         each<K>(topk, [&](int n) {
             if (n >= found) return;
@@ -164,8 +151,8 @@ GFLV2_KERNEL(box_threads, 8) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CO
     __syncthreads();
     if (!working) return;
 
-    // 3. The threshold of the box (all its threads form the same), and the claims of this level. The box is read again: kept
-    //    over the search, it would cost the registers that the search needs.
+    // 3. The threshold of the box (all its threads form the same), and the claims of this level. The box is read again:
+    //    kept over the search, it would cost the registers that the search needs.
     const AtssBox<float> box = box_of(image, number);
     const float threshold = iou_threshold(all, [&](int n) { return ious[n * boxes + slot]; });
     each<K>(topk, [&](int n) {
@@ -174,8 +161,8 @@ GFLV2_KERNEL(box_threads, 8) atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CO
         place(list.name(n), x, y);
         const float iou = ious[(before + n) * boxes + slot];
         if (!is_positive(x, y, box, iou, threshold)) return;
-        const int name = list.name(n), cell = level.points ? name : (name >> 16) * level.width + (name & 0xffff);
-        atomic_max(reinterpret_cast<Claim*>(a.index) + (images.first + which) * a.points + level.first_point + cell,
+        const std::int64_t point = level.first_point + index_of(level, list.name(n));
+        atomic_max(reinterpret_cast<Claim*>(a.index) + (images.first + which) * a.points + point,
                    claim_of(iou, number));
     });
 }
@@ -197,8 +184,8 @@ void assign(const AtssArguments& a, const Images& images, int count, void* strea
         const int boxes = int(box_threads) / a.level_count;
         const std::int64_t blocks = (most + boxes - 1) / boxes;
         const bool usual = a.topk == 9;
-        launch(usual ? atss_claim<9> : atss_claim<0>, grid_size(blocks, count), box_threads, shared_bytes(a, boxes, !usual), stream, a,
-               images, unsigned(blocks), boxes);
+        launch(usual ? atss_claim<9> : atss_claim<0>, grid_size(blocks, count), box_threads,
+               shared_bytes(a, boxes, !usual), stream, a, images, unsigned(blocks), boxes);
     }
     launch(atss_finish, grid_size(point_blocks, count), point_threads, 0, stream, a, images, unsigned(point_blocks));
 }

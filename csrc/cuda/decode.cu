@@ -2,12 +2,14 @@
 // gflv2/integral.hpp's.
 //
 //   1. decode_keys    one pass over the class logits: the key of every point
-//   2. decode_select  one block per image and level that has more than topk points: a radix selection of the keys, then a
-//                     bitonic sort of the chosen ones in shared memory
+//   2. decode_select  one block per image and level that has more than topk points: a radix selection of the keys, then
+//                     a bitonic sort of the chosen ones in shared memory
 //   3. decode_scores, decode_boxes    the rows of the result
-// Every order is that of (key, index), which no two points share, so that the order in which threads arrive never shows.
+// Every order is that of (key, index), which no two points share, so that the order in which threads arrive never
+// shows.
 
-#include "cuda/rows.cuh"
+#include "cuda/dtypes.cuh"
+#include "cuda/level_rows.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/decode.hpp"
@@ -34,13 +36,21 @@ __device__ inline std::int64_t first_row_of(const DecodeArguments& a, int l) {
 // ---------------------------------------------------------------------------------------------------------------------
 // 1. keys
 
-// The largest of some of a point's logits that are numbers, and whether there are others.
+// The largest of some of a point's logits that are numbers, and the same with a NaN if there is one among them: one
+// instruction each, where a comparison and a mark take four.
 struct Largest {
-    float value;
-    int unordered;
+    float value, strict;
+
+    __device__ void take(float logit) { take({logit, logit}); }
+    __device__ void take(const Largest& other) {
+        value = fmaxf(value, other.value);
+        strict = larger(strict, other.strict);
+    }
 };
 
-template <class T> GFLV2_KERNEL(threads) decode_keys(GFLV2_CONSTANT DecodeArguments a, GFLV2_CONSTANT BlockTable blocks) {
+template <class T>
+GFLV2_KERNEL(threads)
+decode_keys(GFLV2_CONSTANT DecodeArguments a, GFLV2_CONSTANT BlockTable blocks) {
     GFLV2_SHARED_MEMORY(Largest, parts);  // (slices, warp)
 
     // 1. The block's points; neighbouring threads take what is adjacent in memory: points, or classes.
@@ -57,19 +67,15 @@ template <class T> GFLV2_KERNEL(threads) decode_keys(GFLV2_CONSTANT DecodeArgume
     if (local < left) {
         const T* at = static_cast<const T*>(level.logits) + chunk.image * level.strides.image +
                       point_offset(level, level.strides, chunk.first + local) + slice * step;
-        Largest largest{-INFINITY, 0};
-        const auto take = [&](float logit) {
-            largest.unordered |= logit != logit;
-            largest.value = logit > largest.value ? logit : largest.value;
-        };
+        Largest largest{-INFINITY, -INFINITY};
         int c = int(slice);
         constexpr int ahead = 8;  // loads under way
         for (; c + (ahead - 1) * int(slices) < a.classes; c += ahead * slices, at += ahead * slices * step) {
             float logits[ahead];
             each<ahead>(ahead, [&](int i) { logits[i] = widen(at[i * slices * step]); });
-            each<ahead>(ahead, [&](int i) { take(logits[i]); });
+            each<ahead>(ahead, [&](int i) { largest.take(logits[i]); });
         }
-        for (; c < a.classes; c += slices, at += slices * step) take(widen(*at));
+        for (; c < a.classes; c += slices, at += slices * step) largest.take(widen(*at));
         parts[slice * warp + local] = largest;
     }
     __syncthreads();
@@ -77,14 +83,10 @@ template <class T> GFLV2_KERNEL(threads) decode_keys(GFLV2_CONSTANT DecodeArgume
     // 3. The largest of all, and the key.
     if (threadIdx.x < warp && threadIdx.x < left) {
         Largest largest = parts[threadIdx.x];
-        for (unsigned s = 1; s < slices; ++s) {
-            const Largest other = parts[s * warp + threadIdx.x];
-            largest.unordered |= other.unordered;
-            largest.value = other.value > largest.value ? other.value : largest.value;
-        }
+        for (unsigned s = 1; s < slices; ++s) largest.take(parts[s * warp + threadIdx.x]);
         const std::int64_t point = chunk.image * a.points + level.first_point + chunk.first + threadIdx.x;
         const float key = joint_key(largest.value, quality_of(a, point));
-        static_cast<float*>(a.keys)[point] = largest.unordered ? (key > 0.0f ? -key : -0.0f) : key;
+        static_cast<float*>(a.keys)[point] = largest.strict != largest.strict ? (key > 0.0f ? -key : -0.0f) : key;
     }
 }
 
@@ -113,9 +115,10 @@ struct SelectState {
     std::uint32_t taken;
 };
 
-// The `left`-th largest of the words of those i < count for which word(i, w) is true: state.word, of which state.left of
-// state.equal are among the largest.
-template <class Word> __device__ inline void radix_select(std::uint32_t count, std::uint32_t left, SelectState& state, const Word& word) {
+// The `left`-th largest of the words of those i < count for which word(i, w) is true: state.word, of which state.left
+// of state.equal are among the largest.
+template <class Word>
+__device__ inline void radix_select(std::uint32_t count, std::uint32_t left, SelectState& state, const Word& word) {
     std::uint32_t last = 0, known = 0;
     for (int place = 32; place > 0;) {
         const int width = place < digit_bits ? place : digit_bits;
@@ -133,7 +136,8 @@ template <class Word> __device__ inline void radix_select(std::uint32_t count, s
         if (threadIdx.x < digits / bucket_group) {
             std::uint32_t sum = 0;
             // Each thread begins elsewhere, so that they do not meet in one bank.
-            for (unsigned i = 0; i < bucket_group; ++i) sum += state.histogram[threadIdx.x * bucket_group + (i + threadIdx.x) % bucket_group];
+            for (unsigned i = 0; i < bucket_group; ++i)
+                sum += state.histogram[threadIdx.x * bucket_group + (i + threadIdx.x) % bucket_group];
             state.groups[threadIdx.x] = sum;
         }
         __syncthreads();
@@ -156,7 +160,8 @@ template <class Word> __device__ inline void radix_select(std::uint32_t count, s
 }
 
 // Shared: `places` words to sort, places a power of two ≥ topk, and the state.
-GFLV2_KERNEL(select_threads) decode_select(GFLV2_CONSTANT DecodeArguments a, GFLV2_CONSTANT Selecting selecting, unsigned places) {
+GFLV2_KERNEL(select_threads)
+decode_select(GFLV2_CONSTANT DecodeArguments a, GFLV2_CONSTANT Selecting selecting, unsigned places) {
     GFLV2_SHARED_MEMORY(std::uint64_t, order);
     SelectState& state = *reinterpret_cast<SelectState*>(order + places);
     const std::int64_t image = blockIdx.x / selecting.count;
@@ -188,7 +193,8 @@ GFLV2_KERNEL(select_threads) decode_select(GFLV2_CONSTANT DecodeArguments a, GFL
     __syncthreads();
     for (std::uint32_t i = threadIdx.x; i < points; i += select_threads) {
         const std::uint32_t rank = rank_of(keys[i]);
-        if (rank > last || (rank == last && ~i >= last_index)) order[atomic_add(&state.taken, 1u)] = std::uint64_t(rank) << 32 | ~i;
+        if (rank > last || (rank == last && ~i >= last_index))
+            order[atomic_add(&state.taken, 1u)] = std::uint64_t(rank) << 32 | ~i;
     }
 
     // 3. Sorted, the largest first.
@@ -216,11 +222,12 @@ GFLV2_KERNEL(select_threads) decode_select(GFLV2_CONSTANT DecodeArguments a, GFL
 // A block takes up to `warp` rows of one level of one image.
 struct BlockRows {
     Chunk chunk;
-    std::int64_t first;   // of the block, in the result
+    std::int64_t first;  // of the block, in the result
     unsigned count;
-    bool sorted;          // decode_select has written the indices; else row i of the level is its point i
+    bool sorted;  // decode_select has written the indices; else row i of the level is its point i
 
-    __device__ BlockRows(const DecodeArguments& a, const BlockTable& blocks) : chunk(chunk_of(blocks, a.class_levels.count, blockIdx.x, warp)) {
+    __device__ BlockRows(const DecodeArguments& a, const BlockTable& blocks)
+        : chunk(chunk_of(blocks, a.class_levels.count, blockIdx.x, warp)) {
         const Level& level = a.class_levels.level[chunk.level];
         const std::int64_t rows = rows_of(level, a.topk);
         sorted = rows < level.height * level.width;
@@ -240,7 +247,9 @@ struct ScoreRow {
     float key, quality;
 };
 
-template <class T> GFLV2_KERNEL(threads) decode_scores(GFLV2_CONSTANT DecodeArguments a, GFLV2_CONSTANT BlockTable blocks) {
+template <class T>
+GFLV2_KERNEL(threads)
+decode_scores(GFLV2_CONSTANT DecodeArguments a, GFLV2_CONSTANT BlockTable blocks) {
     GFLV2_SHARED_MEMORY(ScoreRow, rows);  // (warp)
     const BlockRows block(a, blocks);
     const Level& level = a.class_levels.level[block.chunk.level];
@@ -271,7 +280,9 @@ template <class T> GFLV2_KERNEL(threads) decode_scores(GFLV2_CONSTANT DecodeArgu
     }
 }
 
-template <class T> GFLV2_KERNEL(threads) decode_boxes(GFLV2_CONSTANT DecodeArguments a, GFLV2_CONSTANT BlockTable blocks) {
+template <class T>
+GFLV2_KERNEL(threads)
+decode_boxes(GFLV2_CONSTANT DecodeArguments a, GFLV2_CONSTANT BlockTable blocks) {
     const BlockRows block(a, blocks);
     const Level& level = a.box_levels.level[block.chunk.level];
     const unsigned local = threadIdx.x / slices;
@@ -283,15 +294,16 @@ template <class T> GFLV2_KERNEL(threads) decode_boxes(GFLV2_CONSTANT DecodeArgum
     // 1. Softmax and expectation.
     const float scale = a.scales ? static_cast<const float*>(a.scales)[block.chunk.level] : 1.0f;
     const MemoryRow<T> logits{static_cast<const T*>(level.logits) + image * level.strides.image +
-                               point_offset(level, level.strides, point) + side * level.strides.side,
-                           level.strides.bin};
+                                  point_offset(level, level.strides, point) + side * level.strides.side,
+                              level.strides.bin};
     NoExponentials none;
     const Softmax<float> softmax =
         softmax_moment<0, float>(logits, a.bins, scale, static_cast<const float*>(a.projection), none);
 
     // 2. The side of the box.
     const float stride = float(level.stride);
-    float at = box_side(cell_point(side % 2 ? y : point - y * width, float(a.offset), stride), softmax.moment / softmax.total, stride, side);
+    float at = box_side(cell_point(side % 2 ? y : point - y * width, float(a.offset), stride),
+                        softmax.moment / softmax.total, stride, side);
     if (a.image_sizes) at = clipped(at, static_cast<const float*>(a.image_sizes)[2 * image + 1 - side % 2]);
     if (a.scale_factors) at /= static_cast<const float*>(a.scale_factors)[2 * image + side % 2];
     static_cast<float*>(a.boxes)[4 * row + side] = at;
@@ -324,47 +336,27 @@ void select(const DecodeArguments& a, void* stream) {
         if (rows_of(level, a.topk) < level.height * level.width) selecting.level[selecting.count++] = l;
     }
     if (selecting.count == 0) return;
-    if (a.topk > max_cuda_decode_topk) throw std::invalid_argument("decode: the CUDA kernels sort at most 4096 points of a level");
+    if (a.topk > max_cuda_decode_topk)
+        throw std::invalid_argument("decode: the CUDA kernels sort at most 4096 points of a level");
     unsigned places = 2;
     while (places < a.topk) places *= 2;
-    launch(decode_select, unsigned(a.batch * selecting.count), select_threads, places * sizeof(std::uint64_t) + sizeof(SelectState), stream,
-           a, selecting, places);
-}
-
-template <class T> void keys(const DecodeArguments& a, void* stream) {
-    const BlockTable blocks = block_table(a.class_levels, a.batch, warp);
-    launch(decode_keys<T>, blocks.count, threads, threads * sizeof(Largest), stream, a, blocks);
-}
-
-template <class T> void scores(const DecodeArguments& a, const BlockTable& blocks, void* stream) {
-    launch(decode_scores<T>, blocks.count, threads, warp * sizeof(ScoreRow), stream, a, blocks);
-}
-
-template <class T> void boxes(const DecodeArguments& a, const BlockTable& blocks, void* stream) {
-    launch(decode_boxes<T>, blocks.count, threads, 0, stream, a, blocks);
-}
-
-// Calls f with a value of the type of some logits.
-template <class F> void with_type(Dtype dtype, const F& f) {
-    switch (dtype) {
-        case Dtype::float32: return f(float{});
-        case Dtype::float16: return f(half{});
-        case Dtype::bfloat16: return f(bfloat16{});
-        case Dtype::float64: break;
-    }
-    throw std::invalid_argument("decode: the CUDA kernels take float32, float16 and bfloat16");
+    launch(decode_select, unsigned(a.batch * selecting.count), select_threads,
+           places * sizeof(std::uint64_t) + sizeof(SelectState), stream, a, selecting, places);
 }
 
 }  // namespace
 
 void decode(const DecodeArguments& a, Place place) {
     if (a.batch * a.rows == 0) return;
-    const DeviceGuard guard(place.device);
     const BlockTable blocks = row_blocks(a);
-    with_type(a.class_dtype, [&](auto type) { keys<decltype(type)>(a, place.stream); });
-    select(a, place.stream);
-    with_type(a.class_dtype, [&](auto type) { scores<decltype(type)>(a, blocks, place.stream); });
-    with_type(a.box_dtype, [&](auto type) { boxes<decltype(type)>(a, blocks, place.stream); });
+    run_as("decode", a.class_dtype, place, [&](auto zero) {
+        const BlockTable points = block_table(a.class_levels, a.batch, warp);
+        launch(decode_keys<decltype(zero)>, points.count, threads, threads * sizeof(Largest), place.stream, a, points);
+        select(a, place.stream);
+        launch(decode_scores<decltype(zero)>, blocks.count, threads, warp * sizeof(ScoreRow), place.stream, a, blocks);
+    });
+    run_as("decode", a.box_dtype, place,
+           [&](auto zero) { launch(decode_boxes<decltype(zero)>, blocks.count, threads, 0, place.stream, a, blocks); });
 }
 
 }  // namespace gflv2::cuda

@@ -20,7 +20,8 @@ std::string find_problem(int device) {
     int count = 0;
     const cudaError_t counted = cudaGetDeviceCount(&count);
     if (counted == cudaErrorInsufficientDriver)
-        return "the NVIDIA driver is too old: it supports CUDA " + version(driver) + ", the library was built with CUDA " + version(runtime);
+        return "the NVIDIA driver is too old: it supports CUDA " + version(driver) +
+               ", the library was built with CUDA " + version(runtime);
     if (counted != cudaSuccess) return cudaGetErrorString(counted);
     if (device < 0 || device >= count) return "there is no CUDA device " + std::to_string(device);
     int before = 0, major = 0, minor = 0;

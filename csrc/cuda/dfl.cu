@@ -1,9 +1,10 @@
-// `dfl` on CUDA: one row a thread. The rows of a block travel through shared memory, so that global memory sees whole lines
-// whichever dimension is the inner one; the exponentials, then the slopes, take the place of the logits there. The arithmetic
-// is gflv2/dfl.hpp's.
+// `dfl` on CUDA: one row a thread. The rows of a block travel through shared memory, so that global memory sees whole
+// lines whichever dimension is the inner one; the exponentials, then the gradients, take the place of the logits there.
+// The arithmetic is gflv2/dfl.hpp's.
 
-#include "cuda/reduction.cuh"
-#include "cuda/row_tiles.cuh"
+#include "cuda/dtypes.cuh"
+#include "cuda/loss_reduction.cuh"
+#include "cuda/matrix_rows.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/dfl.hpp"
 #include "gflv2/launch.hpp"
@@ -20,7 +21,7 @@ template <class T, int BINS, bool BACKWARD> GFLV2_KERNEL(threads) dfl_kernel(GFL
     const std::int64_t first = std::int64_t(blockIdx.x) * threads, left = a.rows - first;
     const std::uint32_t rows = left < threads ? std::uint32_t(left) : threads;
     const T* const from = static_cast<const T*>(a.logits) + first * a.row_stride;
-    visit_row_tile<threads, BINS>(rows, bins, a.row_stride, a.bin_stride, [&](std::int64_t element, std::uint32_t place) { tile[place] = widen(from[element]); });
+    matrix_to_shared<threads, BINS>(from, rows, bins, a.row_stride, a.bin_stride, tile);
     __syncthreads();
 
     // 2. One row a thread.
@@ -32,7 +33,7 @@ template <class T, int BINS, bool BACKWARD> GFLV2_KERNEL(threads) dfl_kernel(GFL
         if constexpr (BACKWARD) {
             const DflRow<float> r = dfl_row<BINS, float>(row, bins, target, [&](int b, float e) { row[b] = e; });
             const float over_total = 1.0f / r.total, upstream = upstream_of_row(a.reduction, index);
-            each<BINS>(bins, [&](int b) { row[b] = dfl_slope<float>(b, row[b], over_total, target, upstream); });
+            each<BINS>(bins, [&](int b) { row[b] = dfl_gradient<float>(b, row[b], over_total, target, upstream); });
         } else {
             const DflRow<float> r = dfl_row<BINS, float>(row, bins, target, [](int, float) {});
             sum = reduced_row(a.reduction, index, dfl_loss<float>(r.total, r.chosen));
@@ -43,36 +44,27 @@ template <class T, int BINS, bool BACKWARD> GFLV2_KERNEL(threads) dfl_kernel(GFL
     if constexpr (BACKWARD) {
         __syncthreads();
         T* const to = static_cast<T*>(a.grad_logits) + first * a.grad_row_stride;
-        visit_row_tile<threads, BINS>(rows, bins, a.grad_row_stride, a.grad_bin_stride, [&](std::int64_t element, std::uint32_t place) { to[element] = narrow<T>(tile[place]); });
+        matrix_from_shared<threads, BINS>(to, rows, bins, a.grad_row_stride, a.grad_bin_stride, tile);
     } else {
         partial_total<threads>(a.reduction, a.workspace, sum, tile);
     }
 }
 
 template <class T, bool BACKWARD> void run(const DflArguments& a, void* stream) {
-    const auto kernel = a.bins == 17   ? dfl_kernel<T, 17, BACKWARD>
-                        : a.bins == 33 ? dfl_kernel<T, 33, BACKWARD>
-                                       : dfl_kernel<T, 0, BACKWARD>;
+    const auto kernel = with_bins(a.bins, [](auto bins) { return dfl_kernel<T, decltype(bins)::value, BACKWARD>; });
     const std::uint32_t blocks = blocks_of_rows<threads>(a.rows);
     if (blocks > 0) launch(kernel, blocks, threads, threads * pitch_of(a.bins) * sizeof(float), stream, a);
     if (!BACKWARD) launch_total(a.reduction, a.workspace, blocks, stream);
 }
 
-template <bool BACKWARD> void run(const DflArguments& a, Place place) {
-    const DeviceGuard guard(place.device);
-    switch (a.dtype) {
-        case Dtype::float32: return run<float, BACKWARD>(a, place.stream);
-        case Dtype::float16: return run<half, BACKWARD>(a, place.stream);
-        case Dtype::bfloat16: return run<bfloat16, BACKWARD>(a, place.stream);
-        case Dtype::float64: break;
-    }
-    throw std::invalid_argument("dfl: the CUDA kernels take float32, float16 and bfloat16");
-}
-
 }  // namespace
 
-void dfl_forward(const DflArguments& a, Place place) { run<false>(a, place); }
-void dfl_backward(const DflArguments& a, Place place) { run<true>(a, place); }
+void dfl_forward(const DflArguments& a, Place place) {
+    run_as("dfl", a.dtype, place, [&](auto zero) { run<decltype(zero), false>(a, place.stream); });
+}
+void dfl_backward(const DflArguments& a, Place place) {
+    run_as("dfl", a.dtype, place, [&](auto zero) { run<decltype(zero), true>(a, place.stream); });
+}
 
 std::size_t dfl_workspace(std::int64_t rows) { return total_workspace(blocks_of_rows<threads>(rows)); }
 

@@ -1,5 +1,6 @@
-// `dgqp` and `dgqp_statistics` on CUDA: one pass over the logits each way, all levels and images in one launch. The arithmetic
-// of a row is gflv2/dgqp.hpp's. Sums over blocks are formed in double, in an order that depends on the shapes alone.
+// `dgqp` and `dgqp_statistics` on CUDA: one pass over the logits each way, all levels and images in one launch. The
+// arithmetic of a row is gflv2/dgqp.hpp's. Sums over blocks are formed in double, in an order that depends on the
+// shapes alone.
 
 #include "cuda/dgqp.cuh"
 #include "cuda/dgqp_backward.cuh"
@@ -11,10 +12,11 @@
 namespace gflv2::cuda {
 namespace {
 
-// The second number of GFLV2_KERNEL, here and below, is the most that leaves enough registers: left alone, ptxas goes for one
-// more block and spills a few words.
+// The second number of GFLV2_KERNEL, here and below, is the most that leaves enough registers: left alone, ptxas goes
+// for one more block and spills a few words.
 template <class T, int BINS, int TOPK, bool STAGED>
-GFLV2_KERNEL(threads, (TOPK > 0 ? 7 : 6)) dgqp_forward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT BlockTable blocks) {
+GFLV2_KERNEL(threads, (TOPK > 0 ? 7 : 6))
+dgqp_forward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT BlockTable blocks) {
     GFLV2_SHARED_MEMORY(float, memory);
     const Statistics statistics{a.topk, a.mean, a.variance};
     const int per_side = statistics.count(), feature_count = 4 * per_side;
@@ -34,7 +36,8 @@ GFLV2_KERNEL(threads, (TOPK > 0 ? 7 : 6)) dgqp_forward_kernel(GFLV2_CONSTANT Dgq
 
     for (; chunk.first < end; chunk.first += warp) {
         const std::uint32_t left = end - chunk.first, used = left < warp ? left : warp;
-        const std::uint32_t point = chunk.first + (lane < int(used) ? lane : used - 1);  // past the end: the last one once more
+        const std::uint32_t point =
+            chunk.first + (lane < int(used) ? lane : used - 1);  // past the end: the last one once more
         const std::int64_t place = chunk.image * a.points + level.first_point;
 
         // 2. Statistics of the thread's row (warp = side), to shared memory.
@@ -46,9 +49,11 @@ GFLV2_KERNEL(threads, (TOPK > 0 ? 7 : 6)) dgqp_forward_kernel(GFLV2_CONSTANT Dgq
         {
             NoExponentials none;
             float top[places<TOPK>];
-            const Peak<float> peak = read_row<BINS, TOPK>(a, row_of<T, BINS, STAGED>(level, chunk, point, group, tile), scale, none, top);
+            const Peak<float> peak =
+                read_row<BINS, TOPK>(a, row_of<T, BINS, STAGED>(level, chunk, point, group, tile), scale, none, top);
             float* const to = features + group * per_side * pitch + lane;
-            statistics_of<TOPK, float>(top, peak.inverse, statistics, [&](int j, float value) { to[j * pitch] = value; });
+            statistics_of<TOPK, float>(top, peak.inverse, statistics,
+                                       [&](int j, float value) { to[j * pitch] = value; });
         }
         __syncthreads();
 
@@ -75,7 +80,8 @@ GFLV2_KERNEL(threads, (TOPK > 0 ? 7 : 6)) dgqp_forward_kernel(GFLV2_CONSTANT Dgq
             first_layer(weights, features, first, unit, sums);
             each<units_per_thread>(0, [&](int i) {
                 const float value = sums[i] + weights.bias()[unit + i];
-                quality = multiply_add(value < 0.0f ? 0.0f : value, weights.second()[unit + i], quality);  // a NaN stays one
+                quality =
+                    multiply_add(value < 0.0f ? 0.0f : value, weights.second()[unit + i], quality);  // a NaN stays one
             });
         }
 
@@ -97,7 +103,8 @@ GFLV2_KERNEL(threads, (TOPK > 0 ? 7 : 6)) dgqp_forward_kernel(GFLV2_CONSTANT Dgq
 constexpr unsigned add_threads = 256;
 
 // Sum over the blocks of up to 32 neighbouring columns, in double; column c of the tile is `total[c]` after it.
-__device__ inline void sum_columns(const float* from, std::int64_t width, std::uint32_t rows, int columns, double* scratch, double* total) {
+__device__ inline void sum_columns(const float* from, std::int64_t width, std::uint32_t rows, int columns,
+                                   double* scratch, double* total) {
     const int column = threadIdx.x % warp, first = threadIdx.x / warp;
     double sum = 0;
     if (column < columns)
@@ -133,7 +140,9 @@ GFLV2_KERNEL(add_threads) dgqp_sums(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTA
                 for (int i = 0; i < count; ++i) {
                     const bool bias = f + i == features;
                     second += total[i] * (bias ? static_cast<const float*>(a.bias1)[item] : weight1[f + i]);
-                    float* const to = bias ? static_cast<float*>(a.grad_bias1) + item : static_cast<float*>(a.grad_weight1) + std::int64_t(item) * features + f + i;
+                    float* const to = bias
+                                          ? static_cast<float*>(a.grad_bias1) + item
+                                          : static_cast<float*>(a.grad_weight1) + std::int64_t(item) * features + f + i;
                     *to = float(weight2 * total[i]);
                 }
             }
@@ -171,15 +180,16 @@ void dgqp_forward(const DgqpArguments& a, Place place) {
         constexpr bool STAGED = decltype(staged)::value;
         const SharedPlan<TOPK> plan(a.features(), a.hidden > 0, false, STAGED ? int(threads) * pitch_of(BINS) : 0);
         if (blocks.count > 0)
-            launch(dgqp_forward_kernel<decltype(zero), BINS, TOPK, STAGED>, blocks.count, threads, plan.words() * sizeof(float),
-                   place.stream, a, blocks);
+            launch(dgqp_forward_kernel<decltype(zero), BINS, TOPK, STAGED>, blocks.count, threads,
+                   plan.words() * sizeof(float), place.stream, a, blocks);
     });
 }
 
 void dgqp_backward(const DgqpArguments& a, Place place) { run_dgqp_backward("dgqp", a, NothingAdded{}, place); }
 
 std::size_t dgqp_workspace(const LevelTable& levels, std::int64_t batch, int features, int hidden) {
-    return block_table(levels, batch, block_points).count * std::size_t(predictor_width(features, hidden) + 1) * sizeof(float);
+    return block_table(levels, batch, block_points).count * std::size_t(predictor_width(features, hidden) + 1) *
+           sizeof(float);
 }
 
 }  // namespace gflv2::cuda

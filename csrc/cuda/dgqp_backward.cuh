@@ -1,12 +1,13 @@
-// The backward pass of `dgqp` on CUDA, one pass over the logits, as a template over what an operation adds to their gradient. The sums
-// of the predictor's gradients are those of csrc/cpu/predictor.hpp.
+// The backward pass of `dgqp` on CUDA, one pass over the logits, as a template over what an operation adds to their
+// gradient. The sums of the predictor's gradients are those of csrc/cpu/predictor.hpp.
 //
-// It forms, for 64 units at a time, a_h = g where unit h is active, and from it ∂L/∂F of the thread's own row, which waits in
-// registers, and the block's sums D_hf = Σ a_h·F_f. One partial sum per block goes to the workspace; dgqp.cu adds them up.
+// It forms, for 64 units at a time, a_h = g where unit h is active, and from it ∂L/∂F of the thread's own row, which
+// waits in registers, and the block's sums D_hf = Σ a_h·F_f. One partial sum per block goes to the workspace; dgqp.cu
+// adds them up.
 #pragma once
 
+#include "cuda/block_sum.cuh"
 #include "cuda/dgqp.cuh"
-#include "cuda/reduce.cuh"
 
 namespace gflv2::cuda {
 
@@ -43,7 +44,8 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
     const float scale = scale_of(a.scales, chunk.level);
     const bool few_units = a.hidden <= units_at_once;
     if (a.hidden > 0 && few_units) weights.stage(0, true);
-    float* const partial = static_cast<float*>(a.workspace) + blockIdx.x * predictor_width(feature_count, a.grad_weight1 ? a.hidden : 0);
+    float* const partial =
+        static_cast<float*>(a.workspace) + blockIdx.x * predictor_width(feature_count, a.grad_weight1 ? a.hidden : 0);
     float products[2][SLICE] = {}, unit_sums[2] = {}, upstream_sum = 0.0f, scale_sum = 0.0f;
     bool started = false;
 
@@ -62,7 +64,7 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
         const auto row = row_of<T, BINS, STAGED>(level, chunk, point, group, tile);
         // With an added gradient 33 of them do not fit the registers.
         typename ExponentialsFor<(Added::any && BINS > 17 && !STAGED) ? 0 : BINS>::type exponentials;
-        float top[places<TOPK>], slope[places<TOPK> + 2];  // slope: first ∂L/∂F of the side, then ∂L/∂T
+        float top[places<TOPK>], gradient[places<TOPK> + 2];  // gradient: first ∂L/∂F of the side, then ∂L/∂T
         const Peak<float> peak = read_row<BINS, TOPK>(a, row, scale, exponentials, top);
 
         if (a.hidden == 0) {
@@ -75,13 +77,14 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
             }
             __syncthreads();
             const float* own = features + group * per_side * pitch + lane;
-            each_rank<RANKS>(per_side, [&](int j) { slope[j] = valid ? own[j * pitch] : 0.0f; });
+            each_rank<RANKS>(per_side, [&](int j) { gradient[j] = valid ? own[j * pitch] : 0.0f; });
         } else {
             float* const to = features + group * per_side * pitch + lane;
-            statistics_of<TOPK, float>(top, peak.inverse, statistics, [&](int j, float value) { to[j * pitch] = value; });
+            statistics_of<TOPK, float>(top, peak.inverse, statistics,
+                                       [&](int j, float value) { to[j * pitch] = value; });
             const float upstream = valid ? static_cast<const float*>(a.grad_out)[place] : 0.0f;
             if (group == 0) upstream_sum += upstream;
-            each_rank<RANKS>(per_side, [&](int j) { slope[j] = 0.0f; });
+            each_rank<RANKS>(per_side, [&](int j) { gradient[j] = 0.0f; });
 
             for (int first = 0; first < a.hidden; first += units_at_once) {
                 // 4a. Which units are active: a quarter of them per warp.
@@ -104,7 +107,9 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
                     GFLV2_UNROLL_TWICE
                     for (int u = 0; u < units; ++u) {
                         const float value = active[u * pitch + lane];
-                        each_rank<RANKS>(per_side, [&](int j) { slope[j] = multiply_add(value, weights.product(first, u, group, j), slope[j]); });
+                        each_rank<RANKS>(per_side, [&](int j) {
+                            gradient[j] = multiply_add(value, weights.product(first, u, group, j), gradient[j]);
+                        });
                     }
                 }
 
@@ -128,8 +133,11 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
                         if (!keep) {
                             for (int k = 0; k < 2; ++k) {
                                 if (first + unit_pair + k >= a.hidden) continue;
-                                float* const sum = partial + std::int64_t(first + unit_pair + k) * (feature_count + 1) + sum_side * per_side + slice;
-                                each_rank<SLICE>(count, [&](int j) { sum[j] = (started ? sum[j] : 0.0f) + (k ? products[1][j] : products[0][j]); });
+                                float* const sum = partial + std::int64_t(first + unit_pair + k) * (feature_count + 1) +
+                                                   sum_side * per_side + slice;
+                                each_rank<SLICE>(count, [&](int j) {
+                                    sum[j] = (started ? sum[j] : 0.0f) + (k ? products[1][j] : products[0][j]);
+                                });
                             }
                         }
                     }
@@ -143,7 +151,8 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
                         if (!few_units) {
                             for (int k = 0; k < 2; ++k) {
                                 if (first + unit_pair + k >= a.hidden) continue;
-                                float* const sum = partial + std::int64_t(first + unit_pair + k) * (feature_count + 1) + feature_count;
+                                float* const sum =
+                                    partial + std::int64_t(first + unit_pair + k) * (feature_count + 1) + feature_count;
                                 *sum = (started ? *sum : 0.0f) + (k ? unit_sums[1] : unit_sums[0]);
                             }
                         }
@@ -157,14 +166,14 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
         if (a.grad_logits || a.grad_scales) {
             const float sum = statistics_backward<TOPK, float>(top, peak.inverse, statistics, [&](int j) {
                 float value = 0.0f;  // an index known at run time only must not address registers
-                if constexpr (TOPK == 0) return slope[j];
-                each<RANKS>(0, [&](int i) { value = i == j ? slope[i] : value; });
+                if constexpr (TOPK == 0) return gradient[j];
+                each<RANKS>(0, [&](int i) { value = i == j ? gradient[i] : value; });
                 return value;
-            }, slope);
+            }, gradient);
             T* to = nullptr;
             if (!STAGED && a.grad_logits)
-                to = static_cast<T*>(level.grad_logits) + chunk.image * level.grad_strides.image + group * level.grad_strides.side +
-                     point_offset(level, level.grad_strides, point);
+                to = static_cast<T*>(level.grad_logits) + chunk.image * level.grad_strides.image +
+                     group * level.grad_strides.side + point_offset(level, level.grad_strides, point);
             float* const shared_row = tile + (4 * lane + group) * pitch_of(BINS);
             const bool scaled = valid && a.grad_scales;
             const auto exponential_of = [&](int bin) { return exponentials.get(row, bin, scale, peak.largest); };
@@ -174,7 +183,8 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
                 adds = valid && added.adds(place);
                 if (adds) added_row = added.template row<BINS>(place, group, a.bins, exponential_of, peak.inverse);
             }
-            softmax_top_backward<BINS, TOPK, float>(row, a.bins, scale, a.topk, exponentials, peak, top, slope, sum, [&](int bin, float value) {
+            softmax_top_backward<BINS, TOPK, float>(row, a.bins, scale, a.topk, exponentials, peak, top, gradient, sum,
+                                                    [&](int bin, float value) {
                 if constexpr (Added::any) {
                     if (adds) value += added.at(added_row, bin, exponential_of(bin) * peak.inverse);
                 }
@@ -200,7 +210,8 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
                 if (unit_pair + k >= a.hidden) continue;
                 float* const sum = partial + std::int64_t(unit_pair + k) * (feature_count + 1);
                 if (per_side <= SLICE)
-                    each_rank<SLICE>(per_side, [&](int j) { sum[sum_side * per_side + j] = k ? products[1][j] : products[0][j]; });
+                    each_rank<SLICE>(
+                        per_side, [&](int j) { sum[sum_side * per_side + j] = k ? products[1][j] : products[0][j]; });
                 if (sum_side == 0) sum[feature_count] = k ? unit_sums[1] : unit_sums[0];
             }
         }
@@ -209,7 +220,8 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
     }
     if (a.grad_scales) {
         const float sum = block_sum<threads>(scale_sum, memory);
-        float* const sums = static_cast<float*>(a.workspace) + blocks.count * predictor_width(feature_count, a.grad_weight1 ? a.hidden : 0);
+        float* const sums = static_cast<float*>(a.workspace) +
+                            blocks.count * predictor_width(feature_count, a.grad_weight1 ? a.hidden : 0);
         if (threadIdx.x == 0) sums[blockIdx.x] = sum;
     }
 }
@@ -217,15 +229,16 @@ dgqp_backward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added,
 // Second stage: the gradients of the predictor and the scales from the partial sums of all blocks.
 void launch_dgqp_sums(const DgqpArguments& a, const BlockTable& blocks, void* stream);
 
-template <class Added> void run_dgqp_backward(const char* operation, const DgqpArguments& a, const Added& added, Place place) {
+template <class Added>
+void run_dgqp_backward(const char* operation, const DgqpArguments& a, const Added& added, Place place) {
     const BlockTable blocks = block_table(a.levels, a.batch, block_points);
     choose_dgqp(operation, a, true, place, [&](auto zero, auto bins, auto topk, auto staged) {
         constexpr int BINS = decltype(bins)::value, TOPK = decltype(topk)::value;
         constexpr bool STAGED = decltype(staged)::value;
         const SharedPlan<TOPK> plan(a.features(), a.hidden > 0, true, STAGED ? int(threads) * pitch_of(BINS) : 0);
         if (blocks.count > 0)
-            launch(dgqp_backward_kernel<decltype(zero), BINS, TOPK, STAGED, Added>, blocks.count, threads, plan.words() * sizeof(float),
-                   place.stream, a, added, blocks);
+            launch(dgqp_backward_kernel<decltype(zero), BINS, TOPK, STAGED, Added>, blocks.count, threads,
+                   plan.words() * sizeof(float), place.stream, a, added, blocks);
         launch_dgqp_sums(a, blocks, place.stream);
     });
 }

@@ -1,11 +1,11 @@
 // The box losses of `gfl_loss` on CUDA, and what they add to the gradient of the box logits. The arithmetic is
-// gflv2/gfl_loss.hpp's. Sums are formed in two stages: a partial sum a block, then one block over them, in an order that depends on
-// the shapes alone.
+// gflv2/gfl_loss.hpp's. Sums are formed in two stages: a partial sum a block, then one block over them, in an order
+// that depends on the shapes alone.
 
+#include "cuda/block_sum.cuh"
 #include "cuda/dgqp_backward.cuh"
 #include "cuda/dtypes.cuh"
-#include "cuda/reduce.cuh"
-#include "cuda/side_threads.cuh"
+#include "cuda/level_rows.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/gfl_loss.hpp"
@@ -15,7 +15,9 @@ namespace gflv2::cuda {
 namespace {
 
 // Workspace: (blocks, 2): Σ weight·(1 − GIoU), Σ weight·DFL.
-template <class T> GFLV2_KERNEL(threads) box_loss_kernel(GFLV2_CONSTANT BoxLossArguments a, GFLV2_CONSTANT BlockTable blocks) {
+template <class T>
+GFLV2_KERNEL(threads)
+box_loss_kernel(GFLV2_CONSTANT BoxLossArguments a, GFLV2_CONSTANT BlockTable blocks) {
     GFLV2_SHARED_MEMORY(float, shared);  // (4, warp)
 
     // 1. The thread's point and side, and the target of the side.
@@ -29,14 +31,16 @@ template <class T> GFLV2_KERNEL(threads) box_loss_kernel(GFLV2_CONSTANT BoxLossA
     float cell[2], target[4] = {}, bin = 0.0f, gradient = 0.0f, giou = 0.0f, dfl = 0.0f;
     at.cell(float(a.offset), cell);
     if (counts) {
-        for (int i = 0; i < 4; ++i) target[i] = static_cast<const float*>(a.boxes)[4 * at.place + i] / float(level.stride);
+        for (int i = 0; i < 4; ++i)
+            target[i] = static_cast<const float*>(a.boxes)[4 * at.place + i] / float(level.stride);
         float own = target[0];
         for (int i = 1; i < 4; ++i) own = i == at.side ? target[i] : own;
-        bin = target_bin<float>(at.side % 2 ? cell[1] : cell[0], own, at.side, projection[0], projection[1] - projection[0], a.bins);
+        bin = target_bin<float>(at.side % 2 ? cell[1] : cell[0], own, at.side, projection[0],
+                                projection[1] - projection[0], a.bins);
 
         // 2. Its distance, and DFL.
-        const BoxSide<float> side =
-            read_box_side<0, float>(at.row_of<T>(level, chunk.image), a.bins, scale_of(a.scales, chunk.level), projection, bin);
+        const BoxSide<float> side = read_box_side<0, float>(at.row_of<T>(level, chunk.image), a.bins,
+                                                            scale_of(a.scales, chunk.level), projection, bin);
         dfl = weight * side.dfl;
         shared[at.side * warp + lane] = side.distance;
     }
@@ -70,9 +74,7 @@ GFLV2_KERNEL(reduce_threads) box_loss_sums(GFLV2_CONSTANT BoxLossArguments a, st
     const float* const partial = static_cast<const float*>(a.workspace);
     const double normaliser = double(static_cast<const float*>(a.normalisers)[1]);
     for (int loss = 0; loss < 2; ++loss) {
-        double sum = 0;
-        for (std::uint32_t i = threadIdx.x; i < blocks; i += reduce_threads) sum += partial[2 * i + loss];
-        sum = block_sum<reduce_threads>(sum, scratch);
+        const double sum = sum_of_partials(partial + loss, blocks, 2, scratch);
         if (threadIdx.x == 0) *static_cast<float*>(a.losses[loss]) = float(sum * a.factors[loss] / normaliser);
     }
 }
@@ -101,7 +103,9 @@ struct BoxLossGradient {
         return {factor(0) * from[0], factor(1) * weight, from[1], moment * inverse};
     }
 
-    __device__ float at(const Row& row, int bin, float probability) const { return row.at(bin, probability, projection(bin)); }
+    __device__ float at(const Row& row, int bin, float probability) const {
+        return row.at(bin, probability, projection(bin));
+    }
 
 private:
     __device__ float projection(int bin) const { return static_cast<const float*>(box.projection)[bin]; }

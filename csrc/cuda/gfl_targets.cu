@@ -1,17 +1,18 @@
 // `gfl_targets` on CUDA. The arithmetic is gflv2/gfl_targets.hpp's.
 //
-// The images' boxes travel by value, some images a launch: ragged boxes need no packing and no copy to the device. Sums are
-// formed in two stages: a partial sum a block, then one block over them, in an order that depends on the shapes alone.
+// The images' boxes travel by value, some images a launch: ragged boxes need no packing and no copy to the device. Sums
+// are formed in two stages: a partial sum a block, then one block over them, in an order that depends on the shapes
+// alone.
 
 #include <algorithm>
-#include <string>
 
+#include "cuda/block_sum.cuh"
 #include "cuda/dtypes.cuh"
-#include "cuda/reduce.cuh"
-#include "cuda/side_threads.cuh"
+#include "cuda/level_rows.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/gfl_targets.hpp"
+#include "gflv2/integral.hpp"
 #include "gflv2/launch.hpp"
 
 namespace gflv2::cuda {
@@ -25,14 +26,17 @@ struct Images {
 };
 
 // The largest class logit of a point, of every fourth class from `first` on.
-template <class C> __device__ inline float largest_class(const Level& level, std::uint32_t image, std::int64_t offset, int first, int classes) {
+template <class C>
+__device__ inline float largest_class(const Level& level, std::uint32_t image, std::int64_t offset, int first,
+                                      int classes) {
     const C* at = static_cast<const C*>(level.logits) + image * level.strides.image + offset;
     float largest = -HUGE_VALF;
     for (int c = first; c < classes; c += 4) largest = maximum(float(widen(at[c * level.strides.bin])), largest);
     return largest;
 }
 
-__device__ inline float largest_class(const GflTargetsArguments& a, const Level& level, std::uint32_t image, std::int64_t offset, int first) {
+__device__ inline float largest_class(const GflTargetsArguments& a, const Level& level, std::uint32_t image,
+                                      std::int64_t offset, int first) {
     if (a.class_dtype == Dtype::float32) return largest_class<float>(level, image, offset, first, a.classes);
     if (a.class_dtype == Dtype::float16) return largest_class<half>(level, image, offset, first, a.classes);
     return largest_class<bfloat16>(level, image, offset, first, a.classes);
@@ -40,7 +44,9 @@ __device__ inline float largest_class(const GflTargetsArguments& a, const Level&
 
 // Workspace: (images, blocks of an image, 2): positive points, Σ weights.
 template <class T>
-GFLV2_KERNEL(threads) gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Images images) {
+GFLV2_KERNEL(threads)
+gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, GFLV2_CONSTANT BlockTable blocks,
+                   GFLV2_CONSTANT Images images) {
     GFLV2_SHARED_MEMORY(float, shared);  // (8, warp)
     float* const distances = shared;     // (4, warp)
     float* const classes = shared + 4 * warp;
@@ -56,10 +62,12 @@ GFLV2_KERNEL(threads) gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, G
 
     // 2. A positive point: the distance of the thread's side, and the largest of its quarter of the classes.
     if (index > 0) {
-        distances[at.side * warp + lane] = distance_of<float>(at.row_of<T>(level, chunk.image), a.bins, scale_of(a.scales, chunk.level),
-                                                              static_cast<const float*>(a.projection));
+        distances[at.side * warp + lane] =
+            distance_of<0, float>(at.row_of<T>(level, chunk.image), a.bins, scale_of(a.scales, chunk.level),
+                                  static_cast<const float*>(a.projection));
         const Level& class_level = a.class_levels.level[chunk.level];
-        classes[at.side * warp + lane] = largest_class(a, class_level, chunk.image, at.offset_in(class_level.strides), at.side);
+        classes[at.side * warp + lane] =
+            largest_class(a, class_level, chunk.image, at.offset_in(class_level.strides), at.side);
     }
     __syncthreads();
 
@@ -78,7 +86,7 @@ GFLV2_KERNEL(threads) gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, G
                 largest = maximum(classes[i * warp + lane], largest);
             }
             box_of_distances(cell, distance, pred);
-            // A number that no box has must not read beyond them.
+            // A box number that does not exist must not lead to a read out of bounds.
             const std::int64_t number = (index < image.count ? index : image.count) - 1;
             for (int i = 0; i < 4; ++i) {
                 box[i] = number < 0 ? 0.0f : static_cast<const float*>(image.boxes)[4 * number + i];
@@ -89,7 +97,8 @@ GFLV2_KERNEL(threads) gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, G
             weight = joint_weight<float>(largest, a.quality != nullptr, quality);
             label = a.assigned[at.place];
         }
-        const bool valid = at.row < std::uint32_t(image.rows[chunk.level]) && at.column < std::uint32_t(image.columns[chunk.level]);
+        const bool valid =
+            at.row < std::uint32_t(image.rows[chunk.level]) && at.column < std::uint32_t(image.columns[chunk.level]);
         a.labels[at.place] = label;
         for (int i = 0; i < 4; ++i) static_cast<float*>(a.boxes)[4 * at.place + i] = box[i];
         static_cast<float*>(a.scores)[at.place] = score;
@@ -106,13 +115,15 @@ GFLV2_KERNEL(threads) gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, G
             if (l < chunk.level) before += blocks.chunks[l];
             of_image += blocks.chunks[l];
         }
-        float* const to = static_cast<float*>(a.workspace) + 2 * (std::int64_t(chunk.image) * of_image + before + chunk.first / warp);
+        float* const to =
+            static_cast<float*>(a.workspace) + 2 * (std::int64_t(chunk.image) * of_image + before + chunk.first / warp);
         to[0] = positive;
         to[1] = weight;
     }
 }
 
-GFLV2_KERNEL(reduce_threads) gfl_targets_sums(const float* partial, std::int64_t batch, std::uint32_t of_image, float* sums) {
+GFLV2_KERNEL(reduce_threads)
+gfl_targets_sums(const float* partial, std::int64_t batch, std::uint32_t of_image, float* sums) {
     GFLV2_SHARED_MEMORY(double, scratch);
     double number = 0, weight = 0;
     for (std::int64_t image = 0; image < batch; ++image) {
@@ -141,10 +152,11 @@ template <class T> void run(const GflTargetsArguments& a, void* stream) {
         const std::int64_t count = std::min<std::int64_t>(images_per_launch, a.batch - first);
         std::copy_n(a.images + first, count, images.image);
         const BlockTable blocks = block_table(a.levels, count, warp);
-        if (blocks.count > 0) launch(gfl_targets_kernel<T>, blocks.count, threads, 8 * warp * sizeof(float), stream, a, blocks, images);
+        if (blocks.count > 0)
+            launch(gfl_targets_kernel<T>, blocks.count, threads, 8 * warp * sizeof(float), stream, a, blocks, images);
     }
-    launch(gfl_targets_sums, 1, reduce_threads, reduce_threads * sizeof(double), stream, static_cast<const float*>(a.workspace), a.batch,
-           blocks_of_image(a.levels), static_cast<float*>(a.sums));
+    launch(gfl_targets_sums, 1, reduce_threads, reduce_threads * sizeof(double), stream,
+           static_cast<const float*>(a.workspace), a.batch, blocks_of_image(a.levels), static_cast<float*>(a.sums));
 }
 
 }  // namespace

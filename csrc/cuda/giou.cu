@@ -1,7 +1,8 @@
 // `giou` and `iou` on CUDA: one pair of boxes a thread. The arithmetic is gflv2/giou.hpp's.
 
-#include "cuda/reduction.cuh"
-#include "cuda/rows.cuh"
+#include "cuda/dtypes.cuh"
+#include "cuda/level_rows.cuh"
+#include "cuda/loss_reduction.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/giou.hpp"
 #include "gflv2/launch.hpp"
@@ -15,7 +16,9 @@ template <class T> __device__ inline bool together(const T* boxes, std::int64_t 
     return side_stride == 1 && row_stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(boxes) % sizeof(Four<T>) == 0;
 }
 
-template <class T> __device__ inline void load_box(float* corners, const void* boxes, std::int64_t row, std::int64_t row_stride, std::int64_t side_stride) {
+template <class T>
+__device__ inline void load_box(float* corners, const void* boxes, std::int64_t row, std::int64_t row_stride,
+                                std::int64_t side_stride) {
     const T* const first = static_cast<const T*>(boxes);
     const T* const at = first + row * row_stride;
     if (together(first, row_stride, side_stride)) {
@@ -30,10 +33,8 @@ template <class T> __device__ inline void load_box(float* corners, const void* b
 template <class T> __device__ inline void store_box(void* boxes, std::int64_t row, const float* corners) {
     T* const first = static_cast<T*>(boxes);
     if (first == nullptr) return;
-    Four<T> four;
-    each<4>(4, [&](int i) { four.value[i] = narrow<T>(corners[i]); });
-    if (together<T>(first, 4, 1)) *reinterpret_cast<Four<T>*>(first + 4 * row) = four;
-    else each<4>(4, [&](int i) { first[4 * row + i] = four.value[i]; });
+    if (together<T>(first, 4, 1)) store_four(first + 4 * row, corners);
+    else each<4>(4, [&](int i) { first[4 * row + i] = narrow<T>(corners[i]); });
 }
 
 template <class T, bool LOSS, bool BACKWARD> GFLV2_KERNEL(threads) giou_kernel(GFLV2_CONSTANT GiouArguments a) {
@@ -50,7 +51,8 @@ template <class T, bool LOSS, bool BACKWARD> GFLV2_KERNEL(threads) giou_kernel(G
         const BoxPair<float> pair = box_pair(pred, target, eps);
         if constexpr (BACKWARD) {
             float grad_pred[4], grad_target[4];
-            giou_slopes<LOSS, true>(pair, pred, target, eps, upstream_of_row(a.reduction, row), grad_pred, grad_target);
+            giou_gradients<LOSS, true>(pair, pred, target, eps, upstream_of_row(a.reduction, row), grad_pred,
+                                       grad_target);
             store_box<T>(a.grad_pred, row, grad_pred);
             store_box<float>(a.grad_target, row, grad_target);
         } else {
@@ -69,21 +71,14 @@ template <class T, bool BACKWARD> void run(const GiouArguments& a, void* stream)
     if (!BACKWARD) launch_total(a.reduction, a.workspace, blocks, stream);
 }
 
-template <bool BACKWARD> void run(const GiouArguments& a, Place place) {
-    const DeviceGuard guard(place.device);
-    switch (a.dtype) {
-        case Dtype::float32: return run<float, BACKWARD>(a, place.stream);
-        case Dtype::float16: return run<half, BACKWARD>(a, place.stream);
-        case Dtype::bfloat16: return run<bfloat16, BACKWARD>(a, place.stream);
-        case Dtype::float64: break;
-    }
-    throw std::invalid_argument("giou: the CUDA kernels take float32, float16 and bfloat16");
-}
-
 }  // namespace
 
-void giou_forward(const GiouArguments& a, Place place) { run<false>(a, place); }
-void giou_backward(const GiouArguments& a, Place place) { run<true>(a, place); }
+void giou_forward(const GiouArguments& a, Place place) {
+    run_as("giou", a.dtype, place, [&](auto zero) { run<decltype(zero), false>(a, place.stream); });
+}
+void giou_backward(const GiouArguments& a, Place place) {
+    run_as("giou", a.dtype, place, [&](auto zero) { run<decltype(zero), true>(a, place.stream); });
+}
 
 std::size_t giou_workspace(std::int64_t rows) { return total_workspace(blocks_of_rows<threads>(rows)); }
 

@@ -1,15 +1,16 @@
-// `qfl` on CUDA: forward and backward, one pass over the score map each, all levels and images in one launch. The arithmetic
-// is gflv2/qfl.hpp's, one element a time.
+// `qfl` on CUDA: forward and backward, one pass over the score map each, all levels and images in one launch. The
+// arithmetic is gflv2/qfl.hpp's, one element a time.
 //
 // A block takes some points with all their classes. Its threads share them out in one of two ways:
-//   points across the lanes   warp w takes the classes w, w + 4, …: NCHW, correct for any strides; 16-bit scores are read two
-//                             points at a time where the layout allows it
+//   points across the lanes   warp w takes the classes w, w + 4, …: NCHW, correct for any strides; 16-bit scores are
+//                             read two points at a time where the layout allows it
 //   classes across the lanes  some 8 to 32 neighbouring threads take a point: channels_last and rows (N, C)
-// What the classes of a point share is formed once a block. Each thread leaves the sum over its classes of a point in shared
-// memory; one thread a point adds those up in their order.
+// What the classes of a point share is formed once a block. Each thread leaves the sum over its classes of a point in
+// shared memory; one thread a point adds those up in their order.
 
+#include "cuda/dtypes.cuh"
+#include "cuda/loss_reduction.cuh"
 #include "cuda/points.cuh"
-#include "cuda/reduction.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/launch.hpp"
@@ -40,16 +41,18 @@ struct Sharing {
 struct Shared {
     float *logit, *score, *rest;  // of the quality; without one the score is 1
     float *upstream, *upstream_over_score;
-    int* label;                   // −1: background
-    float* sums;                  // (points, pitch)
+    int* label;   // −1: background
+    float* sums;  // (points, pitch)
 
     __device__ Shared(float* memory, unsigned points)
         : logit(memory), score(memory + points), rest(memory + 2 * points), upstream(memory + 3 * points),
-          upstream_over_score(memory + 4 * points), label(reinterpret_cast<int*>(memory + 5 * points)), sums(memory + 6 * points) {}
+          upstream_over_score(memory + 4 * points), label(reinterpret_cast<int*>(memory + 5 * points)),
+          sums(memory + 6 * points) {}
 };
 
 // Point `p` of the block, whose row is `row`.
-template <QflForm FORM, bool BACKWARD> __device__ inline void share_point(const QflArguments& a, const Shared& shared, unsigned p, std::int64_t row) {
+template <QflForm FORM, bool BACKWARD>
+__device__ inline void share_point(const QflArguments& a, const Shared& shared, unsigned p, std::int64_t row) {
     Quality<float> quality{0.0f, 1.0f, 0.0f};
     if constexpr (FORM == QflForm::joint) quality = quality_of<float>(static_cast<const float*>(a.quality)[row]);
     shared.logit[p] = quality.logit;
@@ -82,21 +85,22 @@ struct Point {
 
 // What an element gives: its gradient (backward), and what it adds to the sum of its point.
 struct Given {
-    float slope, added;
+    float gradient, added;
 };
 
 // target(): y of the element.
 template <QflForm FORM, bool SQUARE, bool BACKWARD, class Target>
-__device__ inline Given element(float value, int c, const Point& point, const Modulation<float>& modulation, const Target& target) {
+__device__ inline Given element(float value, int c, const Point& point, const Modulation<float>& modulation,
+                                const Target& target) {
     // 1. The usual case: a small negative of β = 2.
     if constexpr (SQUARE && FORM != QflForm::probabilities) {
         if (point.near && c != point.label) {
             const float odds = odds_against<float>(value);
             float joint;
             if constexpr (BACKWARD) {
-                const QflSlopes<float> slopes =
-                    qfl_small_slopes<FORM, float>(odds, point.quality.score, point.quality.rest, point.upstream_over_score, joint);
-                if (joint < small_score<float>) return {slopes.value, slopes.quality};
+                const QflGradients<float> gradients = qfl_small_gradients<FORM, float>(
+                    odds, point.quality.score, point.quality.rest, point.upstream_over_score, joint);
+                if (joint < small_score<float>) return {gradients.value, gradients.quality};
             } else {
                 joint = qfl_small_score(odds, point.quality.score);
                 if (joint < small_score<float>) return {0.0f, qfl_small_value(joint)};
@@ -108,43 +112,41 @@ __device__ inline Given element(float value, int c, const Point& point, const Mo
     const JointScore<float> j = joint_score<FORM, true, float>(value, point.quality);
     const float y = target();
     if constexpr (BACKWARD) {
-        const QflSlopes<float> slopes = y == 0.0f ? qfl_negative_slopes<FORM>(j, modulation) : qfl_slopes<FORM>(j, y, modulation);
-        return {slopes.value * point.upstream, slopes.quality};
+        const QflGradients<float> gradients =
+            y == 0.0f ? qfl_negative_gradients<FORM>(j, modulation) : qfl_gradients<FORM>(j, y, modulation);
+        return {gradients.value * point.upstream, gradients.quality};
     } else {
         return {0.0f, y == 0.0f ? qfl_negative_value(j, modulation) : qfl_value(j, y, modulation)};
     }
 }
 
 // PACK neighbouring elements, of as many points, at `at` + offset[0], …
-template <class T, int PACK> __device__ inline void load_points(float (&value)[PACK], const T* at, const std::int64_t (&offset)[PACK], bool pairs) {
+template <class T, int PACK>
+__device__ inline void load_points(float (&value)[PACK], const T* at, const std::int64_t (&offset)[PACK], bool pairs) {
     if constexpr (PACK == 2) {
-        if (pairs) {
-            const Pair<T> both = *reinterpret_cast<const Pair<T>*>(at + offset[0]);
-            value[0] = widen(both.first);
-            value[1] = widen(both.second);
-            return;
-        }
+        if (pairs) return load_pair(at + offset[0], value[0], value[1]);
     }
     each<PACK>(PACK, [&](int k) { value[k] = widen(at[offset[k]]); });
 }
 
 template <class T, int PACK>
-__device__ inline void store_points(
-    const float (&slope)[PACK], T* at, const std::int64_t (&offset)[PACK], const ThreadPoints<PACK>& place, bool pairs) {
+__device__ inline void store_points(const float (&gradient)[PACK], T* at, const std::int64_t (&offset)[PACK],
+                                    const ThreadPoints<PACK>& place, bool pairs) {
     if constexpr (PACK == 2) {
         if (pairs) {
-            if (place.valid[0]) *reinterpret_cast<Pair<T>*>(at + offset[0]) = {narrow<T>(slope[0]), narrow<T>(slope[1])};
+            if (place.valid[0]) store_pair(at + offset[0], gradient[0], gradient[1]);
             return;
         }
     }
     each<PACK>(PACK, [&](int k) {
-        if (place.valid[k]) at[offset[k]] = narrow<T>(slope[k]);
+        if (place.valid[k]) at[offset[k]] = narrow<T>(gradient[k]);
     });
 }
 
 // SQUARE: β is 2 and the target has labels. PACK points a thread at a time; 1 with classes across the lanes.
 template <class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK>
-GFLV2_KERNEL(threads, 8) qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing sharing) {
+GFLV2_KERNEL(threads, 8)
+qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing sharing) {
     GFLV2_SHARED_MEMORY(float, memory);  // sharing.words()
     const Shared shared(memory, sharing.points);
 
@@ -159,7 +161,9 @@ GFLV2_KERNEL(threads, 8) qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTAN
 
     // 2. The thread's points, and its classes of each.
     const T* scores = static_cast<const T*>(level.logits) + chunk.image * level.strides.image;
-    T* const grad = BACKWARD && a.grad_logits ? static_cast<T*>(level.grad_logits) + chunk.image * level.grad_strides.image : nullptr;
+    T* const grad = BACKWARD && a.grad_logits
+                        ? static_cast<T*>(level.grad_logits) + chunk.image * level.grad_strides.image
+                        : nullptr;
     const bool pairs = PACK == 2 && paired<T>(level, level.strides, level.logits);
     const bool grad_pairs = PACK == 2 && grad && paired<T>(level, level.grad_strides, level.grad_logits);
     const Modulation<float> modulation{SQUARE ? 2.0f : float(a.beta)};
@@ -185,7 +189,7 @@ GFLV2_KERNEL(threads, 8) qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTAN
             each<read_ahead>(read_ahead, [&](int i) {
                 const int c = first + i * int(parts);
                 if (c >= a.classes) return;
-                float slope[PACK];
+                float gradient[PACK];
                 each<PACK>(PACK, [&](int k) {
                     const std::int64_t row = first_row + p + k;
                     const Given given = element<FORM, SQUARE, BACKWARD>(value[i][k], c, point[k], modulation, [&] {
@@ -193,10 +197,11 @@ GFLV2_KERNEL(threads, 8) qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTAN
                         if (!SQUARE && !a.labels) return target[row * a.score_row + c * a.score_class];
                         return c == point[k].label && place.valid[k] ? target[row] : 0.0f;
                     });
-                    slope[k] = given.slope;
+                    gradient[k] = given.gradient;
                     sum[k] += given.added;
                 });
-                if (BACKWARD && grad) store_points<T, PACK>(slope, grad + c * level.grad_strides.bin, grad_offset, place, grad_pairs);
+                if (BACKWARD && grad)
+                    store_points<T, PACK>(gradient, grad + c * level.grad_strides.bin, grad_offset, place, grad_pairs);
             });
         }
         each<PACK>(PACK, [&](int k) {
@@ -232,7 +237,8 @@ bool classes_adjacent(const QflArguments& a, bool gradient) {
     return points_apart;
 }
 
-// Threads for the classes of a point: of 32, 16 and 8 the one that leaves the fewest idle; for fewer classes a power of two.
+// Threads for the classes of a point: of 32, 16 and 8 the one that leaves the fewest idle; for fewer classes a power of
+// two.
 unsigned parts_for(unsigned classes) {
     unsigned best = warp;
     for (unsigned parts : {16u, 8u})
@@ -245,7 +251,8 @@ template <class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK>
 void start(const QflArguments& a, const Sharing& sharing, void* stream) {
     const BlockTable blocks = block_table(a.levels, a.batch, sharing.points);
     if (blocks.count == 0) return;
-    launch(qfl_points<T, FORM, SQUARE, BACKWARD, PACK>, blocks.count, threads, sharing.words() * sizeof(float), stream, a, blocks, sharing);
+    launch(qfl_points<T, FORM, SQUARE, BACKWARD, PACK>, blocks.count, threads, sharing.words() * sizeof(float), stream,
+           a, blocks, sharing);
     if constexpr (!BACKWARD) launch_total(a.reduction, a.workspace, blocks.count, stream);
 }
 
@@ -254,12 +261,14 @@ template <class T, QflForm FORM, bool BACKWARD> void run(const QflArguments& a, 
     if (classes_adjacent(a, BACKWARD && a.grad_logits)) {
         const unsigned parts = parts_for(a.classes), at_once = threads / parts;
         const Sharing sharing{true, at_once < fewest_points ? fewest_points : at_once, parts};
-        return square ? start<T, FORM, true, BACKWARD, 1>(a, sharing, stream) : start<T, FORM, false, BACKWARD, 1>(a, sharing, stream);
+        return square ? start<T, FORM, true, BACKWARD, 1>(a, sharing, stream)
+                      : start<T, FORM, false, BACKWARD, 1>(a, sharing, stream);
     }
     if constexpr (sizeof(T) == 2 && FORM != QflForm::probabilities)
         if (square) return start<T, FORM, true, BACKWARD, 2>(a, {false, 2 * warp, threads / warp}, stream);
     const Sharing sharing{false, warp, threads / warp};
-    square ? start<T, FORM, true, BACKWARD, 1>(a, sharing, stream) : start<T, FORM, false, BACKWARD, 1>(a, sharing, stream);
+    square ? start<T, FORM, true, BACKWARD, 1>(a, sharing, stream)
+           : start<T, FORM, false, BACKWARD, 1>(a, sharing, stream);
 }
 
 template <class T, bool BACKWARD> void run(const QflArguments& a, void* stream) {
@@ -271,14 +280,7 @@ template <class T, bool BACKWARD> void run(const QflArguments& a, void* stream) 
 }
 
 template <bool BACKWARD> void run(const QflArguments& a, Place place) {
-    const DeviceGuard guard(place.device);
-    switch (a.dtype) {
-        case Dtype::float32: return run<float, BACKWARD>(a, place.stream);
-        case Dtype::float16: return run<half, BACKWARD>(a, place.stream);
-        case Dtype::bfloat16: return run<bfloat16, BACKWARD>(a, place.stream);
-        case Dtype::float64: break;
-    }
-    throw std::invalid_argument("qfl: the CUDA kernels take float32, float16 and bfloat16");
+    run_as("qfl", a.dtype, place, [&](auto zero) { run<decltype(zero), BACKWARD>(a, place.stream); });
 }
 
 }  // namespace

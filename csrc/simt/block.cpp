@@ -24,7 +24,8 @@ constexpr std::uint32_t guard = 0x7fff5a5a;  // a NaN too, as are two of them as
 std::string kernel_of(const char* text) {
     int depth = 0;
     const char* end = text;
-    for (; *end && !(depth == 0 && *end == ','); ++end) depth += std::strchr("(<[{", *end) ? 1 : std::strchr(")>]}", *end) ? -1 : 0;
+    for (; *end && !(depth == 0 && *end == ','); ++end)
+        depth += std::strchr("(<[{", *end) ? 1 : std::strchr(")>]}", *end) ? -1 : 0;
     return std::string(text, end);
 }
 
@@ -32,7 +33,8 @@ std::string kernel_of(const char* text) {
 
 void check_sizes(const Launch& launched) {
     const auto refuse = [&](const char* what, std::size_t value) {
-        throw std::invalid_argument("launching kernel " + kernel_of(launched.text) + ": CUDA refuses " + std::to_string(value) + " " + what);
+        throw std::invalid_argument("launching kernel " + kernel_of(launched.text) + ": CUDA refuses " +
+                                    std::to_string(value) + " " + what);
     };
     if (launched.grid == 0 || launched.grid > 0x7fffffffu) refuse("blocks", launched.grid);
     if (launched.block == 0 || launched.block > 1024) refuse("threads a block", launched.block);
@@ -41,7 +43,8 @@ void check_sizes(const Launch& launched) {
 }
 
 std::string place_of(const Launch& launched, unsigned block) {
-    return "kernel " + kernel_of(launched.text) + ", block " + std::to_string(block) + " of " + std::to_string(launched.grid) + ": ";
+    return "kernel " + kernel_of(launched.text) + ", block " + std::to_string(block) + " of " +
+           std::to_string(launched.grid) + ": ";
 }
 
 std::string divergence(const std::vector<Stop>& stops) {
@@ -83,7 +86,9 @@ std::string SharedMemory::check() {
         const bool before = std::memcmp(memory_ + i, &guard, sizeof guard) != 0;
         const bool after = end + i + sizeof guard <= memory_ + room_ && std::memcmp(end + i, &guard, sizeof guard) != 0;
         if (before) return "wrote " + std::to_string(margin - i) + " bytes before its shared memory";
-        if (after) return "wrote " + std::to_string(i) + " bytes behind its " + std::to_string(bytes_) + " bytes of shared memory";
+        if (after)
+            return "wrote " + std::to_string(i) + " bytes behind its " + std::to_string(bytes_) +
+                   " bytes of shared memory";
     }
     return "";
 }

@@ -12,7 +12,8 @@ const char magic[] = "gflv2 recorded call 1\n";
 // One list of the fields for both directions.
 class File {
 public:
-    File(const std::string& path, bool writing) : writing_(writing), stream_(path, std::ios::binary | (writing ? std::ios::out : std::ios::in)) {
+    File(const std::string& path, bool writing)
+        : writing_(writing), stream_(path, std::ios::binary | (writing ? std::ios::out : std::ios::in)) {
         if (!stream_) throw std::runtime_error(path + " cannot be opened");
         stream_.exceptions(std::ios::failbit | std::ios::badbit);
     }
@@ -54,7 +55,8 @@ void exchange(File& file, Case& c) {
         file.bytes(region.after);
     });
     file.each(c.pointers, [&](Pointer& p) {
-        for (std::uint64_t* field : {&p.block, &p.offset, &p.in_block, &p.target, &p.target_offset}) file.number(*field);
+        for (std::uint64_t* field : {&p.block, &p.offset, &p.in_block, &p.target, &p.target_offset})
+            file.number(*field);
     });
 }
 

@@ -1,9 +1,9 @@
-// A recorded call of an operation: what it received and what it left, free of addresses. recorder.cpp writes it, main.cpp
-// runs it again.
+// A recorded call of an operation: what it received and what it left, free of addresses. recorder.cpp writes it,
+// main.cpp runs it again.
 //
-// The argument block is kept byte by byte, with the arrays on the host that it points to; and of the tensors the memory that
-// they share. Which of its words are pointers is not declared anywhere: those that lie within one of these blocks or
-// regions are.
+// The argument block is kept byte by byte, with the arrays on the host that it points to; and of the tensors the memory
+// that they share. Which of its words are pointers is not declared anywhere: those that lie within one of these blocks
+// or regions are.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The threads of a block as fibers of the thread that launches: each runs until its next barrier, then the next one has its
-// turn.
+// The threads of a block as fibers of the thread that launches: each runs until its next barrier, then the next one has
+// its turn.
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -56,7 +56,8 @@ class Stack {
 public:
     Stack() {
         const std::size_t page = std::size_t(sysconf(_SC_PAGESIZE));
-        void* const memory = mmap(nullptr, stack_bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void* const memory = mmap(nullptr, stack_bytes + page, PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) throw std::bad_alloc();
         mprotect(memory, page, PROT_NONE);
         low = static_cast<unsigned char*>(memory) + page;
@@ -72,8 +73,8 @@ struct Context {
     void* stack_pointer = nullptr;
 
     void prepare(unsigned char* low) {
-        // As if fiber_main had called gflv2_simt_switch: six registers, then where to return to. A function finds the stack
-        // pointer 8 below a multiple of 16.
+        // As if fiber_main had called gflv2_simt_switch: six registers, then where to return to. A function finds the
+        // stack pointer 8 below a multiple of 16.
         void** top = reinterpret_cast<void**>(low + stack_bytes) - 2;
         *top = reinterpret_cast<void*>(&fiber_main);
         for (int i = 0; i < 6; ++i) *--top = nullptr;
@@ -98,7 +99,7 @@ struct Context {
     std::size_t size = 0;
 };
 
-// Leaves `from` for `to`; comes back when somebody leaves for `from`. `ending`: nobody will.
+// Leaves `from` for `to`, and returns when another context leaves for `from`. `ending`: none will.
 void leave(Context& from, Context& to, [[maybe_unused]] bool ending) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(ending ? nullptr : &from.fake_stack, to.low, to.size);

@@ -1,21 +1,24 @@
-// What csrc/include/gflv2/launch.hpp promises, on a CPU, for tests: under GFLV2_SIMT the .cu files compile with the host
-// compiler, and their kernels run one block at a time with all its threads.
+// What csrc/include/gflv2/launch.hpp promises, on a CPU, for tests: under GFLV2_SIMT the .cu files compile with the
+// host compiler, and their kernels run one block at a time with all its threads.
 //
 //   fibers.cpp    each thread is a fiber, and __syncthreads() hands over to the next one: fast, and the same every time
 //   threads.cpp   each thread is one of the operating system's: for the thread sanitizer, which sees a missing barrier
 //
 // What a launch checks, and reports by throwing:
-//   * sizes that CUDA refuses: no block, more than 1024 threads, more than 48 KB of shared memory, more than 4 KB of parameters
+//   * sizes that CUDA refuses: no block, more than 1024 threads, more than 48 KB of shared memory, more than 4 KB of
+//     parameters
 //   * a barrier that not all threads of a block reach: some wait elsewhere, or have ended
 //   * bytes on either side of the block's shared memory that were overwritten; the address sanitizer also sees a read
-// Shared memory is full of NaN when a block begins. Threads take their turns upwards and downwards by turns, and so do the
-// blocks of successive launches, so that a result that hangs on the order shows.
+// Shared memory is full of NaN when a block begins. The order of the threads is reversed after each barrier, and that
+// of the blocks from launch to launch: a result that depends on the order then shows.
 //
 // What it cannot show:
-//   * a missing __syncwarp, or code that holds only while the threads of a warp go in step or apart: there are no warps
-//   * the order in which memory becomes visible to other blocks (fences): blocks run after each other. Only under the thread
-//     sanitizer two of them run beside each other, which shows a write of both to one place.
-//   * the device's own arithmetic: expf and division may differ in the last bits, and multiply_add() is not fused here
+//   * a missing __syncwarp, or code that is right only while the threads of a warp run in step, or only while they do
+//     not: there are no warps
+//   * the order in which memory becomes visible to other blocks (fences): blocks run after each other. Only under the
+//     thread sanitizer two of them run beside each other, which shows a write of both to one place.
+//   * the device's own arithmetic: expf and division may differ in the last bits, and multiply_add() is not fused here.
+//     The approximate instructions of gflv2/ptx.hpp have twins that are off by as much as they may be.
 //   * anything about time, registers, or the coalescing of loads; a misaligned load shows under the undefined-behaviour
 //     sanitizer alone
 #pragma once
@@ -39,7 +42,9 @@
 
 namespace gflv2::simt {
 
-struct Index { unsigned x, y, z; };
+struct Index {
+    unsigned x, y, z;
+};
 
 // A launch with its kernel bound to its arguments: body(context) is one thread.
 struct Launch {
@@ -61,13 +66,16 @@ void wait(const char* file, int line);
 GFLV2_THREAD_LOCAL gflv2::simt::Index threadIdx, blockIdx, blockDim, gridDim;
 #undef GFLV2_THREAD_LOCAL
 
-inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { gflv2::simt::wait(file, line); }
+inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    gflv2::simt::wait(file, line);
+}
 
 namespace gflv2 {
 
 inline void atomic_max(long long* to, long long value) {
     long long before = __atomic_load_n(to, __ATOMIC_RELAXED);
-    while (before < value && !__atomic_compare_exchange_n(to, &before, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+    while (before < value &&
+           !__atomic_compare_exchange_n(to, &before, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
 }
 
 template <class T> inline T atomic_add(T* to, T value) {
@@ -84,7 +92,8 @@ public:
 };
 
 template <class... P, class... A>
-void launch_as(const char* text, void (*kernel)(P...), unsigned grid, unsigned block, std::size_t shared_bytes, void*, A&&... args) {
+void launch_as(const char* text, void (*kernel)(P...), unsigned grid, unsigned block, std::size_t shared_bytes, void*,
+               A&&... args) {
     const std::tuple<std::decay_t<P>...> values(static_cast<std::decay_t<P>>(std::forward<A>(args))...);
     const auto thread = [&] { std::apply(kernel, values); };
     using Thread = decltype(thread);
@@ -94,5 +103,5 @@ void launch_as(const char* text, void (*kernel)(P...), unsigned grid, unsigned b
 
 }  // namespace gflv2
 
-// A macro, so that messages can name the kernel: its symbol, in an unnamed namespace, is known to nobody at run time.
+// A macro, so that messages can name the kernel: its symbol, in an unnamed namespace, is not known at run time.
 #define launch(...) launch_as(#__VA_ARGS__, __VA_ARGS__)

@@ -1,5 +1,5 @@
-// simt_check: runs recorded calls (recorder.cpp) again and compares what they leave, byte by byte. Free of Python and torch,
-// so that it can be built with the sanitizers: every tensor lies in memory of its own of exactly its size.
+// simt_check: runs recorded calls (recorder.cpp) again and compares what they leave, byte by byte. Free of Python and
+// torch, so that it can be built with the sanitizers: every tensor lies in memory of its own of exactly its size.
 //
 //   simt_check --list        names of the operations
 //   simt_check FILE…
@@ -25,9 +25,9 @@ struct Operation {
 };
 
 const Operation operations[] = {
-#define GFLV2_ENTRY(name, Arguments) {#name, [](const void* a) { cuda::name(*static_cast<const Arguments*>(a), {0, nullptr}); }},
-    GFLV2_CPU_KERNELS(GFLV2_ENTRY)
-};
+#define GFLV2_ENTRY(name, Arguments) \
+    {#name, [](const void* a) { cuda::name(*static_cast<const Arguments*>(a), {0, nullptr}); }},
+    GFLV2_CPU_KERNELS(GFLV2_ENTRY)};
 
 struct Free {
     void operator()(void* memory) const { std::free(memory); }
@@ -74,7 +74,8 @@ bool repeat(const char* path) {
         }
         if (differ == 0) continue;
         same = false;
-        std::printf("%s: %zu of %zu bytes of tensor %zu differ, the first is %zu\n", path, differ, expected.size(), i, first);
+        std::printf("%s: %zu of %zu bytes of tensor %zu differ, the first is %zu\n", path, differ, expected.size(), i,
+                    first);
     }
     return same;
 }

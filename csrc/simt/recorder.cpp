@@ -52,14 +52,16 @@ void record_before(const char* operation, const std::vector<Span>& blocks) {
             std::memcpy(&address, r.current.blocks[b].data() + offset, sizeof address);
             const std::size_t block = Recorder::find(blocks, address), span = Recorder::find(r.noted, address);
             if (block < blocks.size()) {
-                r.current.pointers.push_back({b, offset, 1, block, address - reinterpret_cast<std::uintptr_t>(blocks[block].begin)});
+                r.current.pointers.push_back(
+                    {b, offset, 1, block, address - reinterpret_cast<std::uintptr_t>(blocks[block].begin)});
             } else if (span < r.noted.size()) {
                 const auto [at, is_new] = known.try_emplace(span, r.regions.size());
                 if (is_new) {
                     r.regions.push_back(r.noted[span]);
                     r.current.regions.push_back({copy_of(r.noted[span]), {}});
                 }
-                r.current.pointers.push_back({b, offset, 0, at->second, address - reinterpret_cast<std::uintptr_t>(r.noted[span].begin)});
+                r.current.pointers.push_back(
+                    {b, offset, 0, at->second, address - reinterpret_cast<std::uintptr_t>(r.noted[span].begin)});
             }
         }
     }
@@ -69,7 +71,8 @@ void record_after() {
     Recorder& r = recorder;
     for (std::size_t i = 0; i < r.regions.size(); ++i) {
         Region& region = r.current.regions[i];
-        if (std::memcmp(region.before.data(), r.regions[i].begin, r.regions[i].size) != 0) region.after = copy_of(r.regions[i]);
+        if (std::memcmp(region.before.data(), r.regions[i].begin, r.regions[i].size) != 0)
+            region.after = copy_of(r.regions[i]);
     }
     const std::string number = std::to_string(10000 + r.count++);
     write_case(r.current, r.folder + "/" + r.current.operation + "." + number + ".case");
@@ -81,7 +84,9 @@ void bind_recorder(pybind11::module_& m) {
         recorder.folder = folder;
         recorder.noted.clear();
     });
-    m.def("note", [](std::int64_t address, std::size_t bytes) { recorder.noted.push_back({reinterpret_cast<const void*>(address), bytes}); });
+    m.def("note", [](std::int64_t address, std::size_t bytes) {
+        recorder.noted.push_back({reinterpret_cast<const void*>(address), bytes});
+    });
 }
 
 }  // namespace gflv2::simt

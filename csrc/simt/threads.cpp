@@ -1,5 +1,5 @@
-// The threads of a block as threads of the operating system, for the thread sanitizer. Two teams share the blocks of a launch,
-// with no order between them, so that a write of two blocks to one place shows as well.
+// The threads of a block as threads of the operating system, for the thread sanitizer. Two teams share the blocks of a
+// launch, with no order between them, so that a write of two blocks to one place shows as well.
 
 #include <barrier>
 #include <memory>
@@ -18,7 +18,8 @@ struct Abandoned {};
 class Team {
 public:
     Team(const Launch& launched, unsigned first, unsigned step)
-        : launched_(launched), block_(first), step_(step), stops_(launched.block), barrier_(launched.block, Arrived{this}) {
+        : launched_(launched), block_(first), step_(step), stops_(launched.block),
+          barrier_(launched.block, Arrived{this}) {
         shared_.poison(launched.shared_bytes);
     }
 
@@ -33,9 +34,7 @@ public:
             try {
                 launched_.body(launched_.context);
                 stop({nullptr, 0});
-            } catch (const Abandoned&) {
-                return;
-            }
+            } catch (const Abandoned&) { return; }
         }
     }
 
@@ -56,7 +55,7 @@ private:
         void operator()() noexcept { team->arrived(); }
     };
 
-    // All threads have stopped, and this one goes on for all.
+    // Called by one thread, when all have stopped.
     void arrived() {
         std::string wrong = divergence(stops_);
         const bool ended = stops_[0].file == nullptr;

@@ -1,4 +1,4 @@
-"""Data sets: COCO files, the transforms of the recipes, batches, loaders, and a generated sample set.
+"""Data sets: COCO, YOLO and Pascal VOC, their check, transforms, batches, loaders, and a generated sample set.
 
 Needs the extra ``train``: ``pip install "gflv2[train]"``.
 """
@@ -16,7 +16,10 @@ except ModuleNotFoundError as error:
 
 from gflv2.data import shapes
 from gflv2.data.batch import Batch, Sample, collate
-from gflv2.data.coco import CocoDetection, find_image_folder, load_coco
+from gflv2.data.checking import DataReport, check
+from gflv2.data.coco import load_coco
+from gflv2.data.dataset import CocoDetection
+from gflv2.data.files import find_image_folder
 from gflv2.data.image import read_image
 from gflv2.data.loader import GroupedBatchSampler, SampleKey, ShardedBatchSampler, make_loader
 from gflv2.data.transforms import evaluation_transforms, preprocess, resized_size, training_transforms
@@ -24,10 +27,12 @@ from gflv2.data.transforms import evaluation_transforms, preprocess, resized_siz
 __all__ = [
     "Batch",
     "CocoDetection",
+    "DataReport",
     "GroupedBatchSampler",
     "Sample",
     "SampleKey",
     "ShardedBatchSampler",
+    "check",
     "collate",
     "find_image_folder",
     "load_coco",

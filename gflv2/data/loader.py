@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -140,6 +140,38 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
+class _Loader(DataLoader):
+    """A loader whose iterator starts at the first batch, and whose workers' errors are as short as they were raised.
+
+    A trainer makes the iterator of a resumed run before it says which epoch that is; workers that start at once would
+    fetch the batches of the first epoch.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        return _Batches(super().__iter__)
+
+
+class _Batches:
+    def __init__(self, start: Callable[[], Iterator[Any]]) -> None:
+        self._start, self._iterator = start, None
+
+    def __iter__(self) -> _Batches:
+        return self
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            self._iterator = self._start()
+        try:
+            return next(self._iterator)
+        except (ValueError, OSError) as error:
+            text = str(error)
+            if "Original Traceback" not in text:
+                raise
+            # torch raises the same type again, with the worker's traceback as its text; the last line is what was said.
+            said = text.rstrip().splitlines()[-1].partition(": ")[2]
+            raise type(error)(said) from error
+
+
 def make_loader(
     dataset: Dataset,
     batch_size: int,
@@ -172,7 +204,7 @@ def make_loader(
         sampler = GroupedBatchSampler(groups, batch_size, seed=seed, rank=rank, world_size=world_size)
     else:
         sampler = ShardedBatchSampler(len(dataset), batch_size, rank=rank, world_size=world_size)
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,

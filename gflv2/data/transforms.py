@@ -104,6 +104,7 @@ def apply(
     boxes: np.ndarray | Tensor,
     labels: np.ndarray | Tensor,
     image_id: Any = None,
+    original_size: Size | None = None,
 ) -> Sample:
     """Run ``transforms`` on one image.
 
@@ -112,13 +113,15 @@ def apply(
         image: (3, H, W) uint8 RGB.
         boxes: (G, 4) x1 y1 x2 y2 in pixels of ``image``.
         labels: (G,); ``IGNORED`` (−1) marks boxes that become ``Sample.ignore_boxes``.
+        original_size: (height, width) of the image's file; None: that of ``image``.
     """
-    original_size = (int(image.shape[-2]), int(image.shape[-1]))
+    size = (int(image.shape[-2]), int(image.shape[-1]))
+    original_size = size if original_size is None else original_size
     boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     out = transforms(
         {
             "image": tv_tensors.Image(image),
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=original_size),
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
             "labels": torch.as_tensor(labels, dtype=torch.int64).reshape(-1),
         }
     )

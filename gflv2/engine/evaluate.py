@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from gflv2.data import Batch, CocoDetection, load_coco, make_loader
-from gflv2.data.coco import class_mapping
+from gflv2.data.coco import class_mapping, read_json
 from gflv2.data.loader import rank_and_world
+from gflv2.data.problems import shown
 from gflv2.extras import missing_package
 
 METRICS = (
@@ -41,6 +42,7 @@ class EvalResult(Mapping):
     images: int = 0  # images that were evaluated
     boxes: int = 0  # ground-truth boxes on them, without crowds
     detections: int = 0
+    max_detections: int = 100  # per image, the best of them, in all numbers but AR1 and AR10; also in "AR100"
 
     def __getitem__(self, name: str) -> float:
         return self.metrics[name]
@@ -55,12 +57,14 @@ class EvalResult(Mapping):
         """Everything as plain values for a JSON file; None stands for NaN, which JSON has not."""
         numbers = {name: _or_none(value) for name, value in self.metrics.items()}
         classes = {name: {key: _or_none(value) for key, value in row.items()} for name, row in self.per_class.items()}
-        counts = {"images": self.images, "boxes": self.boxes, "detections": self.detections}
+        names = ("images", "boxes", "detections", "max_detections")
+        counts = {name: getattr(self, name) for name in names}
         return {**numbers, "per_class": classes, **counts}
 
     def table(self, *, per_class: bool = True) -> str:
         """The numbers as text: overall, per size, and one line per class; "–" where there is nothing to measure."""
         m = {name: _shown(value) for name, value in self.metrics.items()}
+        most = f"AR {self.max_detections:5d} per image"
         lines = [
             f"{self.images} images, {self.boxes} boxes, {self.detections} detections",
             "",
@@ -68,7 +72,7 @@ class EvalResult(Mapping):
             f"{'AP   IoU .50–.95':<20}{m['AP']:>8}{m['AP_small']:>8}{m['AP_medium']:>8}{m['AP_large']:>8}",
             f"{'AP50 IoU .50':<20}{m['AP50']:>8}",
             f"{'AP75 IoU .75':<20}{m['AP75']:>8}",
-            f"{'AR   100 per image':<20}{m['AR100']:>8}{m['AR_small']:>8}{m['AR_medium']:>8}{m['AR_large']:>8}",
+            f"{most:<20}{m['AR100']:>8}{m['AR_small']:>8}{m['AR_medium']:>8}{m['AR_large']:>8}",
             f"{'AR    10 per image':<20}{m['AR10']:>8}",
             f"{'AR     1 per image':<20}{m['AR1']:>8}",
         ]
@@ -97,6 +101,7 @@ def evaluate_detections(
     *,
     image_ids: Iterable[Any] | None = None,
     engine: str = "pycocotools",
+    max_detections: int = 100,
 ) -> EvalResult:
     """The twelve COCO numbers of detections in COCO's result format.
 
@@ -106,39 +111,56 @@ def evaluate_detections(
             or a JSON file of them. May be empty. Not changed.
         image_ids: evaluate these images only; None: all of the file, those without detections or boxes too.
         engine: "pycocotools", or "faster-coco-eval" where that package is installed (same numbers, faster).
+        max_detections: the best so many of each image count. COCO's own numbers are with 100; images with more objects
+            need more.
 
     Raises:
         ValueError: a record is incomplete, or of an image or category that the ground truth does not have.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
+    if isinstance(max_detections, bool) or not isinstance(max_detections, int) or max_detections < 1:
+        raise ValueError(f"max_detections: expected an integer ≥ 1, got {max_detections!r}")
     index = load_coco(ground_truth)
     if isinstance(detections, (str, Path)):
-        detections = json.loads(Path(detections).read_text())
+        detections = read_json(detections, "file of detections")
+        if not isinstance(detections, list):
+            raise ValueError("detections: expected a list of records in the file, in COCO's result format")
     wanted = set(index.imgs) if image_ids is None else set(image_ids)
     missing = wanted - set(index.imgs)
     if missing:
         raise ValueError(f"image_ids: {min(missing, key=str)!r} is not among the images of the ground truth")
     records = [_complete(number, record, index) for number, record in enumerate(detections)]
-    records = [{**record, "id": i} for i, record in enumerate((r for r in records if r["image_id"] in wanted), 1)]
+    # Copies, because the evaluators write into the records, with small numbers for ids: one of the evaluators keeps ids
+    # as floating-point numbers, and so takes large ones for each other, and texts are not taken everywhere.
+    image_of = {own_id: number for number, own_id in enumerate(sorted(wanted), 1)}
+    category_of = {own_id: number for number, own_id in enumerate(sorted(index.cats), 1)}
+
+    def numbered(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {**row, "image_id": image_of[row["image_id"]], "category_id": category_of[row["category_id"]]}
+            for row in rows
+            if row["image_id"] in wanted
+        ]
+
+    records = [{**record, "id": number} for number, record in enumerate(numbered(records), 1)]
     content = {
-        "images": [dict(image) for image in index.dataset["images"] if image["id"] in wanted],
-        # Copies, because the evaluators write into the records.
-        "annotations": [dict(a) for a in index.dataset["annotations"] if a["image_id"] in wanted],
-        "categories": index.dataset["categories"],
+        "images": [{**i, "id": image_of[i["id"]]} for i in index.dataset["images"] if i["id"] in wanted],
+        "annotations": numbered(index.dataset["annotations"]),
+        "categories": [{**c, "id": category_of[c["id"]]} for c in index.dataset["categories"]],
     }
     boxes = sum(not annotation["iscrowd"] for annotation in content["annotations"])
     if not wanted:
         metrics = dict.fromkeys(METRICS, math.nan)
         classes = {_name(index, i): {"AP": math.nan, "AP50": math.nan} for i in sorted(index.cats)}
-        return EvalResult(metrics, classes, images=0, boxes=0, detections=0)
-    stats, precision = _run(engine, content, records)
+        return EvalResult(metrics, classes, max_detections=max_detections)
+    stats, precision = _run(engine, content, records, max_detections)
     classes = {
         _name(index, category): {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])}
         for k, category in enumerate(sorted(index.cats))
     }
-    metrics = {name: math.nan if value < 0 else float(value) for name, value in zip(METRICS, stats, strict=True)}
-    return EvalResult(metrics, classes, images=len(wanted), boxes=boxes, detections=len(records))
+    metrics = dict(zip(METRICS, stats, strict=True))
+    return EvalResult(metrics, classes, len(wanted), boxes, len(records), max_detections)
 
 
 def _name(index: Any, category: Any) -> str:
@@ -153,20 +175,23 @@ def _complete(number: int, record: Mapping[str, Any], index: Any) -> dict[str, A
     try:
         x, y, w, h = (float(value) for value in record["bbox"])
         row = {"image_id": record["image_id"], "category_id": record["category_id"], "score": float(record["score"])}
-    except (KeyError, TypeError, ValueError):
+        known = row["image_id"] in index.imgs, row["category_id"] in index.cats
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(
             f"detections: record {number}: expected image_id, category_id, bbox (x, y, width, height) and score, "
-            f"got {record!r}"
+            f"got {shown(record)}"
         ) from None
-    if row["image_id"] not in index.imgs:
+    if not all(map(math.isfinite, (x, y, w, h, row["score"]))):
+        raise ValueError(f"detections: record {number}: expected finite numbers, got {shown(record)}")
+    if not known[0]:
         raise ValueError(f"detections: record {number}: image_id {row['image_id']!r} is not in the ground truth")
-    if row["category_id"] not in index.cats:
+    if not known[1]:
         raise ValueError(f"detections: record {number}: category_id {row['category_id']!r} is not in the ground truth")
     return {**row, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
 
 
-def _run(engine: str, content: dict, records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """The twelve numbers, and the precision (IoU, recall, class) over all sizes at 100 detections per image."""
+def _run(engine: str, content: dict, records: list[dict], limit: int) -> tuple[list[float], np.ndarray]:
+    """The twelve numbers, and the precision (IoU, recall, class) over all sizes at ``limit`` detections per image."""
     if engine == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -184,14 +209,20 @@ def _run(engine: str, content: dict, records: list[dict]) -> tuple[np.ndarray, n
         truth.createIndex()
         found.createIndex()
         evaluation = COCOeval(truth, found, iouType="bbox")
+        evaluation.params.maxDets = [min(1, limit), min(10, limit), limit]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    return np.asarray(evaluation.stats[:12]), np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+    # (IoU .50 to .95, recall, class, size, limit) and the same without recall. The evaluators' own summary would look
+    # for a limit of 100 and give −1 where there is none.
+    precision, recall = (np.asarray(evaluation.eval[name]) for name in ("precision", "recall"))
+    sizes = [_mean(precision[:, :, :, size, -1]) for size in range(4)]
+    at_iou = [_mean(precision[threshold, :, :, 0, -1]) for threshold in (0, 5)]
+    recalls = [_mean(recall[:, :, 0, k]) for k in range(3)] + [_mean(recall[:, :, size, -1]) for size in (1, 2, 3)]
+    return [sizes[0], *at_iou, *sizes[1:], *recalls], precision[:, :, :, 0, -1]
 
 
-def _mean(precision: np.ndarray) -> float:
-    valid = precision[precision > -1]
+def _mean(values: np.ndarray) -> float:
+    valid = values[values > -1]
     return float(valid.mean()) if valid.size else math.nan
 
 
@@ -202,7 +233,7 @@ class CocoEvaluator:
         ground_truth: COCO annotation file, its content, a ``pycocotools.coco.COCO``, or a ``CocoDetection``, whose file
             and class names are taken.
         class_names: name per label of the detections; None: labels are the file's categories in the order of their ids.
-        engine: see ``evaluate_detections``.
+        engine, max_detections: see ``evaluate_detections``.
 
     Detections of classes that the file does not have are left out: nothing can be said about them. Only images that
     were given to ``update`` count, so that a run over a part of the data measures that part.
@@ -214,16 +245,19 @@ class CocoEvaluator:
         *,
         class_names: Sequence[str] | None = None,
         engine: str = "pycocotools",
+        max_detections: int = 100,
     ) -> None:
         if engine not in ENGINES:
             raise ValueError(f"engine: expected one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
         if isinstance(ground_truth, CocoDetection):
             class_names = ground_truth.class_names if class_names is None else class_names
-            ground_truth = ground_truth.annotation_file
+            # What the data set was made of: read once, and not always a COCO file. Training's sets do not keep it.
+            ground_truth = ground_truth.annotation_file if ground_truth.index is None else ground_truth.index
         self.ground_truth = load_coco(ground_truth)
         name = str(ground_truth) if isinstance(ground_truth, (str, Path)) else "ground_truth"
         self.class_names, self.category_ids, _ = class_mapping(self.ground_truth, class_names, name)
         self.engine = engine
+        self.max_detections = max_detections
         self._found: dict[Any, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def reset(self) -> None:
@@ -294,7 +328,13 @@ class CocoEvaluator:
         return outcome[0]
 
     def _evaluate(self, found: Mapping[Any, tuple]) -> EvalResult:
-        return evaluate_detections(self.ground_truth, self._records(found), image_ids=found.keys(), engine=self.engine)
+        return evaluate_detections(
+            self.ground_truth,
+            self._records(found),
+            image_ids=found.keys(),
+            engine=self.engine,
+            max_detections=self.max_detections,
+        )
 
 
 def _array(value: Any) -> np.ndarray:
@@ -322,8 +362,8 @@ def evaluate(
 
     Args:
         model: a ``GFLV2``, or any module with ``detect(images, image_sizes, scale_factors)``.
-        data: a COCO annotation file (read with the model's config and class names), a ``CocoDetection`` made with
-            ``train=False``, or a loader of one, e.g. from ``make_loader``.
+        data: a COCO annotation file or what else docs/data.md lists (read with the model's config and class names), a
+            ``CocoDetection`` made with ``train=False``, or a loader of one, e.g. from ``make_loader``.
         image_dir: folder of the images of an annotation file; None: looked for beside it.
         batch_size, workers: of the loader that is made for a file or data set. With a batch size of 1 no image is
             padded to the size of another.
@@ -331,7 +371,8 @@ def evaluate(
         engine: see ``evaluate_detections``.
         progress: show a progress bar.
         save_detections: also write the detections to this JSON file, in COCO's result format (this process's share).
-        detect_options: passed to ``model.detect``, e.g. ``score_thr``.
+        detect_options: passed to ``model.detect``, e.g. ``score_thr``. With more than 100 ``max_detections``, here or
+            in the model's configuration, so many are evaluated.
     """
     from tqdm import tqdm
 
@@ -345,7 +386,8 @@ def evaluate(
         raise TypeError(f"data: expected a loader of CocoDetection, got one of {type(dataset).__name__}")
     if dataset.train:
         raise ValueError("data: expected a data set made with train=False, got one with training's transforms")
-    evaluator = CocoEvaluator(dataset, engine=engine)
+    limit = detect_options.get("max_detections") or _limit_of(model)
+    evaluator = CocoEvaluator(dataset, engine=engine, max_detections=max(limit, 100))
     device = torch.device(device) if device is not None else _device_of(model)
     rank, _ = rank_and_world()
     was_training = model.training
@@ -361,6 +403,12 @@ def evaluate(
     if save_detections is not None:
         Path(save_detections).write_text(json.dumps(evaluator.records()))
     return evaluator.compute()
+
+
+def _limit_of(model: torch.nn.Module) -> int:
+    """Detections per image that the model's configuration allows."""
+    config = getattr(model, "config", None)
+    return config.test.max_detections if config is not None else 100
 
 
 def _device_of(model: torch.nn.Module) -> torch.device:

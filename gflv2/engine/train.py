@@ -31,6 +31,7 @@ except ModuleNotFoundError as error:
     raise missing_package(error, "Training") from error
 
 from gflv2.data import CocoDetection, make_loader
+from gflv2.data.checking import quick_notes
 from gflv2.engine.callbacks import AverageWeights, EpochLines, ProgressBar, StopAtNonFiniteLoss
 from gflv2.engine.checkpoints import RunCheckpoints, WholeFiles, place_in_run
 from gflv2.engine.evaluate import CocoEvaluator
@@ -97,14 +98,15 @@ def train(
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
-    """Train a detector on COCO data.
+    """Train a detector on COCO, YOLO or Pascal VOC data.
 
     Args:
         config: a named configuration, a YAML file, a mapping or a ``Config``. With ``resume`` it may be left out: then
             the run's own configuration is taken.
-        train_data, val_data: COCO JSON files; None: ``config.data.train`` and ``config.data.val``. Without validation
-            data nothing is evaluated. The classes are those of the training file.
-        train_images, val_images: their image folders; None: looked for beside the JSON files.
+        train_data, val_data: COCO JSON files, or what else docs/data.md lists; None: ``config.data.train`` and
+            ``config.data.val``. Without validation data nothing is evaluated. The classes are those of the training
+            data.
+        train_images, val_images: their image folders; None: looked for beside them.
         overrides: dotted keys, e.g. ``{"train.epochs": 3}``.
         weights: a checkpoint to start from (see ``GFLV2``).
         pretrained: without ``weights``, start the backbone from ImageNet weights.
@@ -210,9 +212,13 @@ def train(
         resumed = point.file if point is not None else None
         if trainer.is_global_zero:
             _describe(config, trainer, train_set, val_set, len(train_loader), folder, resumed)
+            for note in quick_notes(config, train_set, val_set):
+                _log.warning("data: %s", note)
         module = DetectorModule(
             model,
-            CocoEvaluator(val_set.annotation_file, class_names=val_set.class_names) if val_set is not None else None,
+            CocoEvaluator(val_set, max_detections=max(config.test.max_detections, 100))
+            if val_set is not None
+            else None,
         )
         model.train()
         if config.train.channels_last:

@@ -120,20 +120,21 @@ def atss(
     shapes = [(1, len(level)) for level in points] if points is not None else level_shapes
     tensors = (
         as_list(boxes),
-        [labels] if isinstance(labels, Tensor) else labels,
+        as_list(labels),
         counts,
         as_list(ignore_boxes) if ignoring else [],
         as_list(points) if points is not None else [],
     )
     numbers = [size for shape in shapes for size in shape]
     settings = (numbers, valid_cells(shapes, strides, padded_sizes), strides, topk)
-    return Assignment(*_atss(tensors, (*settings, float(anchor_scale), float(offset), float(ignore_iof_thr), backend)))
+    return Assignment(
+        *_atss.constant(tensors, (*settings, float(anchor_scale), float(offset), float(ignore_iof_thr), backend))
+    )
 
 
-def as_list(tensors: Sequence[Tensor] | Tensor) -> list[Tensor]:
-    """B tensors, or one padded tensor alone; without gradients: nothing of an assignment is differentiable."""
-    tensors = [tensors] if isinstance(tensors, Tensor) else tensors
-    return [tensor.detach() if tensor.requires_grad else tensor for tensor in tensors]
+def as_list(tensors: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+    """B tensors, or one padded tensor alone."""
+    return [tensors] if isinstance(tensors, Tensor) else tensors
 
 
 def valid_cells(shapes: Sequence[tuple[int, int]], strides: list[float], padded_sizes: Any) -> list[int]:
@@ -198,7 +199,8 @@ def _check_labels(labels: Any, boxes: Any, device: torch.device) -> None:
         if not (
             isinstance(label, Tensor)
             and label.dtype in INTEGERS
-            and label.shape == image.shape[:1]
+            and label.dim() == 1
+            and label.shape[0] == image.shape[0]
             and label.device == device
         ):
             check_tensor(label, f"labels[{index}]", shape=(image.shape[0],), dtypes=INTEGERS, device=device)
@@ -265,10 +267,6 @@ def _refusal(backend: str) -> Callable[[backends.Call], str | None]:
     return refuse
 
 
-_KERNELS = ("cuda", "triton", "cpu")
-backends.register("atss", {**{name: _refusal(name) for name in _KERNELS}, "reference": None}, _describe)
-
-
 def _new_results(boxes, labels, counts, ignore_boxes, points, shapes, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch = boxes[0].shape[0] if boxes[0].dim() == 3 else len(boxes)
     size = (batch, sum(height * width for height, width in zip(shapes[::2], shapes[1::2], strict=True)))
@@ -285,6 +283,8 @@ def _forward(kernels, results, *arguments: Any) -> None:
 # empty.
 _atss = Operation(
     "atss",
+    describe=_describe,
+    refusals={**{name: _refusal(name) for name in ("cuda", "triton", "cpu")}, "reference": None},
     tensors="Tensor[] boxes, Tensor[] labels, Tensor? counts, Tensor[] ignore_boxes, Tensor[] points",
     settings="SymInt[] shapes, SymInt[] valid, float[] strides, int topk, float anchor_scale, float offset, "
     "float ignore_iof_thr",

@@ -41,7 +41,7 @@ class Choice(NamedTuple):
     reason: str  # why it does not run; empty for the one that does
 
 
-class Explanation(list):
+class Explanation(list["Choice"]):
     """The answer of ``explain``: one ``Choice`` a backend; printed as a small table."""
 
     def __repr__(self) -> str:

@@ -1,8 +1,8 @@
-"""``decode``: the inference head up to NMS, in fixed shapes; and ``batched_nms``, torchvision's NMS on its result."""
+"""``decode``: the inference head up to NMS, in fixed shapes; and ``batched_nms``, torchvision's NMS of each class."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -124,12 +124,11 @@ def decode(
         options |= {"image_sizes": image_sizes, "scale_factors": scale_factors}
         with nullcontext() if backends.exporting() else torch.no_grad():
             return reference.decode(class_logits, box_logits, **options, return_distributions=return_distributions)
-    with torch.no_grad():
-        dtype = compute_dtype(head.box.dtype)
-        pairs = [None if pair is None else pair.to(dtype).contiguous() for pair in (image_sizes, scale_factors)]
-        tensors = (*head.rows(head.quality_logits(backend)), *pairs)
-        settings = (head.strides, pre_topk, float(score_thr), head.offset, return_distributions, backend)
-        results = _decode(tensors, settings)
+    dtype = compute_dtype(head.box.dtype)
+    pairs = [None if pair is None else pair.to(dtype).contiguous() for pair in (image_sizes, scale_factors)]
+    tensors = (*head.rows(head.quality_logits(backend)), *pairs)
+    settings = (head.strides, pre_topk, float(score_thr), head.offset, return_distributions, backend)
+    results = _decode.constant(tensors, settings)
     return Decoded(*results[:4], results[4] if return_distributions else None, legacy_background)
 
 
@@ -141,10 +140,11 @@ def batched_nms(
     max_detections: int | None = 100,
 ) -> list[Detections]:
     """Class-wise non-maximum suppression of every image, by torchvision: a box is suppressed by a better one of its
-    class at IoU > ``iou_thr``.
+    class at IoU > ``iou_thr``. Of equal scores the lower row comes first.
 
-    Zero-area boxes survive. With ``decoded.legacy_background`` the background class takes part and fills slots of
-    ``max_detections``; only then is it dropped.
+    Each class is a call of its own, on the boxes as they are: the result is exact for any number of classes and any
+    size of image. Zero-area boxes survive. With ``decoded.legacy_background`` the background class takes part and fills
+    slots of ``max_detections``; only then is it dropped.
 
     Args:
         decoded: of `decode`.
@@ -165,14 +165,14 @@ def batched_nms(
     if max_detections is not None and max_detections < 1:
         bad_value("max_detections", "at least 1, or None", max_detections)
     try:
-        from torchvision.ops import batched_nms as nms
+        from torchvision.ops import nms
     except ImportError as error:
         raise ImportError('batched_nms: NMS is torchvision\'s: pip install "gflv2[train]", or torchvision') from error
     results = []
     for image, (boxes, scores) in enumerate(zip(decoded.boxes, decoded.scores, strict=True)):
         rows, labels = (scores > score_thr).nonzero(as_tuple=True)
         kept = scores[rows, labels]
-        order = nms(boxes[rows], kept, labels, iou_thr)[:max_detections]
+        order = _nms_of_classes(nms, boxes[rows], kept, labels, iou_thr)[:max_detections]
         if decoded.legacy_background:
             order = order[labels[order] < scores.shape[1] - 1]
         rows = rows[order]
@@ -180,6 +180,32 @@ def batched_nms(
         points = decoded.points[image][rows]
         results.append(Detections(boxes[rows], kept[order], labels[order], rows, points, distributions))
     return results
+
+
+def _nms_of_classes(
+    nms: Callable[[Tensor, Tensor, float], Tensor], boxes: Tensor, scores: Tensor, labels: Tensor, iou_thr: float
+) -> Tensor:
+    """(K, 4), (K,), (K,) → indices of the survivors, best first.
+
+    One call for all, with the classes moved apart (torchvision's ``batched_nms``), would round the boxes: by a pixel
+    where the last of 1203 classes has been moved by 1203 times the image.
+    """
+    order = scores.sort(descending=True, stable=True).indices
+    labels, by_class = labels[order].sort(stable=True)
+    rows = order[by_class]
+    boxes, scores = boxes[rows], scores[rows]
+    kept = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    first = 0
+    for size in torch.unique_consecutive(labels, return_counts=True)[1].tolist():
+        last = first + size
+        if size == 1:
+            kept[first] = True
+        else:
+            kept[first + nms(boxes[first:last], scores[first:last], iou_thr)] = True
+        first = last
+    survives = torch.empty_like(kept)
+    survives[rows] = kept
+    return order[survives[order]]
 
 
 def _pairs(value: Any, name: str, batch: int, device: torch.device) -> Tensor | None:
@@ -219,11 +245,6 @@ def _refuse_on_gpu(call: backends.Call) -> str | None:
     return backends.refuse_double(call) or refuse_mixed(call)
 
 
-backends.register(
-    "decode", {"cuda": _refuse_on_gpu, "triton": _refuse_on_gpu, "cpu": refuse_mixed, "reference": None}, _describe
-)
-
-
 def _new_results(class_logits, box_logits, *settings: Any) -> list[Tensor]:
     """Boxes, scores, points, counts, and distributions where they are wanted."""
     pre_topk, _, _, distributions = settings[-4:]
@@ -252,6 +273,8 @@ def _forward(kernels, results, class_logits, box_logits, *arguments: Any) -> Non
 
 _decode = Operation(
     "decode",
+    describe=_describe,
+    refusals={"cuda": _refuse_on_gpu, "triton": _refuse_on_gpu, "cpu": refuse_mixed, "reference": None},
     tensors=f"{ROWS}, Tensor? image_sizes, Tensor? scale_factors",
     settings="float[] strides, int pre_topk, float score_thr, float offset, bool distributions",
     new_results=_new_results,

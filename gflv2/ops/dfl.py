@@ -11,7 +11,7 @@ from gflv2.ops.checks import bad_value, check_tensor, values_are_checked
 from gflv2.ops.levels import check_bins
 from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import dfl as reference
-from gflv2.ops.registration import Operation, like_map
+from gflv2.ops.registration import Operation, like_map, with_result
 
 
 def dfl(
@@ -32,8 +32,8 @@ def dfl(
         reduction: "none", "sum" or "mean".
 
     Returns:
-        (N,) for "none", else 0-d; float32 (float64 for float64 logits); 0 for no rows. Differentiable in ``logits``
-        only, once.
+        (N,) for "none", else 0-d; float32 (float64 for float64 logits); 0 for no rows, whatever the average factor.
+        Differentiable in ``logits`` only, once.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
@@ -56,9 +56,6 @@ def _describe(logits: Any, *_: Any, **__: Any) -> backends.Call:
     return backends.Call(logits.device, logits.dtype, {"bins": logits.shape[1]})
 
 
-backends.register("dfl", backends.EVERYWHERE, _describe)
-
-
 def _new_results(logits, target, *how: Any) -> Tensor:
     return Reduction(*how).new_result(logits.shape[:1], logits)
 
@@ -68,11 +65,12 @@ def _forward(kernels, out, logits, target, *how: Any) -> None:
 
 
 def _backward(kernels, grad, gradients, out, logits, target, *how: Any) -> None:
-    kernels.dfl_backward(grad, logits, target, Reduction(*how).over(logits.shape[:1]), *gradients, out)
+    kernels.dfl_backward(grad, logits, target, Reduction(*how).over(logits.shape[:1]), *gradients, *with_result(out))
 
 
 _dfl = Operation(
     "dfl",
+    describe=_describe,
     tensors=f"Tensor logits, Tensor target, {TENSORS}",
     settings=SETTINGS,
     new_results=_new_results,

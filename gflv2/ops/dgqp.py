@@ -94,13 +94,13 @@ def dgqp(
     if backend == "reference":
         shape = {"topk": topk, "mean": mean, "variance": variance}
         return reference.dgqp(box_logits, weight1, bias1, weight2, bias2, scales=scales, **shape)
-    return predicted(box, predictor, scales, backend)
+    return _dgqp((box.tensors, predictor[:4], scales), (topk, mean, variance, backend))
 
 
 def predicted(box: BoxLogits, predictor: Predictor, scales: Tensor | None, backend: str) -> Tensor:
-    """Quality logits of every row, from arguments that are checked already."""
+    """Quality logits of every row, from arguments that are checked already; without gradients."""
     *layers, topk, mean, variance = predictor
-    return _dgqp((box.tensors, layers, scales), (topk, mean, variance, backend))
+    return _dgqp.constant((box.tensors, layers, scales), (topk, mean, variance, backend))
 
 
 def check_predictor(predictor: Any, box: BoxLogits, prefix: str = "predictor.") -> Predictor:
@@ -114,7 +114,8 @@ def check_predictor(predictor: Any, box: BoxLogits, prefix: str = "predictor.") 
     if not isinstance(predictor, Predictor):
         bad_type("predictor", "a gflv2.ops.Predictor", predictor)
     _check_statistics(predictor.topk, predictor.mean, predictor.variance, box.bins, prefix)
-    features = 4 * (predictor.topk + bool(predictor.mean) + bool(predictor.variance))
+    # Not bool(…): torch 2.9 cannot add a symbolic size to a truth value.
+    features = 4 * (predictor.topk + (1 if predictor.mean else 0) + (1 if predictor.variance else 0))
     weight1, weight2 = predictor.weight1, predictor.weight2
     check_tensor(weight1, f"{prefix}weight1", device=box.device)
     if weight1.dim() not in (2, 4) or weight1.shape[1] != features or weight1.shape[2:].numel() != 1:
@@ -138,8 +139,9 @@ def _is_usual(predictor: Predictor, box: BoxLogits) -> bool:
     for layer in (weight1, bias1, weight2, bias2):
         if not isinstance(layer, Tensor) or layer.dtype != torch.float32 or layer.device != box.device:
             return False
-    hidden = len(bias1) if bias1.dim() == 1 else 0
-    shapes = ((hidden, 4 * (topk + mean + variance), 1, 1), (1, hidden, 1, 1), (1,))
+    hidden = bias1.shape[0] if bias1.dim() == 1 else 0
+    features = 4 * (topk + (1 if mean else 0) + (1 if variance else 0))
+    shapes = ((hidden, features, 1, 1), (1, hidden, 1, 1), (1,))
     return hidden > 0 and (weight1.shape, weight2.shape, bias2.shape) == shapes
 
 
@@ -170,10 +172,6 @@ def refuse_triton(call: backends.Call) -> str | None:
     return backends.refuse_double(call)
 
 
-backends.register("dgqp", {**backends.EVERYWHERE, "triton": refuse_triton}, _describe)
-backends.register("dgqp_statistics", backends.EVERYWHERE, _describe)
-
-
 def _new_quality(logits, *_: Any) -> Tensor:
     return logits[0].new_empty(rows_of(logits), dtype=compute_dtype(logits[0].dtype))
 
@@ -202,6 +200,8 @@ def _backward_statistics(kernels, grad, gradients, _, logits, *arguments: Any) -
 
 _dgqp = Operation(
     "dgqp",
+    describe=_describe,
+    refusals={**backends.EVERYWHERE, "triton": refuse_triton},
     tensors="Tensor[] logits, Tensor[] predictor, Tensor? scales",
     settings="int topk, bool mean, bool variance",
     new_results=_new_quality,
@@ -212,6 +212,7 @@ _dgqp = Operation(
 )
 _statistics = Operation(
     "dgqp_statistics",
+    describe=_describe,
     module="dgqp",
     tensors="Tensor[] logits, Tensor? scales",
     settings="int topk, bool mean, bool variance",

@@ -11,7 +11,7 @@ from gflv2.ops.checks import check_number, check_tensor, compute_dtype
 from gflv2.ops.levels import check_bins
 from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import distribution_kl as reference
-from gflv2.ops.registration import Operation, like_map
+from gflv2.ops.registration import Operation, like_map, with_result
 
 
 def distribution_kl(
@@ -37,8 +37,8 @@ def distribution_kl(
         reduction: "none", "sum" or "mean", over the rows.
 
     Returns:
-        (N,) for "none", else 0-d; float32 (float64 for float64 logits); 0 for no rows. Differentiable in ``logits``
-        only, once: the derivative of a row is T/R · (P_s − P_t).
+        (N,) for "none", else 0-d; float32 (float64 for float64 logits); 0 for no rows, whatever the average factor.
+        Differentiable in ``logits`` only, once: the derivative of a row is T/R · (P_s − P_t).
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype, device or temperature; the message names the argument.
@@ -64,9 +64,6 @@ def _describe(logits: Any, teacher_logits: Any, *, temperature: Any = 10.0, **_:
     return backends.Call(logits.device, logits.dtype, {"bins": logits.shape[1]})
 
 
-backends.register("distribution_kl", backends.EVERYWHERE, _describe)
-
-
 def _new_results(logits, teacher, weight, factor, temperature, *how: Any) -> Tensor:
     return Reduction(weight, factor, *how).new_result(logits.shape[:1], logits)
 
@@ -80,11 +77,12 @@ def _forward(kernels, out, *arguments: Any) -> None:
 
 
 def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
-    kernels.distribution_kl_backward(grad, *_inputs(*arguments), *gradients, out)
+    kernels.distribution_kl_backward(grad, *_inputs(*arguments), *gradients, *with_result(out))
 
 
 _distribution_kl = Operation(
     "distribution_kl",
+    describe=_describe,
     tensors=f"Tensor logits, Tensor teacher, {TENSORS}",
     settings=f"float temperature, {SETTINGS}",
     new_results=_new_results,

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.box_losses import SavedBoxLoss
+from gflv2.ops import gfl_loss_passes as passes
 from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, values_are_checked
 from gflv2.ops.dgqp import Predictor, refuse_triton
-from gflv2.ops.head import ROWS, Head, check_rows, read_head, refuse_mixed
-from gflv2.ops.implementation import implementation
+from gflv2.ops.gfl_loss_passes import Needs
+from gflv2.ops.head import Head, check_rows, read_head, refuse_mixed
 from gflv2.ops.observed import ordinary
 from gflv2.ops.one_pass import one_pass
 from gflv2.ops.qfl import OPERATION as QFL
 from gflv2.ops.reference import gfl_loss as reference
 from gflv2.ops.reference.gfl_loss import GFLLosses, GFLTargets
-from gflv2.ops.registration import convert, prepared, refuse_double_backward, register, wants_gradient
+from gflv2.ops.registration import convert, prepared, refuse_double_backward, wants_gradient
 
 __all__ = ["GFLLosses", "gfl_loss"]
 
@@ -91,7 +91,8 @@ def gfl_loss(
     if not isinstance(loss_weights, (list, tuple)) or len(loss_weights) != 3:
         bad_value("loss_weights", "three numbers: QFL, GIoU, DFL", loss_weights)
     for number, weight in enumerate(loss_weights):
-        check_number(weight, f"loss_weights[{number}]")
+        if not (type(weight) is float and math.isfinite(weight)):  # the name is formed only for an error
+            check_number(weight, f"loss_weights[{number}]")
     if projection is not None and values_are_checked():
         steps = projection.diff()
         if not torch.allclose(steps, steps[:1], rtol=1e-4):
@@ -112,13 +113,11 @@ def gfl_loss(
     constants = (targets.labels, targets.scores, targets.weights, targets.label_weights, normalisers, targets.boxes)
     constants = [tensor.detach() if tensor.requires_grad else tensor for tensor in (projection, *constants)]
     dtype = compute_dtype(head.box.dtype)
-    layers, scales, quality, *constants = (
-        convert(argument, dtype) for argument in (layers, scales, quality, *constants)
-    )
+    layers, (scales, quality, *constants) = convert(layers, dtype), convert([scales, quality, *constants], dtype)
     settings = (head.strides, head.offset, float(beta), [float(weight) for weight in loss_weights], backend)
     if not wants_gradient(class_logits, box_logits, layers, quality, scales):
         arguments = (class_logits, box_logits, quality, scales, *constants)
-        run = _run if ordinary(arguments) else _gfl_loss
+        run = passes.run if ordinary(arguments) else passes.registered
         return GFLLosses(*run(*arguments, *settings)[:3])
     # Flat: a list given to `apply` would get no gradient, silently.
     flat = (*(layers or [None] * 4), scales, quality, *constants, *class_logits, *box_logits)
@@ -162,22 +161,7 @@ backends.register(
 )
 
 
-class _Needs(NamedTuple):
-    """Which gradients are needed."""
-
-    class_logits: bool
-    box_logits: bool
-    predictor: bool
-    scales: bool
-    quality: bool  # for itself: no predictor has computed it
-
-    @property
-    def of_box_logits(self) -> bool:
-        """The pass over the box logits is needed."""
-        return self.box_logits or self.predictor or self.scales
-
-
-def _of_class_loss(needs: _Needs, has_predictor: bool) -> list[bool]:
+def _of_class_loss(needs: Needs, has_predictor: bool) -> list[bool]:
     """Which gradients of the class loss are needed: of the class logits, of the quality.
 
     That of the quality is needed for itself, or on the way to what the predictor reads.
@@ -200,11 +184,12 @@ class _GflLoss(torch.autograd.Function):
         rows = (levels[:count], levels[count:], quality, scales)
         has_predictor = layers[0] is not None
         of_class_loss = _of_class_loss(_needs(ctx, has_predictor, count), has_predictor)
-        ctx.one_pass = any(of_class_loss) and one_pass(settings[-1], "sum", quality, *levels[:count])
+        ctx.plain = ordinary(flat)
+        ctx.one_pass = ctx.plain and any(of_class_loss) and one_pass(settings[-1], "sum", (quality, *levels[:count]))
         if ctx.one_pass:
-            *losses, sides, ctx.prepared = _losses(of_class_loss, *rows, *constants, *settings)
+            *losses, sides, ctx.prepared = passes.losses_and_gradients(of_class_loss, *rows, *constants, *settings)
         else:
-            run = _run if ordinary(flat) else _gfl_loss
+            run = passes.run if ctx.plain else passes.registered
             *losses, sides = run(*rows, *constants, *settings)
         ctx.save_for_backward(*flat, sides)
         return tuple(losses)
@@ -213,13 +198,8 @@ class _GflLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward("gfl_loss")
         saved = ctx.saved_tensors  # asked for once: under activation checkpointing each time computes forward anew
-        layers, (scales, quality), constants, levels, sides = (
-            saved[:4],
-            saved[4:6],
-            saved[6:12],
-            saved[13:-1],
-            saved[-1],
-        )
+        layers, (scales, quality), constants = saved[:4], saved[4:6], saved[6:12]
+        levels, sides = saved[13:-1], saved[-1]
         projection, labels, scores, _, label_weights, normalisers = constants
         count, has_predictor = len(levels) // 2, layers[0] is not None
         needs = remaining = _needs(ctx, has_predictor, count)
@@ -227,20 +207,25 @@ class _GflLoss(torch.autograd.Function):
 
         # 1. Of the class loss, where forward left it.
         class_gradients, grad_quality = [], None
-        plain = ordinary((*grads, *saved))
+        plain = ctx.plain and ordinary(grads)
         if ctx.one_pass and plain:
             of_class_loss = _of_class_loss(needs, has_predictor)
-            call = _class_loss(levels[:count], quality, labels, scores, label_weights, normalisers, beta, loss_weights)
-            gradients = prepared(ctx, grads[0], lambda: QFL.with_gradients(call, backend, of_class_loss)[1])
-            class_gradients, grad_quality = QFL.grouped(gradients, call, of_class_loss)
+            class_rows = (levels[:count], quality, labels, scores, label_weights, normalisers)
+            call = passes.class_loss(class_rows, beta, loss_weights)
+            class_gradients, grad_quality = prepared(
+                ctx, grads[0], lambda: QFL.with_gradients(call, backend, of_class_loss)[1]
+            )
             remaining = needs._replace(class_logits=False, quality=False)
 
         # 2. The rest.
         rows = (levels[:count], levels[count:], quality, scales, *constants)
         predictor = layers if has_predictor else []
         settings = (*ctx.shape, beta, loss_weights, backend, list(remaining))
-        run = _run_backward if plain else _gfl_loss_backward
-        found = _split(run(*grads, *rows, sides, grad_quality, predictor, *settings), count, remaining)
+        given = (*grads, *rows, sides, grad_quality, predictor, *settings)
+        if plain:
+            found = passes.run_backward(*given)
+        else:
+            found = passes.split_gradients(passes.registered_backward(*given), count, remaining)
         if remaining is not needs:
             found = found._replace(class_logits=class_gradients, quality=grad_quality if needs.quality else None)
         none = [None] * count
@@ -248,191 +233,7 @@ class _GflLoss(torch.autograd.Function):
         return None, None, *(found.predictor or [None] * 4), found.scales, found.quality, *[None] * 7, *levels
 
 
-def _needs(ctx: Any, has_predictor: bool, count: int) -> _Needs:
+def _needs(ctx: Any, has_predictor: bool, count: int) -> Needs:
     wanted = ctx.needs_input_grad[2:]
     classes, boxes = wanted[13 : 13 + count], wanted[13 + count :]
-    return _Needs(any(classes), any(boxes), any(wanted[:4]), wanted[4], wanted[5] and not has_predictor)
-
-
-class _Gradients(NamedTuple):
-    """Those that are not wanted are empty or None."""
-
-    class_logits: list[Tensor]
-    box_logits: list[Tensor]
-    predictor: list[Tensor]
-    scales: Tensor | None
-    quality: Tensor | None
-
-
-def _split(gradients: list[Tensor], count: int, needs: Sequence[bool]) -> _Gradients:
-    parts, first = [], 0
-    for size, need in zip((count, count, 4, 1, 1), needs, strict=True):
-        parts.append(gradients[first : first + size * need])
-        first += size * need
-    return _Gradients(*parts[:3], *(part[0] if part else None for part in parts[3:]))
-
-
-# --- What torch calls ---
-
-
-def _new_results(class_logits, box_logits, quality, scales, projection, labels, scores, weights, *_: Any):
-    """The three losses, and what backward needs of the box losses (`SavedBoxLoss.sides`)."""
-    dtype = compute_dtype(box_logits[0].dtype)
-    losses = (weights.new_empty((), dtype=dtype) for _ in range(3))
-    return *losses, weights.new_empty((*weights.shape, 4, 2), dtype=dtype)
-
-
-def _class_loss(class_logits, quality, labels, scores, label_weights, normalisers, beta, loss_weights) -> list[Any]:
-    """The arguments of `qfl` for Σ over points / N_pos, times its factor."""
-    divisor = 1 / loss_weights[0] if loss_weights[0] else math.inf
-    form = "logits" if quality is None else "class_logits"
-    # Of the normalisers `qfl` reads the first, N_pos.
-    return [class_logits, quality, labels, scores, label_weights, normalisers, form, beta, divisor, "sum"]
-
-
-def _factors(loss_weights: Sequence[float]) -> tuple[float, float]:
-    """Of the two box losses; DFL is a mean over the sides."""
-    return loss_weights[1], loss_weights[2] / 4
-
-
-def _losses(
-    of_class_loss: Sequence[bool],
-    class_logits,
-    box_logits,
-    quality,
-    scales,
-    projection,
-    labels,
-    scores,
-    weights,
-    label_weights,
-    normalisers,
-    boxes,
-    strides,
-    offset,
-    beta,
-    loss_weights,
-    backend,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    """The results, and those gradients of the class loss that are asked for, for an upstream gradient of 1."""
-    qfl, giou, dfl, sides = _new_results(class_logits, box_logits, quality, scales, projection, labels, scores, weights)
-    call = _class_loss(class_logits, quality, labels, scores, label_weights, normalisers, beta, loss_weights)
-    gradients: list[Tensor] = []
-    if any(of_class_loss):
-        qfl, gradients = QFL.with_gradients(call, backend, of_class_loss)
-    if not weights.numel():
-        return qfl.zero_(), giou.zero_(), dfl.zero_(), sides, gradients
-    if not gradients:
-        QFL.fill(implementation("qfl", backend), qfl, *call)
-    implementation("gfl_loss", backend).box_loss_forward(
-        box_logits,
-        boxes,
-        weights,
-        normalisers,
-        strides,
-        scales,
-        projection,
-        offset,
-        _factors(loss_weights),
-        sides,
-        giou,
-        dfl,
-    )
-    return qfl, giou, dfl, sides, gradients
-
-
-def _run(*arguments: Any) -> tuple[Tensor, ...]:
-    return _losses((), *arguments)[:4]
-
-
-def _new_gradients(class_logits, box_logits, quality, scales, predictor, needs: _Needs) -> list[Tensor]:
-    gradients = [torch.empty_like(level) for level in class_logits] if needs.class_logits else []
-    gradients += [torch.empty_like(level) for level in box_logits] if needs.box_logits else []
-    gradients += [tensor.new_empty(tensor.shape) for tensor in predictor] if needs.predictor else []
-    gradients += [scales.new_empty(scales.shape)] if needs.scales else []
-    return gradients + ([quality.new_empty(quality.shape)] if needs.quality else [])
-
-
-def _run_backward(
-    grad_qfl,
-    grad_giou,
-    grad_dfl,
-    class_logits,
-    box_logits,
-    quality,
-    scales,
-    projection,
-    labels,
-    scores,
-    weights,
-    label_weights,
-    normalisers,
-    sides,
-    grad_quality,
-    predictor,
-    topk,
-    mean,
-    variance,
-    beta,
-    loss_weights,
-    backend,
-    needs,
-) -> list[Tensor]:
-    needs = _Needs(*needs)
-    gradients = _new_gradients(class_logits, box_logits, quality, scales, predictor, needs)
-    if not weights.numel():
-        return [gradient.zero_() for gradient in gradients]
-    wanted = _split(gradients, len(class_logits), needs)
-
-    # 1. The class logits, and the quality.
-    if grad_quality is None:
-        if needs.quality or (predictor and needs.of_box_logits):
-            grad_quality = wanted.quality if needs.quality else torch.empty_like(quality)
-        if needs.class_logits or grad_quality is not None:
-            call = _class_loss(class_logits, quality, labels, scores, label_weights, normalisers, beta, loss_weights)
-            where = (wanted.class_logits, grad_quality)
-            QFL.fill_gradients(implementation("qfl", backend), grad_qfl, where, None, *call)
-
-    # 2. The box logits, once: by way of the statistics and of the two box losses.
-    if needs.of_box_logits:
-        saved = (sides, weights, projection, normalisers, grad_giou, grad_dfl, _factors(loss_weights))
-        implementation("gfl_loss", backend).box_loss_backward(
-            grad_quality if predictor else None,
-            box_logits,
-            predictor,
-            scales,
-            topk,
-            mean,
-            variance,
-            wanted.box_logits,
-            wanted.predictor,
-            wanted.scales,
-            SavedBoxLoss(*saved),
-        )
-    return gradients
-
-
-def _fake_backward(*arguments: Any) -> list[Tensor]:
-    class_logits, box_logits, quality, scales = arguments[3:7]
-    predictor, needs = arguments[15], _Needs(*arguments[-1])
-    return _new_gradients(class_logits, box_logits, quality, scales, predictor, needs)
-
-
-# `normalisers`: N_pos and W. `grad_quality`: of the class loss, where it is known already.
-_CONSTANTS = "Tensor labels, Tensor scores, Tensor weights, Tensor label_weights, Tensor normalisers"
-_LOSS_SETTINGS = "float beta, float[] loss_weights, str backend"
-_gfl_loss = register(
-    "gfl_loss",
-    f"({ROWS}, {_CONSTANTS}, Tensor boxes, float[] strides, float offset, {_LOSS_SETTINGS}) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    _run,
-    _new_results,
-)
-_gfl_loss_backward = register(
-    "gfl_loss_backward",
-    f"(Tensor grad_qfl, Tensor grad_giou, Tensor grad_dfl, {ROWS}, {_CONSTANTS}, Tensor sides, Tensor? grad_quality, "
-    f"Tensor[] predictor, int topk, bool mean, bool variance, {_LOSS_SETTINGS}, bool[] needs) -> Tensor[]",
-    _run_backward,
-    _fake_backward,
-    vmap=True,
-)
+    return Needs(any(classes), any(boxes), any(wanted[:4]), wanted[4], wanted[5] and not has_predictor)

@@ -91,10 +91,9 @@ def gfl_targets(
         options |= {"strides": head.strides, "counts": counts, "padded_sizes": padded_sizes}
         return reference.gfl_targets(class_logits, box_logits, assignment, boxes, **options)
     quality = head.quality_logits(backend)
-    with torch.no_grad():
-        tensors = (*head.rows(quality), assignment.index, assignment.labels, as_list(boxes))
-        valid = valid_cells(level_shapes_of(head.box.tensors), head.strides, padded_sizes)
-        found = _gfl_targets(tensors, (valid, head.strides, head.offset, backend))
+    tensors = (*head.rows(quality), assignment.index, assignment.labels, as_list(boxes))
+    valid = valid_cells(level_shapes_of(head.box.tensors), head.strides, padded_sizes)
+    found = _gfl_targets.constant(tensors, (valid, head.strides, head.offset, backend))
     return GFLTargets(assignment.index, *found, None if predictor is None else quality)
 
 
@@ -138,20 +137,14 @@ def _refuse_triton(call: backends.Call) -> str | None:
     return refuse_mixed(call) or refuse_triton(call)
 
 
-backends.register(
-    "gfl_targets",
-    {"cuda": _refuse_on_gpu, "triton": _refuse_triton, "cpu": refuse_mixed, "reference": None},
-    _describe,
-)
-
-
 def _new_results(class_logits, box_logits, *_: Any) -> tuple[Tensor, ...]:
     """Labels, boxes, scores, weights, label weights, sums."""
     first, shape = box_logits[0], rows_of(box_logits)
     dtype = compute_dtype(first.dtype)
     labels, boxes = first.new_empty(shape, dtype=torch.int64), first.new_empty((*shape, 4), dtype=dtype)
-    rows = (first.new_empty(shape, dtype=dtype) for _ in range(3))
-    return labels, boxes, *rows, first.new_empty(2, dtype=dtype)
+    scores = first.new_empty(shape, dtype=dtype)
+    weights, label_weights = torch.empty_like(scores), torch.empty_like(scores)
+    return labels, boxes, scores, weights, label_weights, first.new_empty(2, dtype=dtype)
 
 
 def _forward(
@@ -181,6 +174,8 @@ def _forward(
 # `valid`: rows and columns that count, image by image, level by level, or empty.
 _gfl_targets = Operation(
     "gfl_targets",
+    describe=_describe,
+    refusals={"cuda": _refuse_on_gpu, "triton": _refuse_triton, "cpu": refuse_mixed, "reference": None},
     tensors=f"{ROWS}, Tensor index, Tensor assigned, Tensor[] boxes",
     settings="SymInt[] valid, float[] strides, float offset",
     new_results=_new_results,

@@ -10,7 +10,7 @@ from gflv2.ops import backends
 from gflv2.ops.checks import check_number, check_tensor
 from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import giou as reference
-from gflv2.ops.registration import Operation, as_rows
+from gflv2.ops.registration import Operation, as_rows, with_result
 
 
 def giou(
@@ -33,8 +33,9 @@ def giou(
         eps: smallest area, in the square of the unit.
 
     Returns:
-        (N,) for "none", else 0-d; float32 (float64 for float64 boxes), each in [0, 2]; 0 for no pairs. Differentiable
-        in both boxes, once. Where two sides coincide they share the gradient; at an intersection of width 0 it is 0.
+        (N,) for "none", else 0-d; float32 (float64 for float64 boxes), each in [0, 2]; 0 for no pairs, whatever the
+        average factor. Differentiable in both boxes, once. Where two sides coincide they share the gradient; at an
+        intersection of width 0 it is 0.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
@@ -79,8 +80,7 @@ def _describe(pred: Any, target: Any, *_: Any, eps: float = 1e-6, **__: Any) -> 
     return backends.Call(pred.device, pred.dtype, {})
 
 
-for _name in ("giou", "iou"):
-    backends.register(_name, backends.EVERYWHERE, _describe)
+backends.register("iou", backends.EVERYWHERE, _describe)  # it runs the operation of `giou`
 
 
 def _new_results(pred, target, weight, factor, loss, eps, *how: Any) -> Tensor:
@@ -96,12 +96,13 @@ def _forward(kernels, out, *arguments: Any) -> None:
 
 
 def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
-    kernels.giou_backward(grad, *_inputs(*arguments), *gradients, out)
+    kernels.giou_backward(grad, *_inputs(*arguments), *gradients, *with_result(out))
 
 
 # `loss`: 1 − GIoU; else the IoU.
 _giou = Operation(
     "giou",
+    describe=_describe,
     tensors=f"Tensor pred, Tensor target, {TENSORS}",
     settings=f"bool loss, float eps, {SETTINGS}",
     new_results=_new_results,

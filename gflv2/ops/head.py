@@ -38,6 +38,7 @@ class Head(NamedTuple):
         predictor: or None.
         quality: (B, A) quality logits that were given instead of a predictor, or None.
         offset: of the point in its cell.
+        points: (B, A).
     """
 
     class_logits: list[Tensor]
@@ -48,11 +49,7 @@ class Head(NamedTuple):
     predictor: Predictor | None
     quality: Tensor | None
     offset: float
-
-    @property
-    def points(self) -> tuple[int, ...]:
-        """(B, A)."""
-        return rows_of(self.box.tensors)
+    points: tuple[int, ...]
 
     def call(self) -> backends.Call:
         predictor = self.predictor
@@ -74,8 +71,7 @@ class Head(NamedTuple):
         """(B, A): what the predictor says, without gradients; or what was given."""
         if self.predictor is None:
             return self.quality
-        with torch.no_grad():
-            return predicted(self.box, self.predictor, self.scales, backend)
+        return predicted(self.box, self.predictor, self.scales, backend)
 
 
 def read_head(
@@ -101,6 +97,7 @@ def read_head(
     class_logits = check_levels(class_logits, "class_logits", like=box.tensors)
     if class_logits[0].shape[1] == 0:
         bad_value("class_logits", "at least one class", class_logits[0])
+    points = rows_of(box.tensors)
     strides = check_strides(strides, len(box.tensors))
     scales = check_scales(scales, box)
     if projection is not None:
@@ -110,9 +107,9 @@ def read_head(
         if quality_logits is not None:
             bad_value("quality_logits", "None with a predictor, which computes them", quality_logits)
     elif quality_logits is not None:
-        check_tensor(quality_logits, "quality_logits", shape=rows_of(box.tensors), device=box.device)
+        check_tensor(quality_logits, "quality_logits", shape=points, device=box.device)
     check_number(offset, "offset")
-    return Head(class_logits, box, strides, scales, projection, predictor, quality_logits, float(offset))
+    return Head(class_logits, box, strides, scales, projection, predictor, quality_logits, float(offset), points)
 
 
 def check_rows(head: Head, rows: Any, prefix: str, kinds: dict[str, Sequence[torch.dtype]]) -> None:

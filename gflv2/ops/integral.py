@@ -63,9 +63,6 @@ def _describe(box_logits: Any, *_: Any, **__: Any) -> backends.Call:
     return _call(read_box_logits(box_logits))
 
 
-backends.register("integral", backends.EVERYWHERE, _describe)
-
-
 def _check_decoding(
     box: BoxLogits, strides: list[float] | Tensor | None, points: Tensor | None
 ) -> tuple[list[float], Tensor | None]:
@@ -102,6 +99,7 @@ def _backward(kernels, grad, gradients, _, *arguments: Any) -> None:
 
 _integral = Operation(
     "integral",
+    describe=_describe,
     tensors="Tensor[] logits, Tensor projection, Tensor? scales, Tensor? points, Tensor? point_strides",
     settings="float[] strides, float offset",
     new_results=_new_results,

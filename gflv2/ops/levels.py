@@ -31,10 +31,6 @@ class BoxLogits(NamedTuple):
     device: torch.device
     dtype: torch.dtype
 
-    def result_shape(self, *last: int) -> tuple[int, ...]:
-        """(M, *last) for rows, (B, A, *last) for levels."""
-        return (*rows_of(self.tensors), *last)
-
 
 def rows_of(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     """Shape of one number a row: (N,) for rows, (B, A) for levels."""

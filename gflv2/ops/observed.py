@@ -1,9 +1,10 @@
 """Is torch only executing, or is something observing the call: a compiler, a tracer, a mode, a transform, a profiler?
 
 An observed call goes through torch's dispatcher, so that the observer sees the registered operation. A call that nobody
-observes runs its implementation at once, which saves the dispatcher's packing and unpacking of every argument. The private
-functions of torch that this package asks stand here and nowhere else (tests/ops/test_observed.py says what they must
-answer).
+observes runs its implementation at once, which saves the dispatcher's packing and unpacking of every argument.
+
+The private functions of torch that this package asks stand here and nowhere else; tests/ops/test_observed.py says what
+they must answer.
 """
 
 from __future__ import annotations

@@ -8,26 +8,26 @@ first backward pass takes it, and scales it where it must. A pass over a retaine
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from gflv2.ops import observed
 
 
-def one_pass(backend: str, reduction: str, *differentiated: Tensor | None) -> bool:
+def one_pass(backend: str, reduction: str, tensors: Sequence[Tensor | None]) -> bool:
     """Whether a loss of these tensors is better computed together with its gradient.
 
     Args:
         reduction: "none" has an upstream gradient for each row, for which nothing can be prepared.
-        differentiated: the tensors that may get gradients, or None. All of one dtype.
+        tensors: those that may get gradients, or None, in a call that nobody observes (`observed.ordinary`).
     """
     if backend != "cpu" or reduction == "none":
         return False
-    given = [tensor for tensor in differentiated if tensor is not None]
-    if not observed.ordinary(given) or given[0].dtype not in (torch.float32, torch.float64):
+    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
+    if dtypes != {torch.float32} and dtypes != {torch.float64}:
         return False
-    if any(tensor.dtype != given[0].dtype for tensor in given):
-        return False
-    # Such a hook sees every tensor that is kept for backward. Activation checkpointing sets one to keep less memory,
-    # and a gradient that waits with the graph would be the opposite.
+    # Activation checkpointing sets such a hook to keep less memory. A gradient that waits with the graph would be the
+    # opposite.
     return not observed.saving_is_observed()

@@ -14,7 +14,7 @@ from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, co
 from gflv2.ops.levels import check_levels, rows_of
 from gflv2.ops.reduction import INTEGERS, SETTINGS, TENSORS, Reduction, check_reduction, resolve
 from gflv2.ops.reference import qfl as reference
-from gflv2.ops.registration import Operation, as_rows, convert, like_map
+from gflv2.ops.registration import Operation, as_rows, convert, like_map, with_result
 
 FORMS = ("logits", "class_logits", "probabilities")
 
@@ -40,6 +40,11 @@ def qfl(
       (arXiv 2011.12885, equation 1);
     * ``probabilities=p``: J = p, its logarithms floored at −100. Prefer the others: only they stay exact as J → 0 or 1.
 
+    An infinite logit gives the limit. The loss is 0 where J → y (−∞ on background), and +∞ where it grows without
+    bound: J → 1 with y < 1, or J → 0 with y > 0. Its gradient is finite also there: (1 − y)^(β+1) or −y^(β+1) for the
+    logit that takes J to its limit, and half of that for each of two logits +∞. A weight of 0 on an infinite loss is
+    0·∞, no number. A NaN stays in its row.
+
     Scores come as the network leaves them, L levels (B, C, H_l, W_l), or as rows (N, C); any strides. Below, a row is
     one of N, or one of B × A with A = Σ H_l·W_l points, level-major, then row-major.
 
@@ -54,8 +59,8 @@ def qfl(
         reduction: "none", "sum" or "mean" (over rows, not over classes).
 
     Returns:
-        (N,) or (B, A) for "none", else 0-d; float32 (float64 for float64 input); 0 for no rows. Differentiable in the
-        logits or probabilities, once.
+        (N,) or (B, A) for "none", else 0-d; float32 (float64 for float64 input); 0 for no rows, whatever the average
+        factor. Differentiable in the logits or probabilities, once.
 
     Raises:
         TypeError, ValueError: none or several forms, a wrong shape, dtype or device; the message names the argument.
@@ -154,9 +159,6 @@ def _describe(_: Any = None, *, quality_logits: Any = None, **arguments: Any) ->
     return _read({name: arguments.get(name) for name in FORMS}, quality_logits).call()
 
 
-backends.register("qfl", backends.EVERYWHERE, _describe)
-
-
 def _new_results(values, quality, labels, scores, weight, factor, form, beta, *how: Any) -> Tensor:
     return Reduction(weight, factor, *how).new_result(rows_of(values), values[0])
 
@@ -170,12 +172,13 @@ def _forward(kernels, out, *arguments: Any) -> None:
 
 
 def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
-    kernels.qfl_backward(grad, *_inputs(*arguments), *gradients, out)
+    kernels.qfl_backward(grad, *_inputs(*arguments), *gradients, *with_result(out))
 
 
 # `values`: levels (B, C, H, W), or one tensor (N, C). `labels` None: `scores` is the dense target (N, C).
 OPERATION = Operation(
     "qfl",
+    describe=_describe,
     tensors=f"Tensor[] values, Tensor? quality, Tensor? labels, Tensor scores, {TENSORS}",
     settings=f"str form, float beta, {SETTINGS}",
     new_results=_new_results,

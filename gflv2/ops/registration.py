@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gflv2.ops import backends
 from gflv2.ops.checks import compute_dtype
 from gflv2.ops.implementation import implementation
 from gflv2.ops.observed import ordinary
@@ -77,7 +78,12 @@ def like_map(tensor: Tensor) -> Tensor:
 
 def as_rows(tensor: Tensor) -> Tensor:
     """Contiguous."""
-    return tensor.new_empty(tensor.shape)
+    return torch.empty_like(tensor) if tensor.is_contiguous() else tensor.new_empty(tensor.shape)
+
+
+def with_result(result: Tensor | None) -> tuple[Tensor, ...]:
+    """The last argument of a kernel's backward pass, where it forms the result too; kernels on a GPU do not."""
+    return () if result is None else (result,)
 
 
 class Operation:
@@ -90,6 +96,7 @@ class Operation:
         self,
         name: str,
         *,
+        describe: Callable[..., backends.Call],
         tensors: str,
         settings: str,
         new_results: Callable[..., Any],
@@ -101,10 +108,12 @@ class Operation:
         backward: Callable[..., None] | None = None,
         module: str | None = None,
         together: bool = False,
+        refusals: dict[str, Callable[[backends.Call], str | None] | None] = backends.EVERYWHERE,
     ) -> None:
         """Register it.
 
         Args:
+            describe: turns the arguments of the public function into a `Call`, as `backends.register` has it.
             tensors, settings: their schemas.
             new_results: takes a call's arguments without the backend, and returns the results' memory.
             forward: (kernels, results, *arguments) fills it. ``kernels`` is the backend's module.
@@ -117,21 +126,24 @@ class Operation:
             module: file name of the kernels, where it is not the operation's.
             together: on a CPU value and gradient come from one pass (`gflv2.ops.one_pass`); the settings then end
                 with the reduction.
+            refusals: the backends that have it, and why each cannot take a call, as `backends.register` has them.
         """
+        backends.register(name, refusals, describe)
         self.name = name
         self.module = module or name
         self.new_results, self.fill, self.fill_gradients = new_results, forward, backward
         names = [argument.split()[-1] for argument in tensors.split(", ")]
-        self._lists = [argument.startswith("Tensor[]") for argument in tensors.split(", ")]
+        self._has_lists = "Tensor[]" in tensors
         self._small, self._arithmetic = [names.index(name) for name in small], arithmetic
         self.layouts = [(names.index(name), layout) for name, layout in (gradients or {}).items()]
         arguments = ", ".join(part for part in (tensors, settings, "str backend") if part)
-        self.call = register(name, f"({arguments}) -> {returns}", self._run, self._fake)
+        self.call = register(name, f"({arguments}) -> {returns}", self._registered, self._fake)
+        # A gradient that comes as one tensor, not as a list, can be batched by torch (is_grads_batched).
+        self._one_gradient = len(self.layouts) == 1 and f"Tensor[] {names[self.layouts[0][0]]}" not in tensors
         if backward is not None:
-            schema = f"(Tensor grad, {arguments}, bool[] needs) -> Tensor[]"
-            self.call_backward = register(
-                f"{name}_backward", schema, self._run_backward, self._fake_backward, vmap=True
-            )
+            schema = f"(Tensor grad, {arguments}, bool[] needs) -> Tensor{'' if self._one_gradient else '[]'}"
+            run, fake = self._registered_backward, self._fake_backward
+            self.call_backward = register(f"{name}_backward", schema, run, fake, vmap=True)
             self._function = _function_of(self, together)
 
     def __call__(self, tensors: Sequence[Argument], settings: Sequence[Any]) -> Any:
@@ -141,15 +153,12 @@ class Operation:
             tensors: lists where the schema has lists; `small` ones in any dtype.
             settings: the backend last.
         """
-        dtype = self._arithmetic(_first(tensors[0]).dtype)
-        tensors = list(tensors)
-        for place in self._small:
-            if tensors[place] is not None:
-                tensors[place] = convert(tensors[place], dtype)
         if not (torch.is_grad_enabled() and wants_gradient(*[tensors[place] for place, _ in self.layouts])):
-            run = self._run if ordinary(tensors) else self.call
-            return run(*tensors, *settings)
+            return self.constant(tensors, settings)
+        tensors = self._converted(tensors)
         # Flat: a list given to `apply` would get no gradient, silently.
+        if not self._has_lists:
+            return self._function.apply(None, settings, *tensors)
         counts: list[int | None] = []
         flat: list[Tensor | None] = []
         for tensor in tensors:
@@ -159,37 +168,56 @@ class Operation:
             else:
                 counts.append(None)
                 flat.append(tensor)
-        return self._function.apply(tuple(counts), tuple(settings), *flat)
+        return self._function.apply(counts, settings, *flat)
+
+    def constant(self, tensors: Sequence[Argument], settings: Sequence[Any]) -> Any:
+        """Run it without gradients, whatever the tensors need."""
+        tensors = self._converted(tensors)
+        if ordinary(tensors):
+            return self._run(*tensors, *settings)
+        with torch.no_grad():
+            return self.call(*tensors, *settings)
+
+    def _converted(self, tensors: Sequence[Argument]) -> list[Argument]:
+        """The tensors of a call, with the `small` ones as the kernels take them."""
+        dtype, converted = self._arithmetic(_first(tensors[0]).dtype), list(tensors)
+        for place in self._small:
+            converted[place] = convert(converted[place], dtype)
+        return converted
 
     def with_gradients(self, arguments: Sequence[Argument], backend: str, needs: Sequence[bool]) -> tuple[Any, list]:
-        """Results and flat gradients for an upstream gradient of 1, from one pass; where `one_pass` allows it."""
+        """Results, and gradients for an upstream gradient of 1, from one pass; where `one_pass` allows it.
+
+        Args:
+            needs: which differentiable arguments need a gradient. The gradients come in this order, as their arguments
+                do: those that are not needed None, or an empty list.
+        """
         results, gradients = self.new_results(*arguments), self._new_gradients(arguments, needs)
         if _has_elements(arguments[0]):
-            kernels = implementation(self.module, backend)
-            self.fill_gradients(kernels, None, self.grouped(gradients, arguments, needs), results, *arguments)
+            self.fill_gradients(implementation(self.module, backend), None, gradients, results, *arguments)
         else:
             _zero(results, *gradients)
         return results, gradients
 
-    def grouped(self, flat: Sequence[Tensor], arguments: Sequence[Argument], needs: Sequence[bool]) -> list[Argument]:
-        """Flat gradients as the differentiable arguments have them: those that are not needed None, or empty."""
-        groups, first = [], 0
-        for (place, _), need in zip(self.layouts, needs, strict=True):
-            several = self._lists[place]
-            size = (len(arguments[place]) if several else 1) if need else 0
-            groups.append(list(flat[first : first + size]) if several else flat[first] if need else None)
-            first += size
-        return groups
+    def _new_gradients(self, arguments: Sequence[Argument], needs: Sequence[bool]) -> list[Argument]:
+        gradients: list[Argument] = []
+        for (place, new), need in zip(self.layouts, needs, strict=True):
+            argument = arguments[place]
+            if isinstance(argument, (list, tuple)):
+                gradients.append([new(tensor) for tensor in argument] if need else [])
+            else:
+                gradients.append(new(argument) if need else None)
+        return gradients
 
-    def _new_gradients(self, arguments: Sequence[Argument], needs: Sequence[bool]) -> list[Tensor]:
-        found = []
-        for (place, new), need in zip(self.layouts, needs, strict=False):
-            if need:
-                argument = arguments[place]
-                found += map(new, argument) if self._lists[place] else [new(argument)]
-        return found
-
-    # --- What torch calls ---
+    def run_backward(self, grad: Tensor, arguments: Sequence[Argument], backend: str, needs: Sequence[bool]) -> list:
+        """The gradients of `with_gradients`, for any upstream gradient."""
+        gradients = self._new_gradients(arguments, needs)
+        if _has_elements(arguments[0]):
+            kernels = implementation(self.module, backend)
+            self.fill_gradients(kernels, grad.contiguous(), gradients, None, *arguments)
+        else:
+            _zero(*gradients)
+        return gradients
 
     def _run(self, *arguments: Argument) -> Any:
         *arguments, backend = arguments
@@ -200,68 +228,83 @@ class Operation:
             self.fill(implementation(self.module, backend), results, *arguments)
         return results
 
+    # --- What torch calls. Somebody may call it by hand: small tensors in another dtype must not be misread. ---
+
+    def _registered(self, *arguments: Argument) -> Any:
+        return self._run(*self._converted(arguments))
+
     def _fake(self, *arguments: Argument) -> Any:
         return self.new_results(*arguments[:-1])
 
-    def _run_backward(self, grad: Tensor, *arguments: Argument) -> list[Tensor]:
+    def _registered_backward(self, grad: Tensor, *arguments: Argument) -> Tensor | list[Tensor]:
         *arguments, backend, needs = arguments
-        gradients = self._new_gradients(arguments, needs)
-        if not _has_elements(arguments[0]):
-            return [gradient.zero_() for gradient in gradients]
-        groups = self.grouped(gradients, arguments, needs)
-        self.fill_gradients(implementation(self.module, backend), grad.contiguous(), groups, None, *arguments)
-        return gradients
+        gradients = flatten(self.run_backward(grad, self._converted(arguments), backend, needs))
+        given = flatten([arguments[place] for (place, _), need in zip(self.layouts, needs, strict=True) if need])
+        gradients = [gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, given, strict=True)]
+        return gradients[0] if self._one_gradient else gradients
 
-    def _fake_backward(self, grad: Tensor, *arguments: Argument) -> list[Tensor]:
-        return self._new_gradients(arguments, arguments[-1])
+    def _fake_backward(self, grad: Tensor, *arguments: Argument) -> Tensor | list[Tensor]:
+        *arguments, _, needs = arguments
+        gradients = flatten(self._new_gradients(arguments, needs))
+        return gradients[0] if self._one_gradient else gradients
 
 
 def _function_of(operation: Operation, together: bool) -> type[torch.autograd.Function]:
-    """The autograd.Function of an operation."""
+    """The autograd.Function of an operation.
+
+    Its inputs: how many tensors belong to each argument (see `regroup`), the settings, the tensors.
+    """
     name = operation.name
     places = [place for place, _ in operation.layouts]
 
     class Function(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, counts: tuple[int | None, ...], settings: tuple[Any, ...], *flat: Tensor | None) -> Any:
+        def forward(
+            ctx: Any, counts: Sequence[int | None] | None, settings: Sequence[Any], *flat: Tensor | None
+        ) -> Any:
             ctx.save_for_backward(*flat)
             ctx.counts, ctx.settings = counts, settings
-            arguments = regroup(flat, counts)
-            ctx.one_pass = together and one_pass(settings[-1], settings[-2], *_flatten(arguments, places))
-            if not ctx.one_pass:
-                run = operation._run if ordinary(flat) else operation.call
-                return run(*arguments, *settings)
-            arguments += settings[:-1]
-            result, ctx.prepared = operation.with_gradients(arguments, settings[-1], _needs(ctx, counts, places)[0])
-            return result
+            arguments, backend = regroup(flat, counts), settings[-1]
+            ctx.plain = ordinary(flat)
+            ctx.one_pass = False
+            if together and ctx.plain:
+                trained = flatten([arguments[place] for place in places])
+                ctx.one_pass = one_pass(backend, settings[-2], trained)
+            if ctx.one_pass:
+                needs = _needs(ctx, counts, places)[0]
+                result, ctx.prepared = operation.with_gradients((*arguments, *settings[:-1]), backend, needs)
+                return result
+            run = operation._run if ctx.plain else operation.call
+            return run(*arguments, *settings)
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             refuse_double_backward(name)
             # Asked for once: under activation checkpointing each time computes forward anew.
-            saved = ctx.saved_tensors
-            arguments, settings = regroup(saved, ctx.counts), ctx.settings
+            arguments = regroup(ctx.saved_tensors, ctx.counts)
+            *settings, backend = ctx.settings
             needs, spans = _needs(ctx, ctx.counts, places)
-            plain = ordinary((grad, *saved))
-            if ctx.one_pass and plain:
-                given = [*arguments, *settings[:-1]]
-                gradients = prepared(ctx, grad, lambda: operation.with_gradients(given, settings[-1], needs)[1])
+            given = (*arguments, *settings)
+            if not (ctx.plain and ordinary((grad,))):
+                gradients = operation.call_backward(grad, *given, backend, needs)
+                gradients = [gradients] if isinstance(gradients, Tensor) else gradients
+            elif ctx.one_pass:
+                gradients = flatten(prepared(ctx, grad, lambda: operation.with_gradients(given, backend, needs)[1]))
             else:
-                run = operation._run_backward if plain else operation.call_backward
-                gradients = run(grad, *arguments, *settings, needs)
-            flat: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+                gradients = flatten(operation.run_backward(grad, given, backend, needs))
+            inputs: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
             first = 0
             for (begin, end), need in zip(spans, needs, strict=True):
                 if need:
-                    flat[begin:end] = gradients[first : first + end - begin]
+                    inputs[begin:end] = gradients[first : first + end - begin]
                     first += end - begin
-            return tuple(flat)
+            return tuple(inputs)
 
     Function.__name__ = Function.__qualname__ = f"{name}_function"
     return Function
 
 
-def prepared(ctx: Any, upstream: Tensor, again: Callable[[], list[Tensor]]) -> list[Tensor]:
+def prepared(ctx: Any, upstream: Tensor, again: Callable[[], list[Argument]]) -> list[Argument]:
     """The gradients times the upstream gradient, for a backward pass whose forward pass left them.
 
     Args:
@@ -273,13 +316,19 @@ def prepared(ctx: Any, upstream: Tensor, again: Callable[[], list[Tensor]]) -> l
     if found is None:
         found = again()
     if float(upstream) != 1.0:  # 1: a loss that is only added to others
-        for gradient in found:
+        for gradient in flatten(found):
             gradient.mul_(upstream)
     return found
 
 
-def regroup(flat: Sequence[Tensor | None], counts: Sequence[int | None]) -> list[Argument]:
-    """Flat tensors as the arguments of a registered operation; a count says how many belong to a list."""
+def regroup(flat: Sequence[Tensor | None], counts: Sequence[int | None] | None) -> Sequence[Argument]:
+    """Flat tensors as the arguments of a registered operation.
+
+    Args:
+        counts: how many tensors belong to each argument; None: one, and no list. Without counts no argument is a list.
+    """
+    if counts is None:
+        return flat
     arguments, first = [], 0
     for count in counts:
         if count is None:
@@ -291,37 +340,44 @@ def regroup(flat: Sequence[Tensor | None], counts: Sequence[int | None]) -> list
     return arguments
 
 
-def _needs(ctx: Any, counts: Sequence[int | None], places: Sequence[int]) -> tuple[list[bool], list[tuple[int, int]]]:
-    """Which differentiable arguments need a gradient, and where they stand among the inputs of the Function."""
-    wanted, starts, first = ctx.needs_input_grad, [], 2
-    for count in counts:
-        starts.append((first, first + (1 if count is None else count)))
-        first = starts[-1][1]
-    spans = [starts[place] for place in places]
-    return [any(wanted[begin:end]) for begin, end in spans], spans
-
-
-def _flatten(arguments: Sequence[Argument], places: Sequence[int]) -> list[Tensor | None]:
-    flat: list[Tensor | None] = []
-    for place in places:
-        argument = arguments[place]
-        if isinstance(argument, list):
+def flatten(arguments: Sequence[Argument]) -> list[Tensor]:
+    """The tensors of arguments or gradients, without those that are None."""
+    flat: list[Tensor] = []
+    for argument in arguments:
+        if isinstance(argument, (list, tuple)):
             flat += argument
-        else:
+        elif argument is not None:
             flat.append(argument)
     return flat
 
 
+def _needs(
+    ctx: Any, counts: Sequence[int | None] | None, places: Sequence[int]
+) -> tuple[list[bool], list[tuple[int, int]]]:
+    """Which differentiable arguments need a gradient, and where they stand among the inputs of the Function."""
+    wanted, first = ctx.needs_input_grad, 2
+    if counts is None:
+        return [wanted[first + place] for place in places], [(first + place, first + place + 1) for place in places]
+    starts = []
+    for count in counts:
+        starts.append((first, first + (1 if count is None else count)))
+        first = starts[-1][1]
+    spans = [starts[place] for place in places]
+    return [True in wanted[begin:end] for begin, end in spans], spans
+
+
 def convert(argument: Argument, dtype: torch.dtype) -> Argument:
-    """A small argument as kernels take it: contiguous; integers are int64, numbers have the dtype of the arithmetic."""
-    if argument is None:
-        return None
+    """Small arguments as kernels take them: contiguous; integers int64, numbers in the dtype of the arithmetic."""
     if isinstance(argument, (list, tuple)):
-        return [convert(tensor, dtype) for tensor in argument]
-    # Asking costs a third of what `to` does.
-    if (argument.dtype == dtype or argument.dtype == torch.int64) and argument.is_contiguous():
+        return [tensor if _is_converted(tensor, dtype) else convert(tensor, dtype) for tensor in argument]
+    if _is_converted(argument, dtype):
         return argument
     return argument.to(dtype if argument.is_floating_point() else torch.int64).contiguous()
+
+
+def _is_converted(tensor: Tensor | None, dtype: torch.dtype) -> bool:
+    # Asking costs a third of what `to` does.
+    return tensor is None or (tensor.dtype in (dtype, torch.int64) and tensor.is_contiguous())
 
 
 def _first(argument: Tensor | list[Tensor]) -> Tensor:
@@ -337,9 +393,9 @@ def _has_elements(argument: Tensor | list[Tensor]) -> bool:
     return False
 
 
-def _zero(*results: Any) -> None:
+def _zero(*results: Argument) -> None:
     for result in results:
         if isinstance(result, Tensor):
             result.zero_()
-        else:
+        elif result is not None:
             _zero(*result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import head, integral, report, training_step
+from benchmarks import head, host, integral, report, training_step
 from benchmarks.compare import regressions
 from benchmarks.harness import table
 from benchmarks.harness.cases import Case
@@ -117,3 +117,16 @@ def test_curves() -> None:
     found = curve(operation, "boxes", base, rows)
     assert found == {"cpu": [(1, 1.0), (10, 2.0), (100, 3.0)], "eager": [(1, 1.5), (10, 3.5), (100, 8.5)]}
     assert curve(operation, "batch", base, rows) == {}
+
+
+def test_host_times_are_reported(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few calls of every operation, beside the checkout itself; and the table in the report."""
+    monkeypatch.setattr(host, "CALLS", 20)
+    monkeypatch.setattr(host, "TURNS", 2)
+    host.main(["--batch", "2", "--boxes", "2", "--cells", "4", "--output", str(tmp_path / "host-box.csv")])
+    rows = table.read(tmp_path / "host-box.csv", host.COLUMNS)
+    assert {row["library"] for row in rows} == set(host.WAYS)
+    assert {"integral forward", "gfl_loss", "head", "checks of the head"} <= {row["operation"] for row in rows}
+    assert all(float(row["host_us"]) > 0 for row in rows)
+    assert table.files(tmp_path) == []  # it is none of the tables of the benchmarks
+    assert any(line.startswith("| real, few cells | gfl_loss |") for line in host.section(tmp_path / "host-box.csv"))

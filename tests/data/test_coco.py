@@ -33,11 +33,11 @@ def test_class_names_decide_the_labels(tmp_path):
         CocoDetection(path, config=SMALL, class_names=["z", "a", "a"])
 
 
-def test_annotations_are_filtered_and_crowds_kept_apart(tmp_path):
+def test_one_rule_says_which_boxes_count_and_crowds_are_kept_apart(tmp_path):
     rows = [
         annotation(1, (10, 10, 20, 20)),
-        annotation(1, (10, 10, 20, 20), ignore=1),
-        annotation(1, (10, 10, 20, 20), area=0),
+        annotation(1, (20, 20, 10, 10), ignore=1),  # a crowd by another name
+        annotation(1, (11, 10, 20, 20), area=0),  # the area is that of a mask, and says nothing about the box
         annotation(1, (10, 10, 0.9, 20)),
         annotation(1, (10, 10, 20, 0.9)),
         annotation(1, (64, 10, 20, 20)),  # begins at the right edge: outside
@@ -46,12 +46,21 @@ def test_annotations_are_filtered_and_crowds_kept_apart(tmp_path):
         annotation(1, (0, 0, 40, 40), iscrowd=1),
         annotation(1, (64, 0, 40, 40), iscrowd=1),  # a crowd outside is left out too
     ]
-    dataset = CocoDetection(write_set(tmp_path, [(64, 64)], rows), config=SMALL)
+    path = write_set(tmp_path, [(64, 64)], rows)
+    dataset = CocoDetection(path, config=SMALL)
     sample = dataset[0]
-    assert sample.boxes.tolist() == [[10, 10, 30, 30], [60, 60, 64, 64]]
-    assert sample.labels.tolist() == [0, 0]
-    assert sample.ignore_boxes.tolist() == [[0, 0, 40, 40]]
-    assert dataset.left_out["annotations"] == 7
+    assert sample.boxes.tolist() == [[10, 10, 30, 30], [11, 10, 31, 30], [60, 60, 64, 64]]
+    assert sample.labels.tolist() == [0, 0, 0]
+    assert sample.ignore_boxes.tolist() == [[20, 20, 30, 30], [0, 0, 40, 40]]
+    assert dataset.left_out["annotations"] == 5
+    evaluated = [(a["bbox"], a["iscrowd"]) for a in load_coco(path).dataset["annotations"]]
+    assert evaluated == [
+        ([10, 10, 20, 20], 0),
+        ([20, 20, 10, 10], 1),
+        ([11, 10, 20, 20], 0),
+        ([60, 60, 4, 4], 0),
+        ([0, 0, 40, 40], 1),
+    ]
 
 
 def test_training_leaves_out_images_without_targets_and_small_ones(tmp_path):

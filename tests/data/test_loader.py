@@ -132,3 +132,38 @@ def test_lightning_finds_set_epoch(dataset):
     loader = make_loader(dataset, 3, train=True, workers=0)
     _set_sampler_epoch(loader, 7)
     assert loader.batch_sampler.epoch == 7
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_epoch_may_be_told_after_the_iterator_is_made(tmp_path, workers):
+    """As Lightning does when it resumes a run."""
+    rows = [annotation(i, (5, 5, 20, 20)) for i in range(1, 13)]
+    path = write_set(tmp_path, [(64, 64)] * 12, rows)
+    config = DataConfig(long_side=64, short_side=[48, 64], test_short_side=48, workers=workers)
+    dataset = CocoDetection(path, config=config, train=True)
+
+    def batches(loader, epoch):
+        iterator = iter(loader)
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        return [(batch.image_ids, [tuple(size) for size in batch.image_sizes]) for batch in iterator]
+
+    loaders = [make_loader(dataset, 4, train=True) for _ in range(2)]
+    first = batches(loaders[0], 0)
+    assert batches(loaders[0], 3) == batches(loaders[1], 3) != first
+    assert batches(loaders[1], 0) == first, "the same workers, another epoch"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("train", [False, True])
+def test_an_error_of_a_worker_is_one_line_that_names_the_file(tmp_path, workers, train):
+    path = write_set(tmp_path, [(64, 64)] * 2, [annotation(i, (5, 5, 20, 20)) for i in (1, 2)])
+    dataset = CocoDetection(path, config=DataConfig(long_side=64, short_side=[48, 48], test_short_side=48), train=train)
+    image = tmp_path / "images" / "0002.png"
+    image.write_bytes(image.read_bytes()[:60])
+    with pytest.raises(ValueError) as caught:
+        list(make_loader(dataset, 1, train=train, workers=workers))
+    assert str(caught.value).startswith(f"image file '{image}' cannot be read: ") and "\n" not in str(caught.value)
+    image.unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        list(make_loader(dataset, 1, train=train, workers=workers))
+    assert str(caught.value) == f"image file '{image}' does not exist"

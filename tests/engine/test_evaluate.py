@@ -77,6 +77,18 @@ def test_a_known_precision(engine):
     assert result["AR100"] == pytest.approx(3 / 10 * 0.5)
 
 
+def test_an_image_of_two_hundred_objects_is_measured_as_far_as_asked(engine):
+    squares = [{"image_id": 1, "category_id": 1, "bbox": [10 * i, 10 * j, 8, 8]} for i in range(20) for j in range(10)]
+    gt, found = truth(*squares, images=1, categories=("a",)), [{**s, "score": 0.9} for s in squares]
+    hundred, all_of_them = (evaluate_detections(gt, found, engine=engine, max_detections=n) for n in (100, 200))
+    assert hundred["AP"] == pytest.approx(51 / 101, abs=1e-3) and hundred["AR100"] == pytest.approx(0.5)
+    assert all_of_them["AP"] == pytest.approx(1) and all_of_them["AR100"] == pytest.approx(1)
+    assert "AR   200 per image" in all_of_them.table() and all_of_them.to_dict()["max_detections"] == 200
+    assert evaluate_detections(gt, found, engine=engine, max_detections=5)["AR10"] == pytest.approx(5 / 200)
+    with pytest.raises(ValueError, match="max_detections: expected an integer ≥ 1, got 0"):
+        evaluate_detections(gt, found, max_detections=0)
+
+
 def test_nothing_found_is_zero(engine):
     result = evaluate_detections(truth(square(1, 10)), [], engine=engine)
     assert result["AP"] == 0 and result["AR100"] == 0 and result.detections == 0
@@ -126,6 +138,11 @@ def test_inputs_are_not_changed(engine):
     [
         ({"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}, "record 1: expected image_id.*score"),
         (square(1, 10, score=0.5) | {"bbox": [1, 2, 3]}, "record 1: expected"),
+        (square(1, 10, score=float("nan")), "record 1: expected finite numbers, got .*nan"),
+        (square(1, 10, score=0.5) | {"bbox": [1, float("inf"), 3, 4]}, "record 1: expected finite numbers"),
+        (square(1, 10, score=0.5) | {"bbox": [1, 2, 10**400, 4]}, "record 1: expected image_id"),
+        (square([1], 10, score=0.5), "record 1: expected image_id"),
+        ("no record", "record 1: expected image_id"),
         (square(7, 10, score=0.5), "record 1: image_id 7 is not in the ground truth"),
         (square(1, 10, category=2, score=0.5), "record 1: category_id 2 is not in the ground truth"),
     ],
@@ -133,6 +150,32 @@ def test_inputs_are_not_changed(engine):
 def test_wrong_records_are_named(record, message):
     with pytest.raises(ValueError, match=message):
         evaluate_detections(truth(square(1, 10)), [square(1, 10, score=0.5), record])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "file of detections .*found.json' is empty"),
+        (b"[{", "file of detections .*found.json' is not JSON"),
+        (b'{"annotations": []}', "expected a list of records"),
+        (b"[" * 100_000, "is nested too deeply"),
+    ],
+)
+def test_wrong_files_of_detections_are_named(tmp_path, text, message):
+    (tmp_path / "found.json").write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        evaluate_detections(truth(square(1, 10)), tmp_path / "found.json")
+
+
+@pytest.mark.parametrize("ids", [("1", "2"), (-1, -2), (2**63 - 1, 2**63 - 2), (0, 1), ("ä", "10")])
+def test_images_of_any_ids_are_told_apart(ids, engine):
+    """Two images that differ in the last bit of their ids: with one of two objects found, AP is not 1."""
+    gt = truth(square(1, 10), square(2, 100), categories=("a",))
+    for image, annotation, own_id in zip(gt["images"], gt["annotations"], ids, strict=True):
+        image["id"] = annotation["image_id"] = own_id
+    both = [square(ids[0], 10, score=0.9), square(ids[1], 100, score=0.8)]
+    assert evaluate_detections(gt, both, engine=engine)["AP"] == pytest.approx(1)
+    assert evaluate_detections(gt, both[:1], engine=engine)["AP"] == pytest.approx(51 / 101)
 
 
 def test_wrong_arguments_are_refused():

@@ -1,8 +1,8 @@
 """The compile matrix: every kernel for every architecture of a release, its registers, shared memory and spills.
 
 ``python -m tests.kernels.matrix`` compiles the CUDA sources (nvcc) and the Triton launches listed in ``launches``, and
-writes docs/kernels.md. It fails where a kernel does not compile; where it needs a stack or spills a register, unless
-``allowed`` says why; and where a Triton kernel that must not fuse a product into a sum does so.
+writes the table of docs/kernels.md. It fails where a kernel does not compile; where it needs a stack or spills a
+register, unless ``allowed`` says why; and where a Triton kernel that must not fuse a product into a sum does so.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def problems(results: Sequence[Result]) -> list[str]:
 
 
 def render(results: Iterable[Result]) -> str:
-    """docs/kernels.md."""
+    """The table of docs/kernels.md."""
     rows: dict[tuple[str, str, str], dict[int, list[Usage]]] = {}
     for result in results:
         for usage in result if not isinstance(result, Failure) else ():
@@ -206,12 +206,6 @@ def render(results: Iterable[Result]) -> str:
             rows.setdefault((usage.source, usage.kernel, reason), {}).setdefault(usage.architecture, []).append(usage)
     architectures = sorted({architecture for columns in rows.values() for architecture in columns})
     lines = [
-        "# Kernels and what they need",
-        "",
-        "Made by `make compile-matrix` with nvcc and Triton, which compile without a GPU: registers of a thread, bytes",
-        "of shared memory that are known then, bytes of the stack. A range spans the instances of a kernel (number of",
-        "bins, dtype, layout). A stack is spilled registers, and an error unless the last column says why it may be.",
-        "",
         "| source | kernel | "
         + " | ".join(f"sm_{architecture}" for architecture in architectures)
         + " | why a stack |",
@@ -275,7 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = problems(results)
     complete = nvcc and all(map(_fine, results)) and set(options.architectures) == set(ARCHITECTURES)
     if complete and not options.check:
-        TABLE.write_text(render(results))
+        begin, _, rest = TABLE.read_text().partition("<!-- table: needs -->\n")
+        end = rest[rest.index("<!-- end -->") :]
+        TABLE.write_text(f"{begin}<!-- table: needs -->\n{render(results)}{end}")
         print(f"wrote {TABLE.relative_to(ROOT)}")
     if not nvcc:
         print("nvcc is not on PATH: the CUDA sources were not compiled")

@@ -11,7 +11,10 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
 from gflv2.kernels import integral, variants  # noqa: E402
+from tests.kernels.inputs import fifty_sizes, names, pyramid  # noqa: E402
 from tests.kernels.launches import variants_of  # noqa: E402
+
+KERNELS = ["integral_forward_kernel", "integral_backward_kernel", "integral_reduce_kernel"]
 
 
 def all_variants() -> dict[str, list[variants.Variant]]:
@@ -20,8 +23,7 @@ def all_variants() -> dict[str, list[variants.Variant]]:
 
 def test_the_listed_variants_are_those_that_launch() -> None:
     for name, found in all_variants().items():
-        kernels = [variant.kernel.rsplit(".", 1)[-1] for variant in found]
-        assert kernels == ["integral_forward_kernel", "integral_backward_kernel", "integral_reduce_kernel"], name
+        assert names(found) == KERNELS, name
 
 
 @pytest.mark.parametrize(
@@ -63,25 +65,14 @@ def launches(tensors: list[torch.Tensor], *, learned: bool = True) -> list[varia
     return variants.record(call)
 
 
-def pyramid(batch: int, height: int, width: int, *, last: bool) -> list[torch.Tensor]:
-    form = torch.channels_last if last else torch.contiguous_format
-    sizes = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64, 128)]
-    return [torch.empty(batch, 68, *size, dtype=torch.bfloat16).to(memory_format=form) for size in sizes]
-
-
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
 def test_fifty_image_sizes_compile_once(last: bool) -> None:
     """Counted in Triton's own cache keys: sizes of 1, multiples of 16 and odd ones, several batches."""
     counts: Counter[variants.Variant] = Counter()
-    for index in range(50):
-        batch, height, width = 1 + index % 5, 129 + 32 * index + index % 3, 161 + 13 * index
-        counts.update(launches(pyramid(batch, height, width, last=last)))
+    for _, batch, sizes in fifty_sizes():
+        counts.update(launches(pyramid(68, torch.bfloat16, last=last, batch=batch, sizes=sizes)))
     assert sum(counts.values()) == 150
-    assert {variant.kernel.rsplit(".", 1)[-1]: count for variant, count in counts.items()} == {
-        "integral_forward_kernel": 50,
-        "integral_backward_kernel": 50,
-        "integral_reduce_kernel": 50,
-    }
+    assert dict(zip(names(counts), counts.values(), strict=True)) == dict.fromkeys(KERNELS, 50)
 
 
 def test_fifty_row_counts_and_strides_compile_once() -> None:
@@ -117,11 +108,11 @@ class _Pretended:
 
 def test_what_is_compiled_in_does_compile_anew() -> None:
     """The counter can count: other bins, dtype or layout are other variants."""
-    base = pyramid(2, 256, 320, last=False)
+    base = pyramid(68, torch.bfloat16)
     changed = [
         [level[:, :36] for level in base],
         [level.float() for level in base],
-        pyramid(2, 256, 320, last=True),
+        pyramid(68, torch.bfloat16, last=True),
     ]
     first = {launches(base)[0]}
     for levels in changed:

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
 from gflv2.kernels import atss, variants  # noqa: E402
+from tests.kernels.inputs import STRIDES, fifty_sizes, names  # noqa: E402
 from tests.kernels.launches import variants_of  # noqa: E402
 
 
@@ -18,14 +19,14 @@ def all_variants() -> dict[str, list[variants.Variant]]:
     return variants_of("atss")
 
 
-def names(found: list[variants.Variant]) -> list[str]:
-    return [variant.kernel.rsplit(".", 1)[-1].removeprefix("atss_").removesuffix("_kernel") for variant in found]
+def parts(found: list[variants.Variant]) -> list[str]:
+    return [name.removeprefix("atss_").removesuffix("_kernel") for name in names(found)]
 
 
 def test_the_listed_variants_are_those_that_launch() -> None:
     for name, found in all_variants().items():
         ignored = ["ignored"] if "ignore" in name else []
-        assert names(found) == ["table", *ignored, "nearest", "overlap", "claim", "finish"], name
+        assert parts(found) == ["table", *ignored, "nearest", "overlap", "claim", "finish"], name
 
 
 def test_no_launch_may_fuse_a_product_into_a_sum() -> None:
@@ -38,7 +39,7 @@ def test_no_launch_may_fuse_a_product_into_a_sum() -> None:
 def test_divisions_that_count_are_exact() -> None:
     """IoU, IoF and threshold: correctly rounded. Where a window begins may be approximate."""
     found = all_variants()["grid, ignore boxes, counts"]
-    for variant, name in zip(found, names(found), strict=True):
+    for variant, name in zip(found, parts(found), strict=True):
         code = variant.compile(90).asm["ptx"]
         kinds = set(re.findall(r"\b(?:div|sqrt|rcp)\.\S*f(?:32|64)\b", code))
         expected = {
@@ -53,15 +54,13 @@ def test_divisions_that_count_are_exact() -> None:
 def test_fifty_sizes_compile_once() -> None:
     """Image sizes, batches and numbers of boxes; 1 and multiples of 16 among them."""
     counts: Counter[variants.Variant] = Counter()
-    for index in range(50):
-        batch, height, width = 1 + index % 5, 129 + 32 * index + index % 3, 161 + 13 * index
-        shapes = [-(-side // stride) for stride in (8, 16, 32, 64, 128) for side in (height, width)]
-        points = sum(a * b for a, b in zip(shapes[::2], shapes[1::2], strict=True))
+    for index, batch, sizes in fifty_sizes():
+        shapes, points = [side for size in sizes for side in size], sum(a * b for a, b in sizes)
         boxes = [torch.zeros((index * (image + 1)) % 40, 4) for image in range(batch)]
         boxes[0] = torch.zeros(1 + index, 4)
         labels = [torch.zeros(len(image), dtype=torch.int64) for image in boxes]
         outputs = (torch.zeros(batch, points, dtype=torch.int64), torch.zeros(batch, points))
-        settings = ([8.0, 16.0, 32.0, 64.0, 128.0], 9, 8.0, 0.0, 0.0)
+        settings = (STRIDES, 9, 8.0, 0.0, 0.0)
         arguments = (boxes, labels, None, [], [], shapes, [], *settings, *outputs, torch.zeros_like(outputs[0]))
         counts.update(variants.record(lambda arguments=arguments: atss.atss(*arguments)))
-    assert sorted(names(list(counts))) == ["claim", "finish", "nearest", "overlap", "table"]
+    assert sorted(parts(list(counts))) == ["claim", "finish", "nearest", "overlap", "table"]

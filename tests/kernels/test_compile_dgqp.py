@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
 from gflv2.kernels import dgqp, variants  # noqa: E402
+from tests.kernels.inputs import fifty_sizes, names, pyramid  # noqa: E402
 from tests.kernels.launches import variants_of  # noqa: E402
 
 KERNELS = ["dgqp_forward_kernel", "dgqp_backward_kernel", "dgqp_reduce_kernel"]
@@ -17,7 +18,7 @@ KERNELS = ["dgqp_forward_kernel", "dgqp_backward_kernel", "dgqp_reduce_kernel"]
 
 def test_the_listed_variants_are_those_that_launch() -> None:
     for name, found in variants_of("dgqp").items():
-        assert [variant.kernel.rsplit(".", 1)[-1] for variant in found] == KERNELS, name
+        assert names(found) == KERNELS, name
 
 
 def launches(tensors: list[torch.Tensor], hidden: int, shift: int) -> list[variants.Variant]:
@@ -44,16 +45,13 @@ def launches(tensors: list[torch.Tensor], hidden: int, shift: int) -> list[varia
 @pytest.mark.parametrize("hidden", [64, 0], ids=["dgqp", "dgqp_statistics"])
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
 def test_fifty_image_sizes_compile_once(last: bool, hidden: int) -> None:
-    """Sizes of 1, multiples of 16 and odd ones, several batches, aligned tensors and others."""
-    form = torch.channels_last if last else torch.contiguous_format
+    """Sizes, several batches, aligned tensors and others."""
     counts: Counter[str] = Counter()
     distinct = set()
-    for index in range(50):
-        batch, height, width = 1 + index % 5, 129 + 32 * index + index % 3, 161 + 13 * index
-        sizes = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64, 128)]
-        levels = [torch.empty(batch, 68, *size, dtype=torch.bfloat16).to(memory_format=form) for size in sizes]
+    for index, batch, sizes in fifty_sizes():
+        levels = pyramid(68, torch.bfloat16, last=last, batch=batch, sizes=sizes)
         found = launches(levels, hidden, shift=index % 4)
-        counts.update(variant.kernel.rsplit(".", 1)[-1] for variant in found)
+        counts.update(names(found))
         distinct.update(found)
     assert counts == dict.fromkeys(KERNELS, 50)
     assert len(distinct) == 3, sorted(variant.kernel for variant in distinct)

@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed on this platform")
 
 from gflv2.kernels import dfl, distribution_kl, giou, qfl, variants  # noqa: E402
 from gflv2.ops.reduction import Reduction  # noqa: E402
+from tests.kernels.inputs import fifty_sizes, names, pyramid  # noqa: E402
 from tests.kernels.launches import variants_of  # noqa: E402
 
 OPERATIONS = ("qfl", "dfl", "distribution_kl", "giou")
@@ -19,9 +20,8 @@ OPERATIONS = ("qfl", "dfl", "distribution_kl", "giou")
 @pytest.mark.parametrize("op", OPERATIONS)
 def test_the_listed_variants_are_those_that_launch(op: str) -> None:
     for name, found in variants_of(op).items():
-        kernels = [variant.kernel.rsplit(".", 1)[-1] for variant in found]
         total = [] if "no total" in name else ["total_kernel"]
-        assert kernels == [f"{op}_forward_kernel", *total, f"{op}_backward_kernel"], name
+        assert names(found) == [f"{op}_forward_kernel", *total, f"{op}_backward_kernel"], name
 
 
 def launch_dfl(rows: int, extra: int) -> None:
@@ -68,11 +68,8 @@ def test_fifty_row_counts_and_strides_compile_once(launch: Callable[[int, int], 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
 def test_fifty_image_sizes_compile_qfl_once(last: bool) -> None:
-    form = torch.channels_last if last else torch.contiguous_format
-
-    def launch(batch: int, height: int, width: int) -> None:
-        sizes = [(-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64, 128)]
-        values = [torch.empty(batch, 80, *size, dtype=torch.bfloat16).to(memory_format=form) for size in sizes]
+    def launch(batch: int, sizes: list[tuple[int, int]]) -> None:
+        values = pyramid(80, torch.bfloat16, last=last, batch=batch, sizes=sizes)
         shape = (batch, sum(height * width for height, width in sizes))
         labels = torch.zeros(shape, dtype=torch.int64)
         reduction = Reduction(None, torch.ones(()), 1.0, "sum")
@@ -81,7 +78,6 @@ def test_fifty_image_sizes_compile_qfl_once(last: bool) -> None:
         qfl.qfl_backward(torch.empty(()), *arguments, values, torch.empty(shape))
 
     found: set[variants.Variant] = set()
-    for index in range(50):
-        size = (1 + index % 5, 129 + 32 * index + index % 3, 161 + 13 * index)
-        found.update(variants.record(lambda size=size: launch(*size)))
+    for _, batch, sizes in fifty_sizes():
+        found.update(variants.record(lambda batch=batch, sizes=sizes: launch(batch, sizes)))
     assert len(found) == 3, sorted(variant.kernel for variant in found)

@@ -1,5 +1,5 @@
 """Under Triton's interpreter only the tests of the ``triton`` backend run, under ``GFLV2_TEST_BACKENDS`` those of the
-backends that it names; the emulation gets fewer examples: see ``under_test``."""
+backends that it names; the emulation and further instruction sets get fewer examples: see ``under_test``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import pytest
 from hypothesis import is_hypothesis_test, settings
 
 from tests.ops.interpreter import replace_names_once_a_launch
-from tests.ops.under_test import EMULATED_EXAMPLES, INTERPRETED
+from tests.ops.under_test import EMULATED_EXAMPLES, INTERPRETED, Backend
 
 HERE = Path(__file__).parent
 ONLY = os.environ.get("GFLV2_TEST_BACKENDS", "")
 if INTERPRETED:
     replace_names_once_a_launch()
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    return val.title if isinstance(val, Backend) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -37,7 +41,9 @@ def _backend(item: pytest.Item) -> str | None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     """A parameter cannot change a decorator, so the settings of the function are changed for the time of the call."""
     function = getattr(pyfuncitem.obj, "__func__", pyfuncitem.obj)
-    if _backend(pyfuncitem) != "simt" or not is_hypothesis_test(function):
+    backend = _backend(pyfuncitem)
+    slower = backend == "simt" or getattr(backend, "instruction_set", None) is not None
+    if not slower or not is_hypothesis_test(function):
         return (yield)
     before = function._hypothesis_internal_use_settings
     examples = min(before.max_examples, EMULATED_EXAMPLES)

@@ -38,7 +38,8 @@ class Listener:
 
     def pytest_runtest_call(self, item: pytest.Item) -> None:
         callspec = getattr(item, "callspec", None)
-        self._backend = callspec.params.get("backend", "") if callspec else ""
+        backend = callspec.params.get("backend", "") if callspec else ""
+        self._backend = getattr(backend, "title", backend)
 
     def listen(self, measured: Any, context: object) -> None:
         op = getattr(context, "op", measured.op)

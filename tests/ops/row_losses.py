@@ -172,6 +172,17 @@ class Promises(Promising):
         assert float(found["output"].abs().sum()) == 0
         assert all(found[f"grad of {name}"].shape == call.tensors[name].shape for name in call.leaves)
 
+    @pytest.mark.parametrize("factor", [0.0, torch.nan, torch.inf])
+    def test_no_rows_and_any_average_factor(self, factor: float, backend: str) -> None:
+        with running(backend) as device:
+            call = self.on(device, rows=0, reduction="mean")
+            if "avg_factor" not in call.keywords:
+                pytest.skip(f"{self.op} has no average factor")
+            call.keywords["avg_factor"] = torch.tensor(factor, device=device)
+            found = results(self.function, call)
+        assert found["output"].shape == () and float(found["output"]) == 0
+        assert all(found[f"grad of {name}"].shape == call.tensors[name].shape for name in call.leaves)
+
     def reference_of(self, call: Call) -> Tensor:
         return call.converted(torch.float32)(self.reference)
 

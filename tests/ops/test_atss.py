@@ -14,15 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gflv2
-from gflv2.ops import Assignment, atss, native
+from gflv2.ops import Assignment, atss
 from gflv2.ops.backends import BackendError
 from gflv2.ops.reference import atss as reference
 from tests.ops import parity
 from tests.ops.atss_cases import KINDS, SHAPES, Case
-from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, running
+from tests.ops.under_test import EXAMPLES, INTERPRETED, Backend, backends_of, few, running
 
 module = importlib.import_module("gflv2.ops.atss")
 KERNELS = backends_of("atss", kernels_only=True)
+KERNELS_ON_EVERY_SET = backends_of("atss", kernels_only=True, every_set=True)
 EVERYTHING = Case(own_sizes=True, ignore=2, offset=0.5, twins=True)
 FEW_LEVELS = {"shapes": ((7, 9), (3, 4)), "strides": (8.0, 16.0)}
 SOME = [Case(), EVERYTHING, Case(form="padded"), Case(points="tied")]
@@ -51,7 +52,7 @@ def check(case: Case, backend: str) -> Assignment:
     return found
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestParity:
     @pytest.mark.parametrize("form", few(["ragged", "padded", "padded without counts"], 1))
     @pytest.mark.parametrize("kind", KINDS)
@@ -169,7 +170,7 @@ class TestParity:
         check(case, backend)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestSearch:
     """The window search against a look at every cell, which is what explicit points get."""
 
@@ -217,7 +218,7 @@ class TestSearch:
         assert max(away) > 16
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestMemory:
     @pytest.mark.parametrize("case", few(SOME), ids=str)
     def test_all_of_the_outputs_and_no_byte_beside_them(self, case: Case, backend: str) -> None:
@@ -274,10 +275,12 @@ class TestMemory:
         assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
     @pytest.mark.slow
-    def test_memory_grows_with_boxes_alone(self, backend: str) -> None:
+    def test_memory_grows_with_boxes_alone(self, backend: Backend) -> None:
         """2 × 5000 boxes and 22400 points: a bool for every pair alone would take 214 MB."""
         if backend != "cpu":
             pytest.skip("the host's peak memory says nothing about a device or an interpreter")
+        if backend.instruction_set:
+            pytest.skip("the instruction set changes nothing")
         program = """
 import resource, torch
 from gflv2.ops import atss
@@ -331,7 +334,7 @@ class TestMetamorphic:
             assert_same(atss(*arguments, **more), atss(*arguments, **more))
 
 
-@pytest.mark.parametrize("backend", [name for name in KERNELS if name == "cpu"])
+@pytest.mark.parametrize("backend", [name for name in KERNELS_ON_EVERY_SET if name == "cpu"])
 class TestProcessor:
     @pytest.mark.parametrize("form", ["ragged", "padded"])
     def test_threads_change_nothing(self, form: str, backend: str) -> None:
@@ -349,18 +352,6 @@ class TestProcessor:
         for found in results[1:]:
             assert_same(found, results[0])
 
-    def test_every_instruction_set(self, backend: str) -> None:
-        with running(backend):
-            before = native.status()["instruction_set"]
-            try:
-                for name in native.status()["instruction_sets"]:
-                    native.set_instruction_set(name)
-                    for kind in KINDS:
-                        check(EVERYTHING.but(kind=kind), backend)
-                        check(Case(kind=kind, topk=5, points="tied"), backend)
-            finally:
-                native.set_instruction_set(before)
-
     def test_topk_has_no_limit(self, backend: str) -> None:
         for topk in (100, 10**6):
             check(Case(topk=topk, counts=(5,)), backend)
@@ -372,7 +363,9 @@ class TestHost:
     def test_opcheck(self, case: Case, backend: str) -> None:
         with running(backend) as device, pytest.MonkeyPatch.context() as patch:
             calls = []
-            patch.setattr(module._atss, "call", lambda *arguments: calls.append(arguments) or (None,) * 3)
+            patch.setattr(
+                module._atss, "constant", lambda tensors, rest: calls.append((*tensors, *rest)) or (None,) * 3
+            )
             arguments, more = case.but(counts=(3, 0), **FEW_LEVELS).inputs(device)
             atss(*arguments, **more)
             patch.undo()

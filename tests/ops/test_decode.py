@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import gflv2
-from gflv2.ops import Decoded, Predictor, batched_nms, decode, dgqp, native
+from gflv2.ops import Decoded, Predictor, batched_nms, decode, dgqp
 from gflv2.ops.backends import BackendError
 from tests.ops.decode_cases import ODD, SIZES, Case, assert_decoded
 from tests.ops.layouts import LEVEL_LAYOUTS
@@ -22,6 +22,7 @@ from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, runnin
 # `gflv2.ops.decode` is the function; the module of that name has to be asked for.
 module = importlib.import_module("gflv2.ops.decode")
 KERNELS = backends_of("decode", kernels_only=True)
+KERNELS_ON_EVERY_SET = backends_of("decode", kernels_only=True, every_set=True)
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 MIXES = [(BF16, F32), (F16, F16), (BF16, BF16), (F32, BF16), (F16, F32), (F32, F32)]
 EVERYTHING = Case(scales=True, projection=True, clip=True, rescale=True, offset=0.5)
@@ -40,7 +41,7 @@ def assert_same(found: Decoded, want: Decoded) -> None:
         assert torch.equal(a, b) if isinstance(a, Tensor) else a == b, name
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestParity:
     @pytest.mark.parametrize("layout", LEVEL_LAYOUTS)
     @pytest.mark.parametrize("dtypes", few(MIXES, 1), ids=str)
@@ -138,7 +139,7 @@ class TestParity:
         check(case, backend)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestSelection:
     def test_equal_scores_keep_their_order(self, backend: str) -> None:
         """More equal points than any digit, block or register of the selection holds."""
@@ -196,7 +197,7 @@ class TestSelection:
         assert_same(legacy._replace(legacy_background=False), plain)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestQuality:
     @pytest.mark.parametrize("variance", few([False, True], 1))
     def test_predictor(self, variance: bool, backend: str) -> None:
@@ -214,7 +215,7 @@ class TestQuality:
         assert_decoded(found, inputs)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestMemory:
     @pytest.mark.parametrize(
         "case", few([EVERYTHING, Case(pre_topk=1000), EVERYTHING.but(layout="sliced")], 1), ids=str
@@ -282,7 +283,7 @@ class TestMetamorphic:
         torch.testing.assert_close(moved.boxes, found.boxes, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("backend", [name for name in KERNELS if name == "cpu"])
+@pytest.mark.parametrize("backend", [name for name in KERNELS_ON_EVERY_SET if name == "cpu"])
 class TestProcessor:
     def test_threads_change_nothing(self, backend: str) -> None:
         inputs = EVERYTHING.but(sizes=((60, 70), (23, 29)), pre_topk=700, kind="tied").inputs()
@@ -297,21 +298,6 @@ class TestProcessor:
             torch.set_num_threads(before)
         for found in results[1:]:
             assert_same(found, results[0])
-
-    def test_every_instruction_set(self, backend: str) -> None:
-        with running(backend):
-            before = native.status()["instruction_set"]
-            try:
-                for name in native.status()["instruction_sets"]:
-                    native.set_instruction_set(name)
-                    for layout in LEVEL_LAYOUTS:
-                        for class_dtype, box_dtype in [*MIXES, (F64, F64)]:
-                            case = EVERYTHING.but(layout=layout, class_dtype=class_dtype, box_dtype=box_dtype)
-                            check(case.but(classes=19), backend)
-                    for kind in ("tied", "odd"):
-                        check(Case(kind=kind), backend)
-            finally:
-                native.set_instruction_set(before)
 
     @pytest.mark.parametrize("layout", LEVEL_LAYOUTS)
     def test_float64(self, layout: str, backend: str) -> None:
@@ -335,7 +321,9 @@ class TestHost:
     def test_opcheck(self, case: Case, backend: str) -> None:
         with running(backend) as device, pytest.MonkeyPatch.context() as patch:
             calls = []
-            patch.setattr(module._decode, "call", lambda *arguments: calls.append(arguments) or [None] * 5)
+            patch.setattr(
+                module._decode, "constant", lambda tensors, rest: calls.append((*tensors, *rest)) or [None] * 5
+            )
             case.but(sizes=((6, 7), (2, 3))).inputs(device).call(decode)
             patch.undo()
             torch.library.opcheck(torch.ops.gflv2.decode.default, calls[0])

@@ -24,6 +24,8 @@ from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, runnin
 module = importlib.import_module("gflv2.ops.dgqp")
 BACKENDS = backends_of("dgqp")
 KERNELS = backends_of("dgqp", kernels_only=True)
+ON_EVERY_SET = backends_of("dgqp", every_set=True)
+KERNELS_ON_EVERY_SET = backends_of("dgqp", kernels_only=True, every_set=True)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAIN_LAYOUTS = ("nchw", "channels_last", "rows")
 # Under the interpreter the other layouts are tested in one dtype only, and the statistics alone in the main ones.
@@ -56,7 +58,7 @@ def check(case: Case, backend: str) -> None:
     assert_parity("dgqp", found, *definitions(inputs), magnitudes(inputs), context=case)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_EVERY_SET)
 class TestParity:
     @pytest.mark.parametrize(("layout", "dtype", "hidden"), LAYOUTS_AND_DTYPES, ids=str)
     def test_layouts_and_dtypes(self, layout: str, dtype: torch.dtype, hidden: int, backend: str) -> None:
@@ -194,7 +196,7 @@ class TestParity:
         check(case, backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_EVERY_SET)
 class TestTies:
     """Of equal probabilities the lower bin counts as the larger one, which only gradients see."""
 
@@ -244,7 +246,7 @@ class TestTies:
         assert min(errors) < 1e-5 < max(errors), errors
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("reference", "cpu")])
+@pytest.mark.parametrize("backend", [name for name in ON_EVERY_SET if name in ("reference", "cpu")])
 class TestDouble:
     """float64 runs on ``reference`` and ``cpu``."""
 
@@ -271,7 +273,7 @@ class TestDouble:
             assert torch.autograd.gradcheck(function, leaves, fast_mode=bins > 5)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestMemory:
     """What the kernels write, and nothing else."""
 

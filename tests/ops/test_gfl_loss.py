@@ -16,6 +16,7 @@ from gflv2.ops import GFLTargets, Predictor, gfl_loss, gfl_targets
 from gflv2.ops.box_losses import SavedBoxLoss
 from gflv2.ops.checks import compute_dtype
 from gflv2.ops.implementation import implementation
+from gflv2.ops.registration import flatten
 from tests.ops.gfl_loss_cases import STRIDES, Case, definitions, fixed_targets, magnitudes, results
 from tests.ops.layouts import LEVEL_LAYOUTS
 from tests.ops.memory import assert_untouched, guarded
@@ -24,7 +25,9 @@ from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, runnin
 
 BACKENDS = backends_of("gfl_loss")
 KERNELS = backends_of("gfl_loss", kernels_only=True)
-DOUBLE = [name for name in BACKENDS if name in ("reference", "cpu")]
+ON_EVERY_SET = backends_of("gfl_loss", every_set=True)
+KERNELS_ON_EVERY_SET = backends_of("gfl_loss", kernels_only=True, every_set=True)
+DOUBLE = [name for name in ON_EVERY_SET if name in ("reference", "cpu")]
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SMALL = Case(sizes=((7, 9), (3, 4)))
 # Where the quality comes from.
@@ -73,7 +76,7 @@ def check(case: Case, backend: str) -> None:
     check_losses(case, backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_EVERY_SET)
 class TestParity:
     @pytest.mark.parametrize("dtype", few(FLOATS, 1), ids=str)
     @pytest.mark.parametrize("layout", few(LEVEL_LAYOUTS))
@@ -330,7 +333,7 @@ class TestGradients:
             torch.testing.assert_close(tensor, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestMemory:
     """What the kernels write, and nothing else."""
 
@@ -426,7 +429,7 @@ class TestMemory:
             points = targets.weights.numel()
             assert sum(new) <= 10 * points + 2000, new
             context = losses.qfl.grad_fn
-            waiting = sum(tensor.numel() for tensor in context.prepared) if context.one_pass else 0
+            waiting = sum(tensor.numel() for tensor in flatten(context.prepared)) if context.one_pass else 0
             expected = points + sum(level.numel() for level in inputs.class_logits) if backend == "cpu" else 0
             assert waiting == expected
 

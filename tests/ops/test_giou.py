@@ -30,6 +30,8 @@ from tests.ops.under_test import EXAMPLES, backends_of, few, running
 
 BACKENDS = backends_of("giou")
 KERNELS = backends_of("giou", kernels_only=True)
+ON_EVERY_SET = backends_of("giou", every_set=True)
+KERNELS_ON_EVERY_SET = backends_of("giou", kernels_only=True, every_set=True)
 NO_SUM = Reduced(True, None, "none")
 BOTH = pytest.mark.parametrize("reduced", [NO_SUM, None], ids=["giou", "iou"])
 
@@ -39,7 +41,7 @@ def check(case: Case, backend: str) -> None:
     check_parity("giou", function, definition, case.call(), magnitudes, backend, case)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_EVERY_SET)
 class TestParity:
     @BOTH
     @pytest.mark.parametrize("dtype", few(FLOATS, 2), ids=str)
@@ -114,7 +116,7 @@ class TestParity:
         check(case, backend)
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("reference", "cpu")])
+@pytest.mark.parametrize("backend", [name for name in ON_EVERY_SET if name in ("reference", "cpu")])
 class TestDouble:
     """float64 runs on ``reference`` and ``cpu``."""
 
@@ -133,7 +135,7 @@ class TestDouble:
             assert torch.autograd.gradcheck(lambda *boxes: function(*boxes, **call.keywords), call.trained())
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestMemory:
     """What the kernels write, and nothing else."""
 

@@ -23,7 +23,7 @@ def assign(arrays: Golden, device: torch.device, **changes) -> Assignment:
     return atss(boxes, labels, meta["feat_hw"], meta["strides"], **arguments)
 
 
-@pytest.mark.parametrize("backend", backends_of("atss"))
+@pytest.mark.parametrize("backend", backends_of("atss", every_set=True))
 @pytest.mark.parametrize("case", golden_cases("atss_*"))
 def test_assignment(case: str, backend: str) -> None:
     arrays = golden(case)
@@ -47,7 +47,7 @@ def test_assignment(case: str, backend: str) -> None:
     assert (found.labels[~valid] == -1).all()
 
 
-@pytest.mark.parametrize("backend", backends_of("atss"))
+@pytest.mark.parametrize("backend", backends_of("atss", every_set=True))
 def test_nothing_is_negative_where_all_is_ignored(backend: str) -> None:
     """Which ignored cells fill up the candidates is a tie of equal distances: here the lower flat index, row by row."""
     arrays = golden("atss_all_ignored")
@@ -57,7 +57,7 @@ def test_nothing_is_negative_where_all_is_ignored(backend: str) -> None:
     assert (found.iou == -1e8).all()
 
 
-@pytest.mark.parametrize("backend", backends_of("atss"))
+@pytest.mark.parametrize("backend", backends_of("atss", every_set=True))
 @pytest.mark.parametrize("case", golden_cases("atss_full_10gt", "atss_ignore_iof0.5", "atss_small_weird40"))
 def test_padded_boxes_and_explicit_points(case: str, backend: str) -> None:
     """Boxes padded to a rectangle, and the grid given as points, change nothing."""

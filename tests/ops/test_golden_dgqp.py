@@ -16,7 +16,7 @@ def settings(meta: dict) -> dict:
     return {"topk": meta["reg_topk"], "mean": meta["add_mean"]}
 
 
-@pytest.mark.parametrize("backend", backends_of("dgqp_statistics"))
+@pytest.mark.parametrize("backend", backends_of("dgqp_statistics", every_set=True))
 @pytest.mark.parametrize("case", golden_cases("dgqp_*"))
 def test_statistics(case: str, backend: str) -> None:
     arrays = golden(case)
@@ -25,7 +25,7 @@ def test_statistics(case: str, backend: str) -> None:
     arrays.compare("stat", statistics.transpose(1, 2).reshape(arrays["stat"].shape))
 
 
-@pytest.mark.parametrize("backend", backends_of("dgqp"))
+@pytest.mark.parametrize("backend", backends_of("dgqp", every_set=True))
 @pytest.mark.parametrize("output", ["quality", "joint"])
 @pytest.mark.parametrize("case", golden_cases("dgqp_*"))
 def test_scores_and_gradients(case: str, output: str, backend: str) -> None:
@@ -68,7 +68,7 @@ def test_float64_needs_no_allowance(case: str, output: str) -> None:
             arrays.compare(prefix + name, leaves[name].grad)
 
 
-@pytest.mark.parametrize("backend", backends_of("dgqp"))
+@pytest.mark.parametrize("backend", backends_of("dgqp", every_set=True))
 @pytest.mark.parametrize("case", golden_cases("dgqp_k4_mean_r16", "dgqp_k8_mean_r7"))
 def test_rows_equal_levels(case: str, backend: str) -> None:
     """The golden numbers also come out of rows (M, 4, R)."""

@@ -44,7 +44,7 @@ def test_scores(case: str) -> None:
         head.arrays.compare(f"bbox_pred.{level}", box * head.scales[level])
 
 
-@pytest.mark.parametrize("backend", backends_of("gfl_targets"))
+@pytest.mark.parametrize("backend", backends_of("gfl_targets", every_set=True))
 @pytest.mark.parametrize("case", few(CASES))
 def test_targets(case: str, backend: str) -> None:
     head = inference_head(case)
@@ -65,7 +65,7 @@ def test_targets(case: str, backend: str) -> None:
         assert float(targets.sums[1]) == 0
 
 
-@pytest.mark.parametrize("backend", backends_of("gfl_loss"))
+@pytest.mark.parametrize("backend", backends_of("gfl_loss", every_set=True))
 @pytest.mark.parametrize("case", few(CASES))
 def test_losses_of_levels(case: str, backend: str) -> None:
     """Level by level, as the authors sum them, with the normalisers of the batch."""
@@ -96,7 +96,7 @@ def test_losses_of_levels(case: str, backend: str) -> None:
         torch.testing.assert_close(total, levels.sum(), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("backend", backends_of("gfl_loss"))
+@pytest.mark.parametrize("backend", backends_of("gfl_loss", every_set=True))
 @pytest.mark.parametrize("case", few(CASES))
 def test_gradients_through_the_head(case: str, backend: str) -> None:
     """Of the sum of all losses, for every parameter and feature: the way through the statistics included."""
@@ -142,7 +142,7 @@ def compare_large(arrays, key: str, gradient: Tensor) -> int:
     return 1
 
 
-@pytest.mark.parametrize("backend", backends_of("gfl_loss"))
+@pytest.mark.parametrize("backend", backends_of("gfl_loss", every_set=True))
 @pytest.mark.parametrize("case", few([case for case in CASES if case != EMPTY], 1))
 def test_gradient_of_box_logits_alone(case: str, backend: str) -> None:
     """The box logits as leaves, the quality held fixed: what the two box losses give them."""
@@ -156,7 +156,7 @@ def test_gradient_of_box_logits_alone(case: str, backend: str) -> None:
         head.arrays.compare(f"grad_bbox_pred.{level}", leaf.grad)
 
 
-@pytest.mark.parametrize("backend", backends_of("qfl"))
+@pytest.mark.parametrize("backend", backends_of("qfl", every_set=True))
 @pytest.mark.parametrize("case", [case for case in CASES if case != EMPTY])
 def test_gradient_of_joint_scores(case: str, backend: str) -> None:
     """The joint scores as leaves: what the Quality Focal Loss on probabilities gives them."""
@@ -198,7 +198,7 @@ def decode_case(case: str, backend: str, *, rescale: bool = False, **options) ->
         )
 
 
-@pytest.mark.parametrize("backend", backends_of("decode"))
+@pytest.mark.parametrize("backend", backends_of("decode", every_set=True))
 @pytest.mark.parametrize("case", CASES)
 def test_candidates(case: str, backend: str) -> None:
     """All boxes and scores before the threshold."""
@@ -229,7 +229,7 @@ def test_candidates(case: str, backend: str) -> None:
     torch.testing.assert_close(decoded.distributions.sum(-1), torch.ones(decoded.distributions.shape[:-1]))
 
 
-@pytest.mark.parametrize("backend", backends_of("decode"))
+@pytest.mark.parametrize("backend", backends_of("decode", every_set=True))
 @pytest.mark.parametrize("variant", ["nms", "nms_rescale", "pre"])
 @pytest.mark.parametrize("case", CASES)
 def test_detections(case: str, variant: str, backend: str) -> None:

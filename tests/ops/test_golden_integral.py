@@ -10,7 +10,7 @@ from tests.ops.under_test import backends_of, running
 from tests.shared import golden, golden_cases
 
 
-@pytest.mark.parametrize("backend", backends_of("integral"))
+@pytest.mark.parametrize("backend", backends_of("integral", every_set=True))
 @pytest.mark.parametrize("case", golden_cases("integral_*"))
 def test_distances_and_gradient(case: str, backend: str) -> None:
     arrays = golden(case)
@@ -22,7 +22,7 @@ def test_distances_and_gradient(case: str, backend: str) -> None:
     arrays.compare("grad_logits", logits.grad)
 
 
-@pytest.mark.parametrize("backend", backends_of("integral"))
+@pytest.mark.parametrize("backend", backends_of("integral", every_set=True))
 @pytest.mark.parametrize("case", golden_cases("integral_*"))
 def test_distances_in_float64(case: str, backend: str) -> None:
     arrays = golden(case)

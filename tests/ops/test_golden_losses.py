@@ -12,7 +12,7 @@ from tests.ops.under_test import backends_of, running
 from tests.shared import golden, golden_cases
 
 
-@pytest.mark.parametrize("backend", backends_of("qfl"))
+@pytest.mark.parametrize("backend", backends_of("qfl", every_set=True))
 @pytest.mark.parametrize("dense", [False, True], ids=["labels", "dense"])
 @pytest.mark.parametrize("case", golden_cases("qfl_*"))
 def test_qfl(case: str, dense: bool, backend: str) -> None:
@@ -31,7 +31,7 @@ def test_qfl(case: str, dense: bool, backend: str) -> None:
         check_variants(arrays, device, loss, arrays["pred"], arrays.meta["loss_weight"], average_on_device=dense)
 
 
-@pytest.mark.parametrize("backend", backends_of("dfl"))
+@pytest.mark.parametrize("backend", backends_of("dfl", every_set=True))
 @pytest.mark.parametrize("case", golden_cases("dfl_*"))
 def test_dfl(case: str, backend: str) -> None:
     arrays = golden(case)
@@ -44,7 +44,7 @@ def test_dfl(case: str, backend: str) -> None:
         check_variants(arrays, device, loss, arrays["pred"], arrays.meta["loss_weight"], average_on_device=True)
 
 
-@pytest.mark.parametrize("backend", backends_of("giou"))
+@pytest.mark.parametrize("backend", backends_of("giou", every_set=True))
 @pytest.mark.parametrize("case", golden_cases("giou*"))
 def test_giou(case: str, backend: str) -> None:
     arrays = golden(case)
@@ -57,7 +57,7 @@ def test_giou(case: str, backend: str) -> None:
         check_variants(arrays, device, loss, arrays["pred"], arrays.meta["loss_weight"], average_on_device=False)
 
 
-@pytest.mark.parametrize("backend", backends_of("iou"))
+@pytest.mark.parametrize("backend", backends_of("iou", every_set=True))
 @pytest.mark.parametrize("case", golden_cases("giou*"))
 def test_iou(case: str, backend: str) -> None:
     arrays = golden(case)

@@ -24,6 +24,8 @@ from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, running
 module = importlib.import_module("gflv2.ops.integral")
 BACKENDS = backends_of("integral")
 KERNELS = backends_of("integral", kernels_only=True)
+ON_EVERY_SET = backends_of("integral", every_set=True)
+KERNELS_ON_EVERY_SET = backends_of("integral", kernels_only=True, every_set=True)
 HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (torch.float32, *HALVES)
 MAIN_LAYOUTS = ("nchw", "channels_last", "rows")
@@ -48,7 +50,7 @@ def check(case: Case, backend: str) -> None:
     assert_parity("integral", found, *definitions(inputs), magnitudes(inputs), context=case)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_EVERY_SET)
 class TestParity:
     @pytest.mark.parametrize(("layout", "dtype"), LAYOUTS_AND_DTYPES, ids=str)
     def test_layouts_and_dtypes(self, layout: str, dtype: torch.dtype, backend: str) -> None:
@@ -144,7 +146,7 @@ class TestParity:
         check(case, backend)
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("reference", "cpu")])
+@pytest.mark.parametrize("backend", [name for name in ON_EVERY_SET if name in ("reference", "cpu")])
 class TestDouble:
     """float64 runs on ``reference`` and ``cpu``."""
 
@@ -169,7 +171,7 @@ class TestDouble:
             assert torch.autograd.gradcheck(function, leaves, fast_mode=bins > 5)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestMemory:
     """What the kernels write, and nothing else."""
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.ops.under_test import backends_of
+from tests.running import run_tests
 
 HERE = Path(__file__).parent
 USE = "backends_of("  # what a file says that tests the backends of an operation
@@ -36,19 +35,11 @@ def test_triton_kernels_under_the_interpreter(file: str) -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed on this platform")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "GFLV2_BACKEND": "", "OMP_NUM_THREADS": "1"}
-    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", str(HERE / file), "-q", "-rfEs", "--no-header", "-p", "no:cacheprovider"]
     # Warnings in the child are the parent's too: its other backends give the same ones.
-    run = subprocess.run(
-        [*command, "-W", "ignore"],
-        cwd=HERE.parents[1],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=1800,
+    wrong, output = run_tests(
+        [str(HERE / file), "-q", "-rfEs", "--no-header", "-W", "ignore"], environment, timeout=1800
     )
     # Exit status 5, nothing collected, is a failure here.
-    if run.returncode != 0:
-        pytest.fail(f"exit status {run.returncode} of {' '.join(command)}\n{run.stdout}", pytrace=False)
-    print(run.stdout)
+    if wrong:
+        pytest.fail(f"{wrong}\n{output}", pytrace=False)
+    print(output)

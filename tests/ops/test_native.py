@@ -97,3 +97,56 @@ def test_arguments_of_the_wrong_kind_are_errors() -> None:
         integral_forward([rows], projection, None, None, None, [], 0.0, torch.empty(3, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match="backend: expected"):
         native.unavailable("tpu")
+
+
+class TestFields:
+    """C++ arguments are bound by name: what is missing, unknown or of another kind is an error, not another field."""
+
+    def fields(self) -> dict[str, object]:
+        return {
+            "logits": [torch.randn(1, 68, 2, 3)],
+            "strides": [8.0],
+            "projection": torch.arange(17.0),
+            "scales": None,
+            "points": None,
+            "point_strides": None,
+            "offset": 0.0,
+            "out": torch.empty(1, 6, 4),
+        }
+
+    def call(self, **changes: object) -> Tensor:
+        given = {name: value for name, value in (self.fields() | changes).items() if value is not ...}
+        native.library().integral_forward((-1, 1, None), **given)
+        return given["out"]
+
+    def test_all_of_them(self) -> None:
+        levels = [torch.randn(1, 68, 2, 3)]
+        assert torch.equal(self.call(logits=levels), integral(levels, strides=[8]))
+
+    @pytest.mark.parametrize("name", ["logits", "strides", "projection", "scales", "offset", "out"])
+    def test_a_missing_one_is_named(self, name: str) -> None:
+        with pytest.raises(ValueError, match=f"integral_forward: {name}: expected, not given"):
+            self.call(**{name: ...})
+
+    def test_an_unknown_one_is_named(self) -> None:
+        with pytest.raises(ValueError, match="integral_forward: expected 8 fields, got 9: .*projektion"):
+            self.call(projektion=None)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("logits", [], "logits: expected 1 to 8, got 0"),
+            ("logits", [torch.randn(1, 4, 2, 3)], "bins: expected 2 to 65, got 1"),
+            ("logits", [torch.zeros(1, 68, 2, 3, dtype=torch.int32)], "dtype: expected float32, .* got torch.int32"),
+            ("out", torch.empty(1, 4, 6).mT, "out: expected a contiguous torch.float32 tensor"),
+            ("strides", [8.0, 16.0], "strides: expected one per level, got 2"),
+        ],
+    )
+    def test_values_out_of_range(self, name: str, value: object, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            self.call(**{name: value})
+
+    @pytest.mark.parametrize(("name", "value"), [("projection", 1234), ("offset", "a"), ("logits", 0.5)])
+    def test_values_of_another_kind(self, name: str, value: object) -> None:
+        with pytest.raises((TypeError, AttributeError, RuntimeError)):
+            self.call(**{name: value})

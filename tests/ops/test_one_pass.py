@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from gflv2.ops import dfl, native, registration
 from gflv2.ops.implementation import implementation
 from gflv2.ops.one_pass import one_pass
+from gflv2.ops.registration import flatten
 from tests.ops import calls
 from tests.ops.under_test import INTERPRETED, running
 
@@ -73,7 +74,7 @@ class TestChoice:
     )
     def test_for(self, backend: str, reduction: str, dtypes: list, expected: bool) -> None:
         tensors = [None if dtype is None else torch.zeros(2, dtype=dtype) for dtype in dtypes]
-        assert one_pass(backend, reduction, *tensors) is expected
+        assert one_pass(backend, reduction, tensors) is expected
 
     @each_loss
     def test_without_gradients_none_are_formed(self, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +143,7 @@ class TestPrepared:
         with running("cpu"):
             loss = total(op, arguments)
             node = node_of(op, loss)
-            (first, *_) = waiting = list(node.prepared)
+            (first, *_) = waiting = flatten(node.prepared)
             places = {tensor.data_ptr() for tensor in waiting if tensor.numel()}
             found = gradients(loss, arguments, retain_graph=True)
         assert not hasattr(node, "prepared")
@@ -187,7 +188,7 @@ class TestPrepared:
     def test_it_goes_with_the_graph(self, op: str) -> None:
         with running("cpu"):
             loss = total(op, made(op))
-            waiting = [weakref.ref(tensor) for tensor in node_of(op, loss).prepared]
+            waiting = [weakref.ref(tensor) for tensor in flatten(node_of(op, loss).prepared)]
             assert all(reference() is not None for reference in waiting)
             del loss
         gc.collect()

@@ -34,6 +34,8 @@ from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, runnin
 
 BACKENDS = backends_of("qfl")
 KERNELS = backends_of("qfl", kernels_only=True)
+ON_EVERY_SET = backends_of("qfl", every_set=True)
+KERNELS_ON_EVERY_SET = backends_of("qfl", kernels_only=True, every_set=True)
 MAIN_LAYOUTS = ("nchw", "channels_last", "rows")
 LAYOUTS = (*LEVEL_LAYOUTS, *ROW_LAYOUTS)
 # Under the interpreter the other layouts are tested in one dtype only.
@@ -60,7 +62,7 @@ def check(case: Case, backend: str) -> None:
     check_parity("qfl", fused, defined, case.call(), sizes, backend, case)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_EVERY_SET)
 class TestParity:
     @pytest.mark.parametrize(("layout", "dtype"), LAYOUTS_AND_DTYPES, ids=str)
     def test_layouts_and_dtypes(self, layout: str, dtype: torch.dtype, backend: str) -> None:
@@ -182,6 +184,20 @@ class TestParity:
         assert float(found["output"].abs().sum()) == 0  # written, not left as it was allocated
         assert float(found["grad of quality_logits"].abs().sum()) == 0
 
+    @pytest.mark.parametrize("factor", [0.0, torch.nan, torch.inf])
+    @pytest.mark.parametrize(
+        "case",
+        [SMALL.but(batch=0), SMALL.but(layout="rows", rows=0), SMALL.but(layout="rows", classes=0)],
+        ids=["no image", "no row", "no class"],
+    )
+    def test_empty_with_any_average_factor(self, case: Case, factor: float, backend: str) -> None:
+        with running(backend) as device:
+            call = case.call().to(device)
+            call.keywords.update(avg_factor=torch.tensor(factor, device=device), reduction="mean")
+            found = results(fused, call)
+        assert found["output"].shape == () and float(found["output"]) == 0
+        assert all(float(gradient.abs().sum()) == 0 for name, gradient in found.items() if name != "output")
+
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def test_any_case(self, backend: str, data: st.DataObject) -> None:
@@ -206,7 +222,97 @@ class TestParity:
         check(case, backend)
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("reference", "cpu")])
+# Class logit, quality logit and target of a point, in every combination.
+ENDS = torch.tensor([-torch.inf, -3.0, 0.0, 2.0, 50.0, torch.inf])
+TARGETS = torch.tensor([0.0, 0.3, 1.0])
+OWN, CLASSES = 2, 9  # the class that the grid is about, of so many; the others are ruled out by −∞
+
+
+def infinite(form: str, layout: str, target: str, beta: float, dtype: torch.dtype) -> Call:
+    """The 108 points of the grid.
+
+    Args:
+        target: "background": y is 0 by its label; "labels", "dense": as the grid has it.
+    """
+    c, r, y = torch.cartesian_prod(ENDS, ENDS, TARGETS).unbind(1)
+    values = torch.full((len(c), CLASSES), -torch.inf)
+    values[:, OWN] = c
+    shape = (len(c),)
+    if layout != "rows":
+        values, shape = values.T.reshape(1, CLASSES, 9, 12), (1, len(c))
+        last = layout == "channels_last"
+        values = values.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    tensors = {"values": values.to(dtype)}
+    if form == "class_logits":
+        tensors["quality_logits"] = r.reshape(shape).to(dtype)
+    if target == "dense":
+        tensors["target"] = torch.zeros(len(c), CLASSES)
+        tensors["target"][:, OWN] = y
+    else:
+        tensors["labels"] = torch.full(shape, -1 if target == "background" else OWN)
+        tensors["scores"] = y.reshape(shape)
+    keywords = {"form": form, "levels": int(layout != "rows"), "beta": beta, "reduction": "none"}
+    return Call(tensors, keywords, tuple(name for name in tensors if name in ("values", "quality_logits")))
+
+
+def limits(form: str, target: str, beta: float) -> dict[str, Tensor]:
+    """What the definition gives far out: the loss, ∞ where it is large there, and the gradients, by point."""
+    c, r, y = torch.cartesian_prod(ENDS, ENDS, TARGETS).double().unbind(1)
+    c, r = (logit.clamp(-1e4, 1e4).requires_grad_() for logit in (c, r))
+    y = torch.zeros_like(y) if target == "background" else y
+    quality = {"quality_logits": r} if form == "class_logits" else {}
+    out = reference.qfl(y[:, None], **{form: c[:, None]}, **quality, beta=beta, reduction="none")
+    leaves = [c, r][: 1 + len(quality)]
+    gradients = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    values = torch.zeros(len(c), CLASSES, dtype=torch.float64)
+    values[:, OWN] = gradients[0]
+    found = {"output": torch.where(out.detach() > 60, torch.inf, out.detach()), "grad of values": values}
+    return found | ({"grad of quality_logits": gradients[1]} if quality else {})
+
+
+def check_infinite(form: str, layout: str, target: str, beta: float, dtype: torch.dtype, backend: str) -> None:
+    with running(backend) as device:
+        found = results(fused, infinite(form, layout, target, beta, dtype).to(device), upstream=torch.ones_like)
+    want = limits(form, target, beta)
+    assert want["output"].isinf().any() and found.keys() == want.keys()
+    for name, value in found.items():
+        if layout != "rows" and name == "grad of values":
+            value = value.flatten(2)[0].T
+        tolerance = max(torch.finfo(value.dtype).eps, 1e-6)
+        torch.testing.assert_close(
+            value.cpu().double().reshape(want[name].shape), want[name], rtol=2 * tolerance, atol=tolerance, msg=name
+        )
+
+
+@pytest.mark.parametrize("backend", ON_EVERY_SET)
+class TestInfiniteLogits:
+    """The limit: 0, a number or ∞ for the loss, a number for every gradient."""
+
+    @pytest.mark.parametrize("beta", few([2.0, 0.0, 0.5, 1.0, 3.0], 2))
+    @pytest.mark.parametrize("target", ["background", "labels", "dense"])
+    @pytest.mark.parametrize("form", ["class_logits", "logits"])
+    def test_targets_and_exponents(self, form: str, target: str, beta: float, backend: str) -> None:
+        check_infinite(form, "rows", target, beta, torch.float32, backend)
+
+    @pytest.mark.parametrize("target", ["background", "labels"])
+    @pytest.mark.parametrize("dtype", few(FLOATS, 2), ids=str)
+    @pytest.mark.parametrize("layout", MAIN_LAYOUTS)
+    @pytest.mark.parametrize("form", ["class_logits", "logits"])
+    def test_layouts_and_dtypes(self, form: str, layout: str, dtype: torch.dtype, target: str, backend: str) -> None:
+        check_infinite(form, layout, target, 2.0, dtype, backend)
+
+    @pytest.mark.parametrize("form", ["class_logits", "logits"])
+    def test_a_target_whose_power_is_0(self, form: str, backend: str) -> None:
+        with running(backend) as device:
+            quality = {"quality_logits": torch.zeros(1, device=device)} if form == "class_logits" else {}
+            logits = torch.full((1, 1), -torch.inf, device=device, requires_grad=True)
+            target = (torch.zeros(1, device=device).long(), torch.full((1,), 1e-30, device=device))
+            out = qfl(target, **{form: logits}, **quality, reduction="none")
+            (gradient,) = torch.autograd.grad(out.sum(), logits)
+        assert out.item() == torch.inf and gradient.item() == 0
+
+
+@pytest.mark.parametrize("backend", [name for name in ON_EVERY_SET if name in ("reference", "cpu")])
 class TestDouble:
     """float64 runs on ``reference`` and ``cpu``."""
 
@@ -214,6 +320,12 @@ class TestDouble:
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_parity(self, layout: str, form: str, backend: str) -> None:
         check(SMALL.but(layout=layout, form=form, dtype=torch.float64), backend)
+
+    @pytest.mark.parametrize("target", ["background", "labels", "dense"])
+    @pytest.mark.parametrize("form", ["class_logits", "logits"])
+    def test_infinite_logits(self, form: str, target: str, backend: str) -> None:
+        for beta in (2.0, 0.5):
+            check_infinite(form, "rows", target, beta, torch.float64, backend)
 
     @pytest.mark.parametrize("form", FORMS)
     @pytest.mark.parametrize("beta", [0.0, 1.5, 2.0])
@@ -230,7 +342,7 @@ class TestDouble:
             assert torch.autograd.gradcheck(lambda *_: call(fused), leaves)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", KERNELS_ON_EVERY_SET)
 class TestMemory:
     """What the kernels write, and nothing else."""
 
@@ -244,7 +356,7 @@ class TestMemory:
             case = SMALL.but(layout=layout, dtype=dtype, labels="wild", reduced=Reduced(True, None, reduction))
             call = case.call().to(device)
             *values, quality, labels, scores = (tensor.detach() for tensor in call.tensors.values())
-            together = one_pass(backend, reduction, *values, quality)
+            together = one_pass(backend, reduction, [*values, quality])
             upstream = torch.ones_like if together else cotangent
             want = results(fused, call, upstream=upstream)
             kernels = implementation("qfl", backend)

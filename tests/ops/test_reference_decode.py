@@ -123,6 +123,41 @@ def test_nms_is_class_wise_and_strict() -> None:
     assert list(zip(found.rows.tolist(), found.labels.tolist(), strict=True)) == [(0, 0), (2, 1)]
 
 
+def crowd(classes: int, size: float, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Boxes in groups that overlap, their scores (two of them equal) and classes, the first and the last among them."""
+    draw = torch.Generator().manual_seed(seed)
+    centre = size * torch.rand(count // 8 + 1, 2, generator=draw).repeat_interleave(8, 0)[:count]
+    side = 4 + 30 * torch.rand(count, 2, generator=draw)
+    centre = centre + 6 * torch.rand(count, 2, generator=draw)
+    labels = torch.tensor([0, classes // 2, classes - 1])[torch.randint(0, 3, (count,), generator=draw)]
+    scores = torch.rand(count, generator=draw)
+    scores[count // 2] = scores[0]
+    return torch.cat([centre - side / 2, centre + side / 2], 1), scores, labels
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6])
+@pytest.mark.parametrize("size", [100.0, 1333.0, 1e4, 1e6])
+@pytest.mark.parametrize("classes", [1, 80, 1203, 20_000])
+def test_nms_is_that_of_each_class_alone(classes: int, size: float, threshold: float) -> None:
+    """At any size and number of classes. The boxes are not moved apart by class, which would round them."""
+    from torchvision.ops import nms
+
+    boxes, scores, labels = crowd(classes, size, 266, seed=classes)
+    of_points = torch.zeros(1, 266, classes)
+    of_points[0, torch.arange(266), labels] = scores
+    decoded = ops.Decoded(boxes[None], of_points, torch.arange(266)[None], torch.tensor([266]))
+    (found,) = ops.batched_nms(decoded, iou_thr=threshold, max_detections=None)
+    survivors = []
+    for label in labels.unique():
+        rows = (labels == label).nonzero().flatten()
+        survivors.append(rows[nms(boxes[rows], scores[rows], threshold)])
+    want = torch.cat(survivors).sort().values
+    want = want[scores[want].sort(descending=True, stable=True).indices]
+    assert 0 < len(want) < 266
+    assert torch.equal(found.rows, want)
+    assert torch.equal(found.labels, labels[want]) and torch.equal(found.boxes, boxes[want])
+
+
 def test_zero_area_boxes_survive() -> None:
     (found,) = ops.batched_nms(candidates([[3.0, 3, 3, 9], [5, 5, 5, 5], [5, 5, 5, 5]], [[0.9], [0.8], [0.7]]))
     assert found.rows.tolist() == [0, 1, 2]

@@ -6,6 +6,10 @@ registering a kernel is all that it takes to test it.
 On a machine without a GPU, Triton's kernels run under its interpreter, which is chosen for a whole process when the
 kernels are decorated (TRITON_INTERPRET=1). Such a process tests only ``triton``; ``test_interpreter.py`` starts it.
 The sources of the CUDA kernels run on a CPU as ``simt``: the first test of it builds its library.
+
+``cpu`` is another program for each instruction set. Tests of what an operation computes (parity, golden, property) run
+on all of them: ``backends_of(op, every_set=True)``. The others run on the set that the library chooses.
+``test_instruction_sets.py`` holds them to that.
 """
 
 from __future__ import annotations
@@ -19,14 +23,41 @@ import pytest
 import torch
 
 import gflv2
-from gflv2.ops import backends
+from gflv2.ops import backends, native
 from tests.simt.building import emulation_expected, provide_emulation
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 # Examples that a hypothesis test draws. The interpreter takes about a second for one.
 EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "25" if INTERPRETED else "200"))
-# The same on simt, where the emulation is slower than a kernel.
+# The same on simt, where the emulation is slower than a kernel, and on further instruction sets.
 EMULATED_EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "25"))
+
+
+# That this processor has and that were built; the first is the one in use.
+CHOSEN = native.status().get("instruction_set")
+INSTRUCTION_SETS = sorted(native.status().get("instruction_sets", []), key=lambda name: name != CHOSEN)
+
+
+class Backend(str):
+    """The name of a backend, as the parameter of a test.
+
+    Attributes:
+        op: the operation that the test is about.
+        instruction_set: the one that ``cpu`` shall use, or None: the one in use.
+    """
+
+    op: str
+    instruction_set: str | None
+
+    def __new__(cls, name: str, op: str, instruction_set: str | None = None) -> Backend:
+        self = super().__new__(cls, name)
+        self.op, self.instruction_set = op, instruction_set
+        return self
+
+    @property
+    def title(self) -> str:
+        """In the name of a test: cpu-baseline."""
+        return f"{self}-{self.instruction_set}" if self.instruction_set else str(self)
 
 
 def few(values: Sequence[Any], count: int = 2) -> Sequence[Any]:
@@ -34,13 +65,17 @@ def few(values: Sequence[Any], count: int = 2) -> Sequence[Any]:
     return values[:count] if INTERPRETED else values
 
 
-def backends_of(op: str, *, kernels_only: bool = False) -> list[str]:
+def backends_of(op: str, *, kernels_only: bool = False, every_set: bool = False) -> list[Backend]:
     """The backends that implement an operation and are tested in this process, for ``pytest.mark.parametrize``.
 
     Args:
         kernels_only: leave out the reference.
+        every_set: ``cpu`` once more for each further instruction set.
     """
-    implemented = [name for name in backends.BACKENDS if name in backends._refusals[op]]
+    implemented = [Backend(name, op) for name in backends.BACKENDS if name in backends._refusals[op]]
+    if every_set and "cpu" in implemented:
+        place = implemented.index("cpu") + 1
+        implemented[place:place] = [Backend("cpu", op, name) for name in INSTRUCTION_SETS[1:]]
     if INTERPRETED:
         return [name for name in implemented if name == "triton"]
     absent = set() if torch.cuda.is_available() else {"cuda", "triton"}
@@ -52,8 +87,24 @@ def backends_of(op: str, *, kernels_only: bool = False) -> list[str]:
 
 
 @contextmanager
+def using(instruction_set: str | None) -> Iterator[None]:
+    """The kernels of ``cpu`` use another instruction set. None: the one in use."""
+    if instruction_set is None:
+        yield
+        return
+    before = native.status()["instruction_set"]
+    native.set_instruction_set(instruction_set)
+    try:
+        yield
+    finally:
+        native.set_instruction_set(before)
+
+
+@contextmanager
 def running(backend: str) -> Iterator[torch.device]:
-    """Ask for a backend and give the device to test it on; skip, saying why, where it cannot run."""
+    """Ask for a backend, and for the instruction set of a `Backend`. Gives the device to test it on; skips, saying why,
+    where it cannot run.
+    """
     on_gpu = backend == "cuda" or (backend == "triton" and not INTERPRETED)
     device = torch.device("cuda" if on_gpu else "cpu")
     if backend == "simt":
@@ -63,5 +114,5 @@ def running(backend: str) -> Iterator[torch.device]:
         pytest.fail(f"{backend}: {reason}")  # it has just been built
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")
-    with gflv2.use_backend(backend):
+    with using(getattr(backend, "instruction_set", None)), gflv2.use_backend(str(backend)):
         yield device

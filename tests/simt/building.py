@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,21 @@ def build(target: str) -> Path:
         _run([cmake, "-S", str(ROOT), "-B", str(FOLDER), *make, *defines])
         _run([cmake, "--build", str(FOLDER), "--target", target, "--parallel", os.environ.get("MAX_JOBS") or "2"])
     return FOLDER / (f"{target}.so" if target.startswith("_") else target)
+
+
+def shared_folder(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]) -> Path:
+    """A folder that the first test process which asks for it fills, and all others of the run (pytest -n) read."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, filled = root / name, root / f"{name}.filled"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not filled.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            folder.mkdir()
+            fill(folder)
+            filled.touch()
+    return folder
 
 
 def _run(command: list[str]) -> None:

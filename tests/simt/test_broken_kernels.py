@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simt.building import ROOT, compiler
+from tests.simt.building import ROOT, compiler, shared_folder
 
 HERE = Path(__file__).parent / "broken"
 # Of CMakeLists.txt's gflv2_check: the engine, and the compiler's options.
@@ -61,14 +61,14 @@ def compile_to(target: Path, way: str, *arguments: str) -> None:
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Object files of csrc/simt for each way."""
-    folder = tmp_path_factory.mktemp("engines")
-    found: dict[str, list[str]] = {}
+    folder = shared_folder(tmp_path_factory, "engines", compile_engines)
+    return {way: [str(folder / f"{way}_{name}.o") for name in ("block", engine)] for way, (engine, _) in WAYS.items()}
+
+
+def compile_engines(folder: Path) -> None:
     for way, (engine, _) in WAYS.items():
-        found[way] = []
         for name in ("block", engine):
             compile_to(folder / f"{way}_{name}.o", way, "-c", str(ROOT / "csrc" / "simt" / f"{name}.cpp"))
-            found[way].append(str(folder / f"{way}_{name}.o"))
-    return found
 
 
 @pytest.mark.parametrize(("kernel", "way", "words"), CAUGHT, ids=lambda text: text if text.isidentifier() else "")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.simt.building import FOLDER, ROOT, build, emulation_expected, provide_emulation
+from tests.running import run_tests
+from tests.simt.building import FOLDER, ROOT, build, emulation_expected, provide_emulation, shared_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not emulation_expected(), reason="the emulation is not built here")]
 # Of an operation. The thread sanitizer takes a second for a call.
@@ -23,19 +23,18 @@ CALLS = {"simt_check": 1000, "simt_check_address": 40, "simt_check_thread": 3}
 def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """The files of the recorded calls by operation."""
     provide_emulation()
-    folder = tmp_path_factory.mktemp("calls")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment.update({"GFLV2_TEST_RECORD": str(folder), "GFLV2_BACKEND": "", "OMP_NUM_THREADS": "1"})
-    command = [sys.executable, "-m", "pytest", str(ROOT / "tests" / "ops"), "-q", "-k", "simt and TestMemory"]
-    plugins = ["-p", "tests.simt.recording", "-p", "no:cacheprovider"]
-    run = subprocess.run(
-        [*command, *plugins], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert run.returncode == 0, run.stdout
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(shared_folder(tmp_path_factory, "calls", record).iterdir()):
         found.setdefault(path.name.split(".")[0], []).append(path)
     return found
+
+
+def record(folder: Path) -> None:
+    environment = {**os.environ, "GFLV2_TEST_RECORD": str(folder), "GFLV2_BACKEND": "", "OMP_NUM_THREADS": "1"}
+    arguments = [str(ROOT / "tests" / "ops"), "-q", "-k", "simt and TestMemory", "-p", "tests.simt.recording"]
+    wrong, output = run_tests(arguments, environment)
+    if wrong:
+        pytest.fail(f"{wrong}\n{output}", pytrace=False)
 
 
 def spread(paths: list[Path], count: int) -> list[Path]:

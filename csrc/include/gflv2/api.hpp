@@ -1,5 +1,5 @@
-// The C++ interface: what each operation receives, one header an operation. Pointers are to the memory of one device; the
-// library allocates nothing there.
+// The C++ interface: what each operation receives, one header an operation. Pointers are to the memory of one device;
+// the library allocates nothing there.
 #pragma once
 
 #include <string>

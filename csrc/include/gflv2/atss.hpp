@@ -1,16 +1,17 @@
-// The arithmetic of one box of `atss` (Adaptive Training Sample Selection, arXiv 1912.02424): its nearest points on a level,
-// their IoUs, its threshold, which of them are positive. Comparisons hang on every bit here, so nothing may be fused:
-// -ffp-contract=off, -fmad=false.
+// The arithmetic of one box of `atss` (Adaptive Training Sample Selection, arXiv 1912.02424): its nearest points on a
+// level, their IoUs, its threshold, which of them are positive. Comparisons hang on every bit here, so nothing may be
+// fused: -ffp-contract=off, -fmad=false.
 //
-// Nearest points: by squared distance, fl(fl(dx²) + fl(dy²)) in float32; of equal ones the lower flat index. On a grid the
-// search looks at a window of cells round the centre, as large as is usually enough, and then proves its result: along an
-// axis the rounded dx² never falls on the way from the centre outwards (rounding is monotone), so the cells just beyond the
-// four edges bound all that lies outside. Where the bound is not above the farthest candidate a larger window is searched, in
-// the end the whole level. 2·topk − 1 cells a side are enough unless distances tie by rounding: a cell farther out along an
-// axis has topk nearer ones between itself and the centre. Such ties are those of boxes very far outside the image.
+// Nearest points: by squared distance, fl(fl(dx²) + fl(dy²)) in float32; of equal ones the lower flat index. On a grid
+// the search looks at a window of cells round the centre, as large as is usually enough, and then proves its result:
+// along an axis the rounded dx² never falls on the way from the centre outwards (rounding is monotone), so the cells
+// just beyond the four edges bound all that lies outside. Where the bound is not above the farthest candidate a larger
+// window is searched, in the end the whole level. 2·topk − 1 cells a side are enough unless distances tie by rounding:
+// a cell farther out along an axis has topk nearer ones between itself and the centre. Such ties are those of boxes
+// very far outside the image.
 //
-// V is a number (a CUDA thread) or a vector of numbers (one box in each lane of a SIMD register), I the integers of its size.
-// A cell is named by row·2^16 + column, so that its coordinates need no division; a point of a list by its index.
+// V is a number (a CUDA thread) or a vector of numbers (one box in each lane of a SIMD register), I the integers of its
+// size. A cell is named by row·2^16 + column, so that its coordinates need no division; a point of a list by its index.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,23 @@ GFLV2_BEGIN
 constexpr std::int32_t no_point = 0x7fffffff;          // distance of an empty place in a list
 constexpr std::int32_t ignored_distance = 0x5a0e1bca;  // bits of 1e16f: a point that an ignore box covers
 constexpr float infinite = __builtin_huge_valf();
+
+// How many boxes of an image exist.
+GFLV2_HD std::int64_t boxes_of(const AtssImage& image) {
+    if (!image.limit) return image.count;
+    const std::int64_t limit = *image.limit;
+    return limit < 0 ? 0 : limit > image.count ? image.count : limit;
+}
+
+// How many points of a level an image has.
+GFLV2_HD int cells_of(const AtssArguments& a, const AtssImage& image, int level) {
+    return a.level[level].points ? a.level[level].width : image.rows[level] * image.columns[level];
+}
+
+// Index within the level of the point of that name.
+GFLV2_HD std::int32_t index_of(const AtssLevel& level, std::int32_t name) {
+    return level.points ? name : (name >> 16) * level.width + (name & 0xffff);
+}
 
 // --- step 1: the nearest points ---
 
@@ -93,8 +111,8 @@ template <class V> GFLV2_HD V coordinate(integers_t<V> cell, const AtssGrid& gri
     return (number(cell) + grid.offset) * grid.stride;
 }
 
-// Cells a side of the first window: a cell outside is at least half of it away, and a circle of topk cells, however it lies
-// on the grid, has a radius below 0.62·√topk (4 × 4 cells for the usual nine).
+// Cells a side of the first window: a cell outside is at least half of it away, and a circle of topk cells, however it
+// lies on the grid, has a radius below 0.62·√topk (4 × 4 cells for the usual nine).
 GFLV2_HD int first_window(int topk) {
     int size = 2;
     while (20 * size * size < 31 * topk) ++size;
@@ -124,8 +142,8 @@ template <class V> struct Window {
         }
     }
 
-    // Farther out than a cell on the centre's other side nothing is nearer. 0, which proves nothing, where the cell is not
-    // on that side; infinite where there is none.
+    // Farther out than a cell on the centre's other side nothing is nearer. 0, which proves nothing, where the cell is
+    // not on that side; infinite where there is none.
     static GFLV2_HD V bound(V outwards, mask_t<V> exists) {
         return choose(exists, choose(outwards > V{}, V(outwards * outwards), V{}), V{} + infinite);
     }
@@ -134,8 +152,8 @@ template <class V> struct Window {
 // Fills the list from a window of `size` cells a side, and says whether this proved to be the list of the whole grid.
 // ignored(row, column) → mask; `ignoring`: may it be true anywhere?
 template <int K, class V, class Ignored>
-GFLV2_HD mask_t<V> search_window(
-    const AtssGrid& grid, V x, V y, int size, NearestList<V, K>& list, bool ignoring, const Ignored& ignored) {
+GFLV2_HD mask_t<V> search_window(const AtssGrid& grid, V x, V y, int size, NearestList<V, K>& list, bool ignoring,
+                                 const Ignored& ignored) {
     using I = integers_t<V>;
     const Window<V> across(x, size, grid.columns, grid), down(y, size, grid.rows, grid);
     // Before the search: so that these numbers need no registers during it.
@@ -161,14 +179,16 @@ GFLV2_HD mask_t<V> search_window(
 
 // One box: windows that grow until one is proven.
 template <int K, class Ignored>
-GFLV2_HD void search_grid(const AtssGrid& grid, float x, float y, int topk, NearestList<float, K>& list, bool ignoring, const Ignored& ignored) {
+GFLV2_HD void search_grid(const AtssGrid& grid, float x, float y, int topk, NearestList<float, K>& list, bool ignoring,
+                          const Ignored& ignored) {
     int size = first_window(topk);
     while (!search_window(grid, x, y, size, list, ignoring, ignored)) size = next_window(size, topk);
 }
 
 // Points anywhere, (count, 2) in pixels: all are looked at. ignored: (count,), or null.
 template <int K, class V>
-GFLV2_HD void search_points(const float* points, int count, V x, V y, NearestList<V, K>& list, const std::uint8_t* ignored) {
+GFLV2_HD void search_points(const float* points, int count, V x, V y, NearestList<V, K>& list,
+                            const std::uint8_t* ignored) {
     using I = integers_t<V>;
     clear(list);
     for (int p = 0; p < count; ++p) {
@@ -182,12 +202,13 @@ GFLV2_HD void search_points(const float* points, int count, V x, V y, NearestLis
 
 template <class V> struct AtssBox {
     V x1, y1, x2, y2;
+    GFLV2_HD mask_t<V> complete() const { return (x1 == x1) & (y1 == y1) & (x2 == x2) & (y2 == y2); }  // no NaN
     GFLV2_HD V centre_x() const { return (x1 + x2) * 0.5f; }
     GFLV2_HD V centre_y() const { return (y1 + y2) * 0.5f; }
 };
 
-// Intersection of a box with the square anchor of a point. In the order of the arguments 0 wins against a negative number
-// and a NaN against 0.
+// Intersection of a box with the square anchor of a point. In the order of the arguments 0 wins against a negative
+// number and a NaN against 0.
 template <class V> GFLV2_HD V anchor_overlap(V x, V y, float half, const AtssBox<V>& box) {
     const V width = minimum(V(x + half), box.x2) - maximum(V(x - half), box.x1);
     const V height = minimum(V(y + half), box.y2) - maximum(V(y - half), box.y1);
@@ -204,8 +225,8 @@ template <class V> GFLV2_HD V anchor_iou(V x, V y, float half, const AtssBox<V>&
     return common / maximum(V(V{} + 1e-6f), whole);
 }
 
-// Mean + unbiased standard deviation of iou(0), …, iou(count − 1), count > 1: two passes in double, in this order, rounded
-// once.
+// Mean + unbiased standard deviation of iou(0), …, iou(count − 1), count > 1: two passes in double, in this order,
+// rounded once.
 template <class Get> GFLV2_HD auto iou_threshold(int count, const Get& iou) {
     using Wide = decltype(widened(iou(0)));
     Wide sum{};
@@ -224,7 +245,8 @@ template <class Get> GFLV2_HD auto iou_threshold(int count, const Get& iou) {
 // A point more than 0.01 px inside every side, whose IoU reaches the threshold. A NaN anywhere is not.
 template <class V> GFLV2_HD mask_t<V> is_positive(V x, V y, const AtssBox<V>& box, V iou, V threshold) {
     const V margin = V{} + 0.01f;
-    return (iou >= threshold) & (V(x - box.x1) > margin) & (V(y - box.y1) > margin) & (V(box.x2 - x) > margin) & (V(box.y2 - y) > margin);
+    return (iou >= threshold) & (V(x - box.x1) > margin) & (V(y - box.y1) > margin) & (V(box.x2 - x) > margin) &
+           (V(box.y2 - y) > margin);
 }
 
 // --- ignore boxes ---
@@ -237,6 +259,15 @@ GFLV2_HD bool is_ignored(float x, float y, float half, const AtssImage& image, f
         if (anchor_overlap(x, y, half, AtssBox<float>{at[0], at[1], at[2], at[3]}) / area > threshold) return true;
     }
     return false;
+}
+
+// The same for a cell of a level, or a point of its list, which is one row.
+GFLV2_HD bool is_ignored(const AtssArguments& a, const AtssImage& image, int l, int row, int column) {
+    const AtssLevel& level = a.level[l];
+    const AtssGrid grid = grid_of(a, image, l);
+    const float x = level.points ? level.points[2 * std::int64_t(column)] : coordinate<float>(column, grid);
+    const float y = level.points ? level.points[2 * std::int64_t(column) + 1] : coordinate<float>(row, grid);
+    return is_ignored(x, y, level.half, image, a.ignore_threshold);
 }
 
 GFLV2_END

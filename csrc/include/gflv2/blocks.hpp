@@ -1,5 +1,5 @@
-// How a CUDA launch covers all levels of a whole batch: a flat grid, level-major, then by image, then by chunk of points.
-// Points of a level are counted in 32 bits (64-bit division is slow on a GPU), element offsets in 64.
+// How a CUDA launch covers all levels of a whole batch: a flat grid, level-major, then by image, then by chunk of
+// points. Points of a level are counted in 32 bits (64-bit division is slow on a GPU), element offsets in 64.
 #pragma once
 
 #include <cstdint>

@@ -3,8 +3,9 @@
 //
 //   J = σ(c)·σ(r),   key = max over the classes of J = J of the largest class logit: σ does not fall.
 //
-// A σ with rounding might fall by a unit in the last place somewhere. So that the largest score of a row is its key to the last
-// bit on every processor, and rows in the order of their keys are in the order of their scores, no score exceeds the key.
+// A σ with rounding might fall by a unit in the last place somewhere. So that the largest score of a row is its key to
+// the last bit on every processor, and rows in the order of their keys are in the order of their scores, no score
+// exceeds the key.
 //
 // V is a number (a CUDA thread) or a vector of numbers, S its element type.
 #pragma once
@@ -32,8 +33,8 @@ template <class V, class S> GFLV2_HD V kept_score(V class_logit, V quality, V ke
     return joint > threshold ? joint : V{};
 }
 
-// The stored key: J of the largest class logit that is a number; its sign bit says that some class's J is not a number. Such a
-// point comes before all others, as it does in a sort by torch.
+// The stored key: J of the largest class logit that is a number; its sign bit says that some class's J is not a number.
+// Such a point comes before all others, as it does in a sort by torch.
 template <class V> GFLV2_HD V joint_key(V largest, V quality) {
     const V joint = sigmoid(largest) * quality;
     return joint == joint ? joint : V{} * -1.0f;

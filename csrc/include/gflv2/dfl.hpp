@@ -3,7 +3,7 @@
 //   CE(z, l)·(l + 1 − d) + CE(z, l + 1)·(d − l) = log Σ_b exp(t_b) − Σ_b share_b·t_b,   l = ⌊d⌋, t = z − max z
 //   ∂/∂z_b = P_b − share_b
 //
-// Every bin is asked whether it is one of the two: no target, however wrong, chooses an address. V, S, Row and BINS as in
+// Every bin is compared with the two: a target, however wrong, never becomes an address. V, S, Row and BINS as in
 // gflv2/integral.hpp.
 #pragma once
 
@@ -43,10 +43,11 @@ GFLV2_HD DflRow<V> dfl_row(const Row& row, int bins, const DflTarget<V>& target,
         low = target.left == S(b) ? t : low;
         high = target.left == S(b - 1) ? t : high;
     });
-    // No comparison above holds for a target that is NaN; so it spoils the sum, and with it loss and slopes.
+    // No comparison above holds for a target that is NaN; so it spoils the sum, and with it loss and gradients.
     const V total = combine(totals, [](V a, V b) { return a + b; }) + (target.above - target.above);
     // Not products alone: a logit of −∞ in a bin without a share must not spoil the loss.
-    const V chosen = (target.below == S(0) ? V{} : V(target.below * low)) + (target.above == S(0) ? V{} : V(target.above * high));
+    const V chosen =
+        (target.below == S(0) ? V{} : V(target.below * low)) + (target.above == S(0) ? V{} : V(target.above * high));
     return {total, chosen};
 }
 
@@ -56,7 +57,8 @@ template <class S, class V> GFLV2_HD V dfl_loss(V total, V chosen) {
 }
 
 // ∂(loss)/∂z_b · upstream, for the exponential that was kept.
-template <class S, class V> GFLV2_HD V dfl_slope(int bin, V exponential, V over_total, const DflTarget<V>& target, V upstream) {
+template <class S, class V>
+GFLV2_HD V dfl_gradient(int bin, V exponential, V over_total, const DflTarget<V>& target, V upstream) {
     const V share = target.left == S(bin) ? V(-target.below) : target.left == S(bin - 1) ? V(-target.above) : V{};
     return upstream * multiply_add(exponential, over_total, share);
 }

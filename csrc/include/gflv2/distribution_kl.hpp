@@ -5,9 +5,9 @@
 //   Σ_b P_t·(log P_t − log P_s) = Σ_b P_t·(t_b − s_b) + log(Σ exp(s) / Σ exp(t))
 //   ∂/∂z_b = (P_s − P_t) / T
 //
-// One logarithm of a quotient, not two: at the high temperatures of distillation the two sums are nearly equal, and so are
-// their logarithms. The loss is T²/R times the divergence, its slope T/R times the difference. V, S, Row and BINS as in
-// gflv2/integral.hpp.
+// One logarithm of a quotient, not two: at the high temperatures of distillation the two sums are nearly equal, and so
+// are their logarithms. The loss is T²/R times the divergence, its gradient T/R times the difference. V, S, Row and
+// BINS as in gflv2/integral.hpp.
 #pragma once
 
 #include "gflv2/logarithm.hpp"
@@ -18,9 +18,9 @@
 GFLV2_BEGIN
 
 template <class S> struct KlFactors {
-    S inverse;  // 1/T
-    S loss;     // T²/R
-    S slope;    // T/R, and upstream of all slopes
+    S inverse;   // 1/T
+    S loss;      // T²/R
+    S gradient;  // T/R, and upstream of all gradients
 };
 
 template <class S> GFLV2_HD KlFactors<S> kl_factors(double temperature, int bins) {
@@ -35,7 +35,8 @@ template <class V> struct KlRow {
 // keep(bin, exp(s_b), exp(t_b)) for every bin; the rows may be overwritten by them.
 template <int BINS, class S, class V, class Row, class Keep>
 GFLV2_HD KlRow<V> kl_row(const Row& student, const Row& teacher, int bins, S inverse, const Keep& keep) {
-    const V student_largest = scaled_largest<BINS, V>(student, bins, S(1)), teacher_largest = scaled_largest<BINS, V>(teacher, bins, S(1));
+    const V student_largest = scaled_largest<BINS, V>(student, bins, S(1)),
+            teacher_largest = scaled_largest<BINS, V>(teacher, bins, S(1));
     V students[chains] = {}, teachers[chains] = {}, weighted[chains] = {};
     each_chained<BINS>(bins, [&](int b, int chain) {
         // The difference first: a large logit divided by T would lose the digits that the exponential needs.
@@ -51,15 +52,15 @@ GFLV2_HD KlRow<V> kl_row(const Row& student, const Row& teacher, int bins, S inv
     return {combine(students, sum), combine(teachers, sum), combine(weighted, sum)};
 }
 
-// Of ratio = student / teacher and mean = weighted / teacher; `factor` is T²/R. ratio − ratio: the logarithm of a NaN need not
-// be one.
+// Of ratio = student / teacher and mean = weighted / teacher; `factor` is T²/R. ratio − ratio: the logarithm of a NaN
+// need not be one.
 template <class S, class V> GFLV2_HD V kl_loss(V ratio, V mean, S factor) {
     return factor * (mean - minus_log(ratio, V(S(1) - ratio))) + (ratio - ratio);
 }
 
-// ∂(loss)/∂z_b · upstream, for the exponentials that were kept; with T/R in `upstream`. Two products, neither of them fused, so
-// that equal distributions have no slope at all.
-template <class V> GFLV2_HD V kl_slope(V e_student, V e_teacher, V over_student, V over_teacher, V upstream) {
+// ∂(loss)/∂z_b · upstream, for the exponentials that were kept; with T/R in `upstream`. Two products, neither of them
+// fused, so that equal distributions have no gradient at all.
+template <class V> GFLV2_HD V kl_gradient(V e_student, V e_teacher, V over_student, V over_teacher, V upstream) {
     return upstream * (e_student * over_student - e_teacher * over_teacher);
 }
 

@@ -1,5 +1,5 @@
-// The arithmetic of one positive point of `gfl_targets`: its IoU target and its weight (arXiv 2006.04388 and 2011.12885). Lengths
-// are in units of the stride.
+// The arithmetic of one positive point of `gfl_targets`: its IoU target and its weight (arXiv 2006.04388 and
+// 2011.12885). Lengths are in units of the stride.
 //
 //   d_side = Σ_b P_b·project_b (gflv2/integral.hpp),   box = cell ∓ d
 //   y = IoU(box, target),   w = σ(max_c c)·σ(r)
@@ -8,19 +8,11 @@
 #pragma once
 
 #include "gflv2/giou.hpp"
-#include "gflv2/integral.hpp"
 #include "gflv2/macros.hpp"
 #include "gflv2/points.hpp"
 #include "gflv2/qfl.hpp"
 
 GFLV2_BEGIN
-
-// The distance that a row of logits means.
-template <class V, class S, class Row> GFLV2_HD V distance_of(const Row& row, int bins, S scale, const S* projection) {
-    NoExponentials none;
-    const Softmax<V> softmax = softmax_moment<0, V>(row, bins, scale, projection, none);
-    return softmax.moment / softmax.total;
-}
 
 // w, from the largest class logit of the point and its quality logit.
 template <class S, class V> GFLV2_HD V joint_weight(V largest, bool has_quality, V quality) {

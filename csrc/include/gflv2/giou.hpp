@@ -15,11 +15,11 @@ template <class S> constexpr S smallest_area = S(1e-6);
 
 // What a pair's value and derivatives are made of.
 template <class V> struct BoxPair {
-    V common_side[2], common;          // width and height of the intersection (0 where there is none), and its area I
-    V enclosing_side[2], enclosing;    // the same of the enclosing box; E
-    V size[2], target_size[2];         // widths and heights of the two boxes
-    V union_area;                      // U
-    V raw_union, raw_enclosing;        // before the floor
+    V common_side[2], common;        // width and height of the intersection (0 where there is none), and its area I
+    V enclosing_side[2], enclosing;  // the same of the enclosing box; E
+    V size[2], target_size[2];       // widths and heights of the two boxes
+    V union_area;                    // U
+    V raw_union, raw_enclosing;      // before the floor
 };
 
 // max(0, x), and a NaN stays one.
@@ -57,7 +57,8 @@ template <class S, class V> GFLV2_HD V share_of_larger(V a, V b) {
 
 // grad: ∂L/∂(corner) of pred, and of target where TARGET; upstream: ∂L/∂(value).
 template <bool LOSS, bool TARGET, class S, class V>
-GFLV2_HD void giou_slopes(const BoxPair<V>& p, const V* pred, const V* target, S eps, V upstream, V* grad_pred, V* grad_target) {
+GFLV2_HD void giou_gradients(const BoxPair<V>& p, const V* pred, const V* target, S eps, V upstream, V* grad_pred,
+                             V* grad_target) {
     const V zero = V{}, floor = broadcast<V>(eps), over_union = S(1) / p.union_area;
     V of_union = -p.common * over_union * over_union, of_common = over_union, of_enclosing = zero;
     if constexpr (LOSS) {
@@ -76,7 +77,8 @@ GFLV2_HD void giou_slopes(const BoxPair<V>& p, const V* pred, const V* target, S
         // A side of the intersection or of the enclosing box that is 0 has derivative 0.
         const V common = p.common_side[axis] > S(0) ? V(of_common * p.common_side[1 - axis]) : zero;
         const V enclosing = p.enclosing_side[axis] > S(0) ? V(of_enclosing * p.enclosing_side[1 - axis]) : zero;
-        const V low = share_of_larger<S>(pred[axis], target[axis]), high = share_of_larger<S>(target[axis + 2], pred[axis + 2]);
+        const V low = share_of_larger<S>(pred[axis], target[axis]),
+                high = share_of_larger<S>(target[axis + 2], pred[axis + 2]);
         const V area = of_union * p.size[1 - axis];
         grad_pred[axis] = -(low * common) - area - (S(1) - low) * enclosing;
         grad_pred[axis + 2] = high * common + area + (S(1) - high) * enclosing;

@@ -1,5 +1,5 @@
-// What an algorithm with branches and integers needs so that one template serves a number (a CUDA thread) and a vector of
-// numbers (csrc/cpu/lanes.hpp): the integers of the same size, the result of a comparison, and the step to double.
+// What an algorithm with branches and integers needs so that one template serves a number (a CUDA thread) and a vector
+// of numbers (csrc/cpu/lanes.hpp): the integers of the same size, the result of a comparison, and the step to double.
 #pragma once
 
 #include <cmath>
@@ -26,7 +26,9 @@ GFLV2_HD std::int32_t truncated(float value) { return std::int32_t(value); }
 GFLV2_HD float number(std::int32_t value) { return float(value); }
 GFLV2_HD std::int32_t bits_of(float value) { return std::int32_t(as_bits(value)); }
 GFLV2_HD float value_of(std::int32_t bits) { return as_float(std::uint32_t(bits)); }
-GFLV2_HD std::int32_t shifted_right(std::int32_t value, int places) { return std::int32_t(std::uint32_t(value) >> places); }
+GFLV2_HD std::int32_t shifted_right(std::int32_t value, int places) {
+    return std::int32_t(std::uint32_t(value) >> places);
+}
 GFLV2_HD double widened(float value) { return value; }
 GFLV2_HD float narrowed(double value) { return float(value); }
 GFLV2_HD double root(double value) { return sqrt(value); }

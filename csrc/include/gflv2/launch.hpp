@@ -1,8 +1,8 @@
-// What the .cu files use of CUDA, and all of it: how kernels are declared and started, shared memory, the device and stream
-// of a call. Under GFLV2_SIMT the same names come from csrc/simt, and the sources run on a CPU.
+// What the .cu files use of CUDA, and all of it: how kernels are declared and started, shared memory, the device and
+// stream of a call. Under GFLV2_SIMT the same names come from csrc/simt, and the sources run on a CPU.
 //
-//   GFLV2_KERNEL(threads[, blocks])     before a kernel's signature: __global__, with its largest block, and how many of them must
-//                                       fit on a multiprocessor
+//   GFLV2_KERNEL(threads[, blocks])     before a kernel's signature: __global__, with its largest block, and how many
+//                                       of them must fit on a multiprocessor
 //   GFLV2_CONSTANT                      before a parameter passed by value and read in place (no copy on the stack)
 //   GFLV2_SHARED_MEMORY(T, name)        the block's shared memory as a T*, of the size that launch() was given
 //   gflv2::launch(kernel, grid, block, shared_bytes, stream, args…)
@@ -25,8 +25,8 @@
 
 #define GFLV2_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 #define GFLV2_CONSTANT const __grid_constant__
-#define GFLV2_SHARED_MEMORY(T, name)                                       \
-    extern __shared__ __align__(16) unsigned char gflv2_shared_memory[];   \
+#define GFLV2_SHARED_MEMORY(T, name)                                     \
+    extern __shared__ __align__(16) unsigned char gflv2_shared_memory[]; \
     T* const name = reinterpret_cast<T*>(gflv2_shared_memory)
 
 namespace gflv2 {
@@ -39,7 +39,8 @@ template <class T> __device__ inline T atomic_add(T* to, T value) { return atomi
 // Throws with CUDA's own words; `what` names the step.
 inline void check_cuda(cudaError_t status, const char* what) {
     if (status != cudaSuccess)
-        throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
+        throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status) + " (" +
+                                 cudaGetErrorName(status) + ")");
 }
 
 class DeviceGuard {

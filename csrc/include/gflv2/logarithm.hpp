@@ -9,8 +9,8 @@
 
 GFLV2_BEGIN
 
-// log(1 + f) for √½ − 1 ≤ f ≤ √2 − 1: f + f²·p(f), where p is the polynomial of degree 7 that minimises the largest relative
-// error (3e-8).
+// log(1 + f) for √½ − 1 ≤ f ≤ √2 − 1: f + f²·p(f), where p is the polynomial of degree 7 that minimises the largest
+// relative error (3e-8).
 template <class V> GFLV2_HD V log_near_one(V f) {
     V p = broadcast<V>(8.734750748e-2f);
     p = multiply_add(p, f, broadcast<V>(-1.430748254e-1f));
@@ -23,8 +23,8 @@ template <class V> GFLV2_HD V log_near_one(V f) {
     return multiply_add(V(f * f), p, f);
 }
 
-// −log(value) for a normal positive number, within two units in the last place. `complement` is 1 − value and serves where
-// value lies near 1: its relative error is that of the result there.
+// −log(value) for a normal positive number, within two units in the last place. `complement` is 1 − value and serves
+// where value lies near 1: its relative error is that of the result there.
 template <class V> GFLV2_HD V minus_log(V value, V complement) {
     // value = 2^n·m with √½ ≤ m < √2
     constexpr std::int32_t half_root = 0x3f3504f3;  // √½

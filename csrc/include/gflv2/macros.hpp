@@ -6,7 +6,7 @@
 // Before a loop that the compiler would unroll further than the registers allow.
 #define GFLV2_UNROLL_TWICE _Pragma("unroll 2")
 #else
-// The emulation (csrc/simt) is compiled as often as it runs: nothing is unrolled there, nor inlined by force.
+// The emulation (csrc/simt) is compiled more often than it runs: nothing is unrolled or forced inline there.
 #if defined(GFLV2_SIMT)
 #define GFLV2_HD inline
 #else
@@ -15,11 +15,22 @@
 #define GFLV2_UNROLL_TWICE
 #endif
 
+// Code that runs on a GPU, or stands for it.
+#if defined(__CUDA_ARCH__) || defined(GFLV2_SIMT)
+#define GFLV2_ON_GPU 1
+#else
+#define GFLV2_ON_GPU 0
+#endif
+
 // The arithmetic is compiled once per instruction set. Each copy lives in a namespace of its own, else the linker would
 // keep one of them for all, and a baseline processor could meet an AVX-512 instruction.
 #if defined(GFLV2_ISA)
-#define GFLV2_BEGIN namespace gflv2 { inline namespace GFLV2_ISA {
-#define GFLV2_END } }
+#define GFLV2_BEGIN   \
+    namespace gflv2 { \
+    inline namespace GFLV2_ISA {
+#define GFLV2_END \
+    }             \
+    }
 #else
 #define GFLV2_BEGIN namespace gflv2 {
 #define GFLV2_END }
@@ -42,8 +53,8 @@ template <int N, class F> GFLV2_HD void each(int count, const F& f) {
     }
 }
 
-// The same with a second argument, i modulo 4, which the compiler knows although it may not know the count: the index of one
-// of four chains of sums.
+// The same with a second argument, i modulo 4, which the compiler knows although it may not know the count: the index
+// of one of four chains of sums.
 constexpr int chains = 4;
 
 template <int N, class F> GFLV2_HD void each_chained(int count, const F& f) {

@@ -19,10 +19,12 @@ template <class S> GFLV2_HD S box_side(S point, S distance, S stride, int side) 
 }
 
 // ∂(coordinate of the side)/∂distance
-template <class S> GFLV2_HD S box_side_slope(S stride, int side) { return side < 2 ? -stride : stride; }
+template <class S> GFLV2_HD S box_side_derivative(S stride, int side) { return side < 2 ? -stride : stride; }
 
 // The same in units of the stride.
-template <class V> GFLV2_HD V side_at(V cell, V distance, int side) { return side < 2 ? V(cell - distance) : V(cell + distance); }
+template <class V> GFLV2_HD V side_at(V cell, V distance, int side) {
+    return side < 2 ? V(cell - distance) : V(cell + distance);
+}
 
 // The distances as a box.
 template <class V> GFLV2_HD void box_of_distances(const V* cell, const V* distance, V* box) {

@@ -10,8 +10,12 @@
 GFLV2_BEGIN
 
 // The type in which an element type is computed: float, or double for double.
-template <class T> struct Compute { using type = float; };
-template <> struct Compute<double> { using type = double; };
+template <class T> struct Compute {
+    using type = float;
+};
+template <> struct Compute<double> {
+    using type = double;
+};
 template <class T> using compute_t = typename Compute<T>::type;
 
 GFLV2_HD float as_float(std::uint32_t bits) {
@@ -46,7 +50,8 @@ GFLV2_HD float widen(half value) {
 #else
     // The exponent is 112 too small after the shift; a product repairs normal and subnormal numbers alike.
     const std::uint32_t magnitude = std::uint32_t(value.bits & 0x7fffu) << 13;
-    const std::uint32_t wide = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : as_bits(as_float(magnitude) * 0x1p112f);
+    const std::uint32_t wide =
+        magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : as_bits(as_float(magnitude) * 0x1p112f);
     return as_float(wide | std::uint32_t(value.bits & 0x8000u) << 16);
 #endif
 }
@@ -56,10 +61,16 @@ template <> GFLV2_HD float narrow<float>(float value) { return value; }
 template <> GFLV2_HD double narrow<double>(double value) { return value; }
 
 template <> GFLV2_HD bfloat16 narrow<bfloat16>(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    bfloat16 result;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));  // a NaN becomes 0x7fff
+    return result;
+#else
     const std::uint32_t bits = as_bits(value);
     const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
     const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     return bfloat16{std::uint16_t(is_nan ? (bits >> 16) | 0x40u : rounded)};
+#endif
 }
 
 template <> GFLV2_HD half narrow<half>(float value) {

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import of_images, place
+from gflv2.ops.native.tensors import native
 
 
+@native
 def atss(
     boxes: Sequence[Tensor],
     labels: Sequence[Tensor],
@@ -38,22 +38,3 @@ def atss(
             level by level; none: all.
         index, iou, assigned_labels: (B, A) int64, float32, int64.
     """
-    library().atss(
-        place(index),
-        batch=index.shape[0],
-        shapes=shapes,
-        points=points,
-        strides=strides,
-        valid=valid,
-        topk=topk,
-        anchor_scale=anchor_scale,
-        offset=offset,
-        ignore_threshold=ignore_iof_thr,
-        boxes=of_images(boxes, 3),
-        box_labels=of_images(labels, 2),
-        counts=counts,
-        ignore_boxes=of_images(ignore_boxes, 3),
-        index=index,
-        iou=iou,
-        labels=assigned_labels,
-    )

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gflv2.ops.levels import points_of
-from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import DTYPES, check_dense, place
+from gflv2.ops.native.tensors import native
 
 
+@native
 def decode(
     class_logits: Sequence[Tensor],
     box_logits: Sequence[Tensor],
@@ -39,30 +38,3 @@ def decode(
         boxes, scores, distributions: (B, N, 4), (B, N, C), (B, N, 4, R) or None, in the dtype of the arithmetic.
         points, counts: (B, N) and (B,) int64. All contiguous, and N > 0.
     """
-    kind = projection.dtype
-    for name, tensor in (("boxes", boxes), ("scores", scores), ("distributions", distributions)):
-        if tensor is not None:
-            check_dense(tensor, name, kind)
-    batch, total = boxes.shape[0], points_of(class_logits)
-    library().decode(
-        place(boxes),
-        class_dtype=DTYPES[class_logits[0].dtype],
-        class_levels=class_logits,
-        box_dtype=DTYPES[box_logits[0].dtype],
-        box_levels=box_logits,
-        quality=quality_logits,
-        projection=projection,
-        scales=scales,
-        image_sizes=image_sizes,
-        scale_factors=scale_factors,
-        strides=strides,
-        topk=pre_topk,
-        score_threshold=score_thr,
-        offset=offset,
-        keys=boxes.new_empty((batch, total)),
-        boxes=boxes,
-        scores=scores,
-        indices=points,
-        counts=counts,
-        distributions=distributions,
-    )

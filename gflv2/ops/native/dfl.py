@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import DTYPES, place, reduction_fields
+from gflv2.ops.native.tensors import native
 from gflv2.ops.reduction import Reduction
 
 
+@native
 def dfl_forward(logits: Tensor, target: Tensor, reduction: Reduction, out: Tensor) -> None:
     """Losses of the rows, or their total, written to ``out``.
 
@@ -20,15 +20,9 @@ def dfl_forward(logits: Tensor, target: Tensor, reduction: Reduction, out: Tenso
         logits: (N, R), any strides.
         target: (N,) S, contiguous.
     """
-    library().dfl_forward(
-        place(logits),
-        dtype=DTYPES[logits.dtype],
-        logits=logits,
-        target=target,
-        reduction=reduction_fields(reduction, out, None),
-    )
 
 
+@native
 def dfl_backward(
     grad: Tensor | None,
     logits: Tensor,
@@ -39,11 +33,3 @@ def dfl_backward(
 ) -> None:
     """Gradient, written to ``grad_logits`` (like ``logits``). On a CPU ``grad`` may be None, which means 1, and the
     result is written too where ``out`` is given."""
-    library().dfl_backward(
-        place(logits),
-        dtype=DTYPES[logits.dtype],
-        logits=logits,
-        target=target,
-        reduction=reduction_fields(reduction, out, grad),
-        grad_logits=grad_logits,
-    )

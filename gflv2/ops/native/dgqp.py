@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from gflv2.ops.checks import compute_dtype
-from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import DTYPES, check_dense, place
+from gflv2.ops.native.tensors import native
 
 
+@native
 def dgqp_forward(
     logits: Sequence[Tensor],
     predictor: Sequence[Tensor],
@@ -30,12 +28,9 @@ def dgqp_forward(
         topk, mean, variance: F = 4·(topk + mean + variance).
         out: (B, A) or (M,) with a predictor, else (B, A, F) or (M, F); contiguous, in the dtype of the arithmetic.
     """
-    check_dense(out, "out", compute_dtype(logits[0].dtype))
-    library().dgqp_forward(
-        place(logits[0]), **predictor_fields(logits, predictor, scales, topk, mean, variance), out=out
-    )
 
 
+@native
 def dgqp_backward(
     grad_out: Tensor | None,
     logits: Sequence[Tensor],
@@ -57,62 +52,3 @@ def dgqp_backward(
         grad_scales: (L,), contiguous, in the dtype of the arithmetic; None where it is not wanted.
         The rest: as in ``dgqp_forward``.
     """
-    library().dgqp_backward(
-        place(logits[0]),
-        **predictor_fields(logits, predictor, scales, topk, mean, variance),
-        **gradient_fields(grad_out, logits, grad_logits, grad_predictor, grad_scales),
-    )
-
-
-_LAYERS = ("weight1", "bias1", "weight2", "bias2")
-
-
-def predictor_fields(
-    logits: Sequence[Tensor],
-    predictor: Sequence[Tensor],
-    scales: Tensor | None,
-    topk: int,
-    mean: bool,
-    variance: bool,
-) -> dict[str, Any]:
-    """The fields of forward, which backward has too."""
-    return {
-        "dtype": DTYPES[logits[0].dtype],
-        "levels": logits,
-        "scales": scales,
-        "topk": topk,
-        "mean": mean,
-        "variance": variance,
-        "hidden": predictor[0].shape[0] if predictor else 0,
-        **_layers("", predictor, logits),
-    }
-
-
-def gradient_fields(
-    grad_out: Tensor | None,
-    logits: Sequence[Tensor],
-    grad_logits: Sequence[Tensor],
-    grad_predictor: Sequence[Tensor],
-    grad_scales: Tensor | None,
-) -> dict[str, Any]:
-    """The fields of backward alone."""
-    dtype = compute_dtype(logits[0].dtype)
-    for name, tensor in (("grad_out", grad_out), ("grad_scales", grad_scales)):
-        if tensor is not None:
-            check_dense(tensor, name, dtype)
-    return {
-        "grad_levels": grad_logits,
-        "grad_out": grad_out,
-        "grad_scales": grad_scales,
-        **_layers("grad_", grad_predictor, logits),
-    }
-
-
-def _layers(prefix: str, tensors: Sequence[Tensor], logits: Sequence[Tensor]) -> dict[str, Tensor | None]:
-    """The four tensors of a predictor, or of its gradient, by name; None where there is none."""
-    if not tensors:
-        return dict.fromkeys(f"{prefix}{name}" for name in _LAYERS)
-    dtype = compute_dtype(logits[0].dtype)
-    for name, tensor in zip(_LAYERS, tensors, strict=True):
-        check_dense(tensor, name, dtype)
-    return {f"{prefix}{name}": tensor for name, tensor in zip(_LAYERS, tensors, strict=True)}

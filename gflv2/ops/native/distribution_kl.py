@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import DTYPES, place, reduction_fields
+from gflv2.ops.native.tensors import native
 from gflv2.ops.reduction import Reduction
 
 
+@native
 def distribution_kl_forward(
     logits: Tensor, teacher: Tensor, temperature: float, reduction: Reduction, out: Tensor
 ) -> None:
@@ -22,17 +22,9 @@ def distribution_kl_forward(
         logits: (N, R) of the student, any strides.
         teacher: (N, R), any strides; float64 where the logits are, and only there.
     """
-    library().distribution_kl_forward(
-        place(logits),
-        dtype=DTYPES[logits.dtype],
-        logits=logits,
-        teacher_dtype=DTYPES[teacher.dtype],
-        teacher=teacher,
-        temperature=temperature,
-        reduction=reduction_fields(reduction, out, None),
-    )
 
 
+@native
 def distribution_kl_backward(
     grad: Tensor | None,
     logits: Tensor,
@@ -44,13 +36,3 @@ def distribution_kl_backward(
 ) -> None:
     """Gradient, written to ``grad_logits`` (like ``logits``). On a CPU ``grad`` may be None, which means 1, and the
     result is written too where ``out`` is given."""
-    library().distribution_kl_backward(
-        place(logits),
-        dtype=DTYPES[logits.dtype],
-        logits=logits,
-        teacher_dtype=DTYPES[teacher.dtype],
-        teacher=teacher,
-        temperature=temperature,
-        reduction=reduction_fields(reduction, out, grad),
-        grad_logits=grad_logits,
-    )

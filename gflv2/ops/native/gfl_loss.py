@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from gflv2.ops.box_losses import SavedBoxLoss
-from gflv2.ops.native.dgqp import gradient_fields, predictor_fields
-from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import DTYPES, place
+from gflv2.ops.native.tensors import native
 
 
+@native
 def box_loss_forward(
     box_logits: Sequence[Tensor],
     boxes: Tensor,
@@ -38,25 +37,9 @@ def box_loss_forward(
         factors: Σ weight·(1 − GIoU) and Σ weight·DFL, over points and sides, are multiplied by them and divided by W.
         sides: (B, A, 4, 2) S, as `SavedBoxLoss` has them. giou, dfl: () S. Contiguous.
     """
-    library().box_loss_forward(
-        place(box_logits[0]),
-        dtype=DTYPES[box_logits[0].dtype],
-        levels=box_logits,
-        strides=strides,
-        scales=scales,
-        projection=projection,
-        offset=offset,
-        boxes=boxes,
-        weights=weights,
-        normalisers=normalisers,
-        giou_factor=factors[0],
-        dfl_factor=factors[1],
-        sides=sides,
-        giou=giou,
-        dfl=dfl,
-    )
 
 
+@native
 def box_loss_backward(
     grad_quality: Tensor | None,
     box_logits: Sequence[Tensor],
@@ -77,17 +60,3 @@ def box_loss_backward(
         box: what forward kept, and the upstream gradients.
         The rest: as in `gflv2.ops.native.dgqp.dgqp_backward`.
     """
-    giou_factor, dfl_factor = box.factors
-    library().box_loss_backward(
-        place(box_logits[0]),
-        **predictor_fields(box_logits, predictor, scales, topk, mean, variance),
-        **gradient_fields(grad_quality, box_logits, grad_logits, grad_predictor, grad_scales),
-        sides=box.sides,
-        weights=box.weights,
-        projection=box.projection,
-        normalisers=box.normalisers,
-        grad_giou=box.grad_giou,
-        grad_dfl=box.grad_dfl,
-        giou_factor=giou_factor,
-        dfl_factor=dfl_factor,
-    )

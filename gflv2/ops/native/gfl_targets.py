@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import DTYPES, of_images, place
+from gflv2.ops.native.tensors import native
 
 
+@native
 def gfl_targets(
     class_logits: Sequence[Tensor],
     box_logits: Sequence[Tensor],
@@ -41,25 +41,3 @@ def gfl_targets(
         scales: (L,) S or None. projection: (R,) S. quality: (B, A) S logits or None. Contiguous.
         labels: (B, A) int64. target_boxes: (B, A, 4). scores, weights, label_weights: (B, A). sums: (2,). All S.
     """
-    library().gfl_targets(
-        place(box_logits[0]),
-        dtype=DTYPES[box_logits[0].dtype],
-        levels=box_logits,
-        class_dtype=DTYPES[class_logits[0].dtype],
-        class_levels=class_logits,
-        strides=strides,
-        scales=scales,
-        projection=projection,
-        quality=quality,
-        offset=offset,
-        index=index,
-        assigned=assigned,
-        image_boxes=of_images(boxes, 3),
-        valid=valid,
-        labels=labels,
-        boxes=target_boxes,
-        scores=scores,
-        weights=weights,
-        label_weights=label_weights,
-        sums=sums,
-    )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import DTYPES, place, reduction_fields
+from gflv2.ops.native.tensors import native
 from gflv2.ops.reduction import Reduction
 
 
+@native
 def giou_forward(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction: Reduction, out: Tensor) -> None:
     """1 − GIoU (``loss``) or IoU of the pairs, or their total, written to ``out``.
 
@@ -20,17 +20,9 @@ def giou_forward(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction
         pred: (N, 4), any strides.
         target: (N, 4) S, contiguous.
     """
-    library().giou_forward(
-        place(pred),
-        dtype=DTYPES[pred.dtype],
-        loss=loss,
-        pred=pred,
-        target=target,
-        eps=eps,
-        reduction=reduction_fields(reduction, out, None),
-    )
 
 
+@native
 def giou_backward(
     grad: Tensor | None,
     pred: Tensor,
@@ -44,14 +36,3 @@ def giou_backward(
 ) -> None:
     """Gradients, written to ``grad_pred`` (in pred's dtype) and ``grad_target`` (S): (N, 4), contiguous, or None.
     On a CPU ``grad`` may be None, which means 1, and the result is written too where ``out`` is given."""
-    library().giou_backward(
-        place(pred),
-        dtype=DTYPES[pred.dtype],
-        loss=loss,
-        pred=pred,
-        target=target,
-        eps=eps,
-        reduction=reduction_fields(reduction, out, grad),
-        grad_pred=grad_pred,
-        grad_target=grad_target,
-    )

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gflv2.ops.checks import compute_dtype
-from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import DTYPES, check_dense, place
+from gflv2.ops.native.tensors import native
 
 
+@native
 def integral_forward(
     logits: Sequence[Tensor],
     projection: Tensor,
@@ -33,21 +32,9 @@ def integral_forward(
         offset: the point of cell (i, j) is ((j + offset)·stride, (i + offset)·stride).
         out: (B, A, 4) or (M, 4), contiguous, in the dtype of the arithmetic.
     """
-    check_dense(out, "out", compute_dtype(logits[0].dtype))
-    library().integral_forward(
-        place(logits[0]),
-        dtype=DTYPES[logits[0].dtype],
-        levels=logits,
-        strides=strides,
-        projection=projection,
-        scales=scales,
-        row_points=points,
-        row_strides=point_strides,
-        offset=offset,
-        out=out,
-    )
 
 
+@native
 def integral_backward(
     grad_out: Tensor,
     logits: Sequence[Tensor],
@@ -69,22 +56,3 @@ def integral_backward(
         grad_projection, grad_scales: (R,) and (L,), contiguous, in the dtype of the arithmetic; None where not wanted.
         The rest: as in ``integral_forward``.
     """
-    dtype = compute_dtype(logits[0].dtype)
-    for name, tensor in (("grad_out", grad_out), ("grad_projection", grad_projection), ("grad_scales", grad_scales)):
-        if tensor is not None:
-            check_dense(tensor, name, dtype)
-    library().integral_backward(
-        place(logits[0]),
-        dtype=DTYPES[logits[0].dtype],
-        levels=logits,
-        grad_levels=grad_logits,
-        strides=strides,
-        projection=projection,
-        scales=scales,
-        row_points=points,
-        row_strides=point_strides,
-        offset=offset,
-        grad_out=grad_out,
-        grad_projection=grad_projection,
-        grad_scales=grad_scales,
-    )

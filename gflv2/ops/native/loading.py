@@ -36,12 +36,18 @@ def _import_file(name: str, path: str) -> ModuleType:
     return module
 
 
+def _told(module: ModuleType) -> ModuleType:
+    """Tell the library, which is built without torch, torch's dtypes in the order of its own."""
+    module.set_dtypes([torch.float32, torch.float16, torch.bfloat16, torch.float64])
+    return module
+
+
 @functools.cache
 def _load() -> tuple[ModuleType | None, str | None]:
     """The extension module, or why there is none."""
     # torch comes first: it brings the OpenMP runtime that the library then shares.
     try:
-        return _import(), None
+        return _told(_import()), None
     except Exception as error:  # a broken library may raise anything: ImportError, OSError, SystemError…
         if isinstance(error, ModuleNotFoundError) and error.name == "gflv2._native":
             recorded = build_record().get("native", {}).get("reason")
@@ -60,7 +66,7 @@ def _emulation() -> tuple[ModuleType | None, str | None]:
 @functools.cache
 def _load_emulation(path: str) -> tuple[ModuleType | None, str | None]:
     try:
-        return _import_file("gflv2._simt._native", path), None
+        return _told(_import_file("gflv2._simt._native", path)), None
     except Exception as error:
         return None, f"the library that GFLV2_SIMT_LIBRARY names could not be loaded: {type(error).__name__}: {error}"
 

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gflv2.ops.native.loading import library
-from gflv2.ops.native.tensors import DTYPES, place, reduction_fields
+from gflv2.ops.native.tensors import native
 from gflv2.ops.reduction import Reduction
 
-_FORMS = {"logits": 0, "class_logits": 1, "probabilities": 2}
 
-
+@native
 def qfl_forward(
     values: Sequence[Tensor],
     quality: Tensor | None,
@@ -35,19 +33,9 @@ def qfl_forward(
         labels: (B, A) or (N,) int64, contiguous; None: the target is dense.
         scores: (B, A) or (N,) S, contiguous; dense: (N, C) S, any strides.
     """
-    library().qfl_forward(
-        place(values[0]),
-        dtype=DTYPES[values[0].dtype],
-        form=_FORMS[form],
-        levels=values,
-        quality=quality,
-        labels=labels,
-        scores=scores,
-        beta=beta,
-        reduction=reduction_fields(reduction, out, None),
-    )
 
 
+@native
 def qfl_backward(
     grad: Tensor | None,
     values: Sequence[Tensor],
@@ -63,16 +51,3 @@ def qfl_backward(
 ) -> None:
     """Gradients, written to ``grad_values`` (like ``values``, or empty) and ``grad_quality`` (S, or None). On a CPU
     ``grad`` may be None, which means 1, and the result is written too where ``out`` is given."""
-    library().qfl_backward(
-        place(values[0]),
-        dtype=DTYPES[values[0].dtype],
-        form=_FORMS[form],
-        levels=values,
-        quality=quality,
-        labels=labels,
-        scores=scores,
-        beta=beta,
-        reduction=reduction_fields(reduction, out, grad),
-        grad_levels=grad_values,
-        grad_quality=grad_quality,
-    )

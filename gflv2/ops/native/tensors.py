@@ -1,23 +1,36 @@
-"""How torch tensors, and the place of a call, are described to the native library.
-
-Its functions take (device, where, allocate), and every field of the C++ arguments by name. A tensor is handed over as it
-is: the library asks it for data_ptr(), shape and stride().
-"""
+"""How a call reaches the native library: by the names of its arguments."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gflv2.ops.native.loading import emulating
-from gflv2.ops.reduction import Reduction
+from gflv2.ops.native.loading import emulating, library
 
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 Place = tuple[int, int, Callable[[int], Tensor] | None]
+
+
+def native(declaration: Callable[..., None]) -> Callable[..., None]:
+    """The function of the library that has the name of this declaration, called with the declared names.
+
+    A tensor, a list of tensors, a named tuple is handed over as it is. The library reads the fields of its arguments by
+    name, and asks a tensor for its address, shape, strides and dtype.
+    """
+    name, parameters = declaration.__name__, inspect.signature(declaration).parameters
+    names = tuple(parameters)
+    missing = {key: parameter.default for key, parameter in parameters.items() if parameter.default is None}
+
+    @functools.wraps(declaration)
+    def call(*arguments: Any) -> None:
+        fields = dict(zip(names, arguments))  # noqa: B905 (strict= costs time, and trailing ones have defaults)
+        getattr(library(), name)(place(_first_tensor(arguments)), **(missing | fields if missing else fields))
+
+    return call
 
 
 def place(tensor: Tensor) -> Place:
@@ -34,27 +47,10 @@ def place(tensor: Tensor) -> Place:
     return -1, torch.get_num_threads(), None
 
 
-def of_images(tensors: Sequence[Tensor], padded_dims: int) -> Sequence[Tensor] | Tensor | None:
-    """Tensors of the images of a batch: a list of one each, one padded tensor for all, or None where there are none."""
-    if not tensors:
-        return None
-    return tensors[0] if tensors[0].dim() == padded_dims else tensors
-
-
-def reduction_fields(reduction: Reduction, out: Tensor | None, grad: Tensor | None) -> dict[str, Any]:
-    """The fields of the C++ `Reduction`.
-
-    Args:
-        out: the result: of a forward pass, and of a backward pass that computes both.
-        grad: its gradient, for a backward pass; None: 1.
-    """
-    weight, factor, divisor, kind = reduction
-    total = kind != "none"
-    return {"total": total, "weight": weight, "divisor": divisor, "factor": factor, "out": out, "grad_out": grad}
-
-
-def check_dense(tensor: Tensor, name: str, dtype: torch.dtype) -> None:
-    if tensor.dtype != dtype or not tensor.is_contiguous():
-        raise ValueError(
-            f"{name}: expected a contiguous {dtype} tensor, got {tensor.dtype} with strides {tensor.stride()}"
-        )
+def _first_tensor(arguments: tuple[Any, ...]) -> Tensor:
+    for argument in arguments:
+        if isinstance(argument, list | tuple) and argument:
+            argument = argument[0]
+        if isinstance(argument, Tensor):
+            return argument
+    raise TypeError("expected a tensor among the arguments")

@@ -8,6 +8,9 @@ With the score J and its target y, per class: BCE(J, y)·|y − J|^β, the modul
 For logits everything is formed from log J = logσ(c) + logσ(r) and log(1 − J) = logaddexp(logσ(−c), logσ(c) + logσ(−r)),
 the gradients too: ∂L/∂c = |J−y|^β·(J−y)·(1−σ(c))/(1−J) + BCE·β|J−y|^(β−1)·sign(J−y)·J·(1−σ(c)), where the quotient
 (1−σ(c))/(1−J) ≤ 1 is the exponential of a difference of logarithms. Automatic differentiation would give 0/0 there.
+
+An infinite logit gives the limit: the loss is 0 where J → y, and ∞ where it grows without bound; the gradients are
+finite always. (Where both logits are +∞, 1 − J → 0 in equal parts from both of them, as for two equal logits.)
 """
 
 from __future__ import annotations
@@ -44,6 +47,17 @@ def modulation_slope(difference: Tensor, beta: float) -> Tensor:
     return torch.where(size > 0, beta * safe.pow(beta - 1) * difference.sign(), 0.0)
 
 
+def cross_entropy(y: Tensor, log_score: Tensor, log_rest: Tensor) -> Tensor:
+    """−y·log J − (1 − y)·log(1 − J); what has no share does not count, be it infinite."""
+    return -(torch.where(y == 0, 0.0, y * log_score) + torch.where(y == 1, 0.0, (1 - y) * log_rest))
+
+
+def share_of_rest(logit: Tensor, log_rest: Tensor) -> Tensor:
+    """(1 − σ(logit))/(1 − J)."""
+    share = (logsigmoid(-logit) - log_rest).exp()
+    return torch.where(log_rest == -torch.inf, 0.5, share)  # both logits are +∞
+
+
 class _FromLogits(torch.autograd.Function):
     """(N, C) class logits, (N,) quality logits or None, (N, C) targets → (N,) losses summed over the classes."""
 
@@ -56,14 +70,15 @@ class _FromLogits(torch.autograd.Function):
             r = r[:, None]
             score, log_score = c.sigmoid() * r.sigmoid(), logsigmoid(c) + logsigmoid(r)
             log_rest = torch.logaddexp(logsigmoid(-c), logsigmoid(c) + logsigmoid(-r))
-        return score, log_rest, -(y * log_score + (1 - y) * log_rest)
+        return score, log_rest, cross_entropy(y, log_score, log_rest)
 
     @staticmethod
     def forward(ctx: Any, c: Tensor, r: Tensor | None, y: Tensor, beta: float) -> Tensor:
         ctx.save_for_backward(c, r, y)
         ctx.beta = beta
         score, _, bce = _FromLogits.parts(c, r, y)
-        return (bce * modulation(score - y, beta)).sum(1)
+        # Infinite also where y is so small that its power is 0.
+        return torch.where(bce == torch.inf, bce, bce * modulation(score - y, beta)).sum(1)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -72,12 +87,13 @@ class _FromLogits(torch.autograd.Function):
         difference = score - y
         # ∂L/∂J = direct/(1 − J)/J + through, and ∂J/∂c = J·(1 − σ(c)), likewise for r.
         direct = modulation(difference, ctx.beta) * difference
-        through = bce * modulation_slope(difference, ctx.beta) * score
+        # Where the cross entropy is infinite, J or 1 − J is 0.
+        through = torch.where(bce == torch.inf, 0.0, bce) * modulation_slope(difference, ctx.beta) * score
         if r is None:
             return (direct + through * (-c).sigmoid()) * upstream[:, None], None, None, None
         r = r[:, None]
-        slope_c = direct * (logsigmoid(-c) - log_rest).exp() + through * (-c).sigmoid()
-        slope_r = direct * (logsigmoid(-r) - log_rest).exp() + through * (-r).sigmoid()
+        slope_c = direct * share_of_rest(c, log_rest) + through * (-c).sigmoid()
+        slope_r = direct * share_of_rest(r, log_rest) + through * (-r).sigmoid()
         return slope_c * upstream[:, None], slope_r.sum(1) * upstream, None, None
 
 
@@ -138,6 +154,8 @@ def qfl(
         given = given.to(compute_dtype(given.dtype))
     else:
         given = class_rows(given)
+    if given.numel() == 0:
+        avg_factor = None  # there may be rows, but of no class
     shape = given.shape[:-1]  # (N,), or (B, A) of levels
     given = given.flatten(0, -2)
     if isinstance(target, Tensor):

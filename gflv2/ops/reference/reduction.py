@@ -9,8 +9,8 @@ def reduce_loss(loss: Tensor, weight: Tensor | None, avg_factor: float | Tensor 
     """Per-row losses (N,) → (N,) for "none", else a 0-d tensor.
 
     Weight and average factor are constants: no gradient goes to them. "sum" adds; "mean" divides the sum by
-    ``avg_factor``, or by N without one (by 1 where N = 0, so that an empty loss is zero). "none" leaves the average
-    factor out.
+    ``avg_factor``, or by N without one. A loss of no rows is 0, whatever the average factor: 0, infinite or no number.
+    "none" leaves the average factor out.
     """
     if weight is not None:
         loss = loss * weight.detach().to(loss.dtype)
@@ -21,4 +21,6 @@ def reduce_loss(loss: Tensor, weight: Tensor | None, avg_factor: float | Tensor 
         return total
     if avg_factor is None:
         return total / max(loss.numel(), 1)
+    if loss.numel() == 0:
+        return total
     return total / (avg_factor.detach() if isinstance(avg_factor, Tensor) else avg_factor)

@@ -6,6 +6,7 @@ import torch
 
 from gflv2.kernels import decode
 from gflv2.kernels.variants import Variant, record
+from tests.kernels.inputs import POINTS, SIZES, STRIDES, pyramid
 
 
 def variants() -> dict[str, list[Variant]]:
@@ -18,21 +19,15 @@ def variants() -> dict[str, list[Variant]]:
         last: bool = False,
         everything: bool = True,
     ) -> list[Variant]:
-        def levels(channels: int, dtype: torch.dtype) -> list[torch.Tensor]:
-            form = torch.channels_last if last else torch.contiguous_format
-            sizes = (20, 10, 5, 3, 2)
-            return [torch.zeros(2, channels, size, size + 1, dtype=dtype).to(memory_format=form) for size in sizes]
-
-        class_logits, box_logits = levels(80, class_dtype), levels(4 * bins, box_dtype)
-        sizes = [level.shape[2] * level.shape[3] for level in class_logits]
-        rows = sum(min(pre_topk, size) for size in sizes)
-        options = (torch.zeros(2, sum(sizes)), torch.zeros(5), torch.zeros(2, 2), torch.zeros(2, 2))
+        class_logits, box_logits = pyramid(80, class_dtype, last=last), pyramid(4 * bins, box_dtype, last=last)
+        rows = sum(min(pre_topk, height * width) for height, width in SIZES)
+        options = (torch.zeros(2, POINTS), torch.zeros(5), torch.zeros(2, 2), torch.zeros(2, 2))
         quality, scales, image_sizes, scale_factors = options if everything else (None,) * 4
         small = (quality, torch.zeros(bins), scales, image_sizes, scale_factors)
         points, counts = torch.zeros(2, rows, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
         outputs = (torch.zeros(2, rows, 4), torch.zeros(2, rows, 80), points, counts)
         distributions = torch.zeros(2, rows, 4, bins) if everything else None
-        settings = ([8.0, 16.0, 32.0, 64.0, 128.0], pre_topk, 0.05, 0.0)
+        settings = (STRIDES, pre_topk, 0.05, 0.0)
         return record(lambda: decode.decode(class_logits, box_logits, *small, *settings, *outputs, distributions))
 
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32

@@ -6,6 +6,7 @@ import torch
 
 from gflv2.kernels import dgqp
 from gflv2.kernels.variants import Variant, record
+from tests.kernels.inputs import POINTS, pyramid
 
 
 def variants() -> dict[str, list[Variant]]:
@@ -19,16 +20,11 @@ def variants() -> dict[str, list[Variant]]:
         last: bool = False,
         rows: bool = False,
     ) -> list[Variant]:
-        if rows:
-            logits = [torch.zeros(300, 4, bins, dtype=dtype)]
-        else:
-            logits = [torch.zeros(2, 4 * bins, size, size + 1, dtype=dtype) for size in (20, 10, 5, 3, 2)]
-        if last:
-            logits = [level.contiguous(memory_format=torch.channels_last) for level in logits]
+        logits = [torch.zeros(300, 4, bins, dtype=dtype)] if rows else pyramid(4 * bins, dtype, last=last)
         features = 4 * (topk + 1 + variance)
         sizes = [(hidden, features), (hidden,), (hidden,), (1,)] if hidden else []
         predictor, gradients = ([torch.zeros(size) for size in sizes] for _ in range(2))
-        points = (300,) if rows else (2, sum(level.shape[2] * level.shape[3] for level in logits))
+        points = (300,) if rows else (2, POINTS)
         out = torch.zeros(points if hidden else (*points, features))
         scales = torch.zeros(len(logits))
         inputs = (logits, predictor, scales, topk, True, variance)

@@ -6,6 +6,7 @@ import torch
 
 from gflv2.kernels import integral
 from gflv2.kernels.variants import Variant, record
+from tests.kernels.inputs import POINTS, STRIDES, pyramid
 
 
 def variants() -> dict[str, list[Variant]]:
@@ -18,16 +19,11 @@ def variants() -> dict[str, list[Variant]]:
         decode: bool = True,
         fixed: bool = False,
     ) -> list[Variant]:
-        if rows:
-            logits = [torch.zeros(300, 4, bins, dtype=dtype)]
-        else:
-            logits = [torch.zeros(2, 4 * bins, size, size + 1, dtype=dtype) for size in (20, 10, 5, 3, 2)]
-        if last:
-            logits = [level.contiguous(memory_format=torch.channels_last) for level in logits]
+        logits = [torch.zeros(300, 4, bins, dtype=dtype)] if rows else pyramid(4 * bins, dtype, last=last)
         points = torch.zeros(300, 2) if rows and decode else None
         point_strides = torch.zeros(300) if rows and decode else None
-        strides = [] if rows or not decode else [8.0, 16.0, 32.0, 64.0, 128.0]
-        shape = (300, 4) if rows else (2, sum(level.shape[2] * level.shape[3] for level in logits), 4)
+        strides = [] if rows or not decode else STRIDES
+        shape = (300, 4) if rows else (2, POINTS, 4)
         inputs = (logits, torch.zeros(bins), torch.zeros(len(logits)), points, point_strides, strides, 0.0)
         grad_projection = None if fixed else torch.zeros(bins)
         gradients = ([torch.zeros_like(level) for level in logits], grad_projection, torch.zeros(len(logits)))

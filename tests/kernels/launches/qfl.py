@@ -7,6 +7,7 @@ import torch
 from gflv2.kernels import qfl
 from gflv2.kernels.variants import Variant, record
 from gflv2.ops.reduction import Reduction
+from tests.kernels.inputs import POINTS, pyramid
 
 
 def variants() -> dict[str, list[Variant]]:
@@ -22,13 +23,8 @@ def variants() -> dict[str, list[Variant]]:
         total: bool = True,
         weight: bool = True,
     ) -> list[Variant]:
-        if rows:
-            values = [torch.zeros(300, classes, dtype=dtype)]
-        else:
-            values = [torch.zeros(2, classes, size, size + 1, dtype=dtype) for size in (20, 10, 5, 3, 2)]
-        if last:
-            values = [level.contiguous(memory_format=torch.channels_last) for level in values]
-        shape = (300,) if rows else (2, sum(level.shape[2] * level.shape[3] for level in values))
+        values = [torch.zeros(300, classes, dtype=dtype)] if rows else pyramid(classes, dtype, last=last)
+        shape = (300,) if rows else (2, POINTS)
         quality = torch.zeros(shape) if form == "class_logits" else None
         labels = None if dense else torch.zeros(shape, dtype=torch.int64)
         scores = torch.zeros(300, classes) if dense else torch.zeros(shape)

@@ -4,7 +4,9 @@
 
 namespace {
 
-struct alignas(2 * sizeof(float)) Pair { float first, second; };
+struct alignas(2 * sizeof(float)) Pair {
+    float first, second;
+};
 
 GFLV2_KERNEL(threads) pairs(const float* from, float* to) {
     const Pair pair = *reinterpret_cast<const Pair*>(from + 2 * threadIdx.x);
@@ -22,5 +24,6 @@ int main() {
 #endif
     std::vector<float> found = unwritten(threads), expected(threads);
     for (unsigned i = 0; i < threads; ++i) expected[i] = from[2 * i + skipped] + from[2 * i + 1 + skipped];
-    return trial(found, expected, [&] { gflv2::launch(pairs, 1, threads, 0, nullptr, from.data() + skipped, found.data()); });
+    return trial(found, expected,
+                 [&] { gflv2::launch(pairs, 1, threads, 0, nullptr, from.data() + skipped, found.data()); });
 }

@@ -22,5 +22,7 @@ int main() {
     const std::vector<float> from = numbers(blocks * threads);
     std::vector<float> found = unwritten(blocks), expected(blocks);
     for (std::size_t i = 0; i < from.size(); ++i) expected[i / threads] += from[i];
-    return trial(found, expected, [&] { gflv2::launch(sum, blocks, threads, threads * sizeof(float), nullptr, from.data(), found.data()); });
+    return trial(found, expected, [&] {
+        gflv2::launch(sum, blocks, threads, threads * sizeof(float), nullptr, from.data(), found.data());
+    });
 }

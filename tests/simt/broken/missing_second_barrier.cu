@@ -1,5 +1,5 @@
-// Two passes over one scratch: each thread takes its neighbour's number, twice. Broken: the second pass may overwrite what the
-// first has not read yet.
+// Two passes over one scratch: each thread takes its neighbour's number, twice. Broken: the second pass may overwrite
+// what the first has not read yet.
 
 #include "trial.hpp"
 
@@ -25,5 +25,7 @@ int main() {
     const std::vector<float> from = numbers(blocks * threads);
     std::vector<float> found = unwritten(from.size()), expected(from.size());
     for (std::size_t i = 0; i < from.size(); ++i) expected[i] = from[i / threads * threads + (i + 2) % threads];
-    return trial(found, expected, [&] { gflv2::launch(turn, blocks, threads, threads * sizeof(float), nullptr, from.data(), found.data()); });
+    return trial(found, expected, [&] {
+        gflv2::launch(turn, blocks, threads, threads * sizeof(float), nullptr, from.data(), found.data());
+    });
 }

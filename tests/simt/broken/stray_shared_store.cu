@@ -22,5 +22,7 @@ int main() {
     const std::vector<float> from = numbers(blocks * threads);
     std::vector<float> found = unwritten(from.size()), expected(from.size());
     for (std::size_t i = 0; i < from.size(); ++i) expected[i] = from[i / threads * threads + threads - 1 - i % threads];
-    return trial(found, expected, [&] { gflv2::launch(reverse, blocks, threads, threads * sizeof(float), nullptr, from.data(), found.data()); });
+    return trial(found, expected, [&] {
+        gflv2::launch(reverse, blocks, threads, threads * sizeof(float), nullptr, from.data(), found.data());
+    });
 }

@@ -19,5 +19,7 @@ int main() {
     const std::vector<float> from = numbers(blocks * threads - 5);
     std::vector<float> found = unwritten(from.size()), expected;
     for (float value : from) expected.push_back(2 * value);
-    return trial(found, expected, [&] { gflv2::launch(twice, blocks, threads, 0, nullptr, from.data(), found.data(), unsigned(from.size())); });
+    return trial(found, expected, [&] {
+        gflv2::launch(twice, blocks, threads, 0, nullptr, from.data(), found.data(), unsigned(from.size()));
+    });
 }

@@ -1,4 +1,4 @@
-// A copy by way of shared memory. Broken: more of it than a block gets without being asked for.
+// A copy by way of shared memory. Broken: more of it than a launch may have.
 
 #include "trial.hpp"
 

@@ -1,5 +1,5 @@
-// What the trials share. Each is a small kernel with a mistake that -DBROKEN puts in and that the emulation, or a sanitizer on
-// it, must find; without it the same program must end well.
+// What the trials share. Each is a small kernel with a mistake that -DBROKEN puts in and that the emulation, or a
+// sanitizer on it, must find; without it the same program must end well.
 #pragma once
 
 #include <cstdio>
@@ -12,7 +12,9 @@
 constexpr unsigned threads = 64, blocks = 3;
 
 // Memory of exactly this length, full of NaN.
-inline std::vector<float> unwritten(std::size_t count) { return std::vector<float>(count, std::numeric_limits<float>::quiet_NaN()); }
+inline std::vector<float> unwritten(std::size_t count) {
+    return std::vector<float>(count, std::numeric_limits<float>::quiet_NaN());
+}
 
 inline std::vector<float> numbers(std::size_t count) {
     std::vector<float> values(count);

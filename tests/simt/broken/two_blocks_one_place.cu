@@ -1,4 +1,5 @@
-// Each block writes the largest of its numbers, all 6. Broken: all to one place, which happens to give the right answer.
+// Each block writes the largest of its numbers, all 6. Broken: all to one place, which happens to give the right
+// answer.
 
 #include "trial.hpp"
 
@@ -23,5 +24,6 @@ GFLV2_KERNEL(threads) largest(const float* from, float* to) {
 int main() {
     const std::vector<float> from = numbers(blocks * threads);
     std::vector<float> found = unwritten(blocks), expected(blocks, 6);
-    return trial(found, expected, [&] { gflv2::launch(largest, blocks, threads, 0, nullptr, from.data(), found.data()); });
+    return trial(found, expected,
+                 [&] { gflv2::launch(largest, blocks, threads, 0, nullptr, from.data(), found.data()); });
 }

@@ -21,5 +21,7 @@ int main() {
     const std::vector<float> from = numbers(4 * threads - 1);
     std::vector<float> found = unwritten(from.size()), expected;
     for (float value : from) expected.push_back(2 * value);
-    return trial(found, expected, [&] { gflv2::launch(twice, 1, threads, 0, nullptr, from.data(), found.data(), unsigned(from.size())); });
+    return trial(found, expected, [&] {
+        gflv2::launch(twice, 1, threads, 0, nullptr, from.data(), found.data(), unsigned(from.size()));
+    });
 }

@@ -21,5 +21,6 @@ int main() {
     const std::vector<float> from = numbers(blocks * threads);
     std::vector<float> found = unwritten(blocks), expected(blocks);
     for (std::size_t i = 0; i < from.size(); ++i) expected[i / threads] += from[i] == 3;
-    return trial(found, expected, [&] { gflv2::launch(count, blocks, threads, sizeof(unsigned), nullptr, from.data(), found.data()); });
+    return trial(found, expected,
+                 [&] { gflv2::launch(count, blocks, threads, sizeof(unsigned), nullptr, from.data(), found.data()); });
 }

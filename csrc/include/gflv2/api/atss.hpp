@@ -1,9 +1,6 @@
 // The C++ interface of `atss`: what the assignment receives, and where it runs.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "gflv2/types.hpp"
 
 namespace gflv2 {
@@ -15,9 +12,9 @@ struct AtssLevel {
     const float* points;       // (n, 2) in pixels, or null: the grid
     std::int64_t first_point;  // index of the level's first point in the concatenated order
     std::int32_t height, width;
-    float stride;              // pixels per cell
-    float per_stride;          // 1 / stride, where a rounding does not matter
-    float half;                // half the side of an anchor, pixels
+    float stride;      // pixels per cell
+    float per_stride;  // 1 / stride, where a rounding does not matter
+    float half;        // half the side of an anchor, pixels
 };
 
 // The boxes of one image, and its own part of each level.
@@ -31,27 +28,21 @@ struct AtssImage {
 };
 
 struct AtssArguments {
-    std::int64_t batch;          // B
-    std::int64_t points;         // A, of all levels of one image
+    std::int64_t batch;   // B
+    std::int64_t points;  // A, of all levels of one image
     int level_count;
     AtssLevel level[max_levels];
-    const AtssImage* images;     // (B,), on the host
-    int topk;                    // candidates of a box on each level
-    float offset;                // point of cell (i, j) = ((j + offset)·stride, (i + offset)·stride)
-    float ignore_threshold;      // share of an anchor; used where an image has ignore boxes
-    bool ignoring;               // does any image?
-    std::int64_t* index;         // (B, A): 0 negative, −1 ignored, k > 0: box k − 1
-    float* iou;                  // (B, A)
-    std::int64_t* labels;        // (B, A)
-    std::uint8_t* ignored;       // (B, A) scratch; where `ignoring`
+    const AtssImage* images;  // (B,), on the host
+    int topk;                 // candidates of a box on each level
+    float offset;             // point of cell (i, j) = ((j + offset)·stride, (i + offset)·stride)
+    float ignore_threshold;   // share of an anchor; used where an image has ignore boxes
+    bool ignoring;            // does any image?
+    std::int64_t* index;      // (B, A): 0 negative, −1 ignored, k > 0: box k − 1
+    float* iou;               // (B, A)
+    std::int64_t* labels;     // (B, A)
+    std::uint8_t* ignored;    // (B, A) scratch; where `ignoring`
 };
 
-namespace cpu {
-void atss(const AtssArguments&, int threads);
-}  // namespace cpu
-
-namespace cuda {
-void atss(const AtssArguments&, Place);
-}  // namespace cuda
+GFLV2_OPERATION(atss, AtssArguments)
 
 }  // namespace gflv2

@@ -1,8 +1,6 @@
 // The C++ interface of `decode`. S stands for float, or double where the logits are double.
 #pragma once
 
-#include <cstdint>
-
 #include "gflv2/types.hpp"
 
 namespace gflv2 {
@@ -20,27 +18,21 @@ struct DecodeArguments {
     std::int64_t topk;             // points kept on each level
     LevelTable class_levels;       // (B, C, H, W): its "bins" are the classes; there are no sides
     LevelTable box_levels;
-    const void* quality;           // (B, A) S, or null: J = σ(c)
-    const void* projection;        // (R,) S
-    const void* scales;            // (L,) S, or null: 1
-    const void* image_sizes;       // (B, 2) S, height and width to clip to, or null
-    const void* scale_factors;     // (B, 2) S, width and height factors to divide by, or null
-    double score_threshold;        // scores not above it become 0
-    double offset;                 // point of cell (i, j) = ((j + offset)·stride, (i + offset)·stride)
-    void* keys;                    // (B, A) S, scratch
-    void* boxes;                   // (B, N, 4) S
-    void* scores;                  // (B, N, C) S
-    std::int64_t* indices;         // (B, N), flat index of each row's point
-    std::int64_t* counts;          // (B,), rows with a score above the threshold
-    void* distributions;           // (B, N, 4, R) S, or null
+    const void* quality;        // (B, A) S, or null: J = σ(c)
+    const void* projection;     // (R,) S
+    const void* scales;         // (L,) S, or null: 1
+    const void* image_sizes;    // (B, 2) S, height and width to clip to, or null
+    const void* scale_factors;  // (B, 2) S, width and height factors to divide by, or null
+    double score_threshold;     // scores not above it become 0
+    double offset;              // point of cell (i, j) = ((j + offset)·stride, (i + offset)·stride)
+    void* keys;                 // (B, A) S, scratch
+    void* boxes;                // (B, N, 4) S
+    void* scores;               // (B, N, C) S
+    std::int64_t* indices;      // (B, N), flat index of each row's point
+    std::int64_t* counts;       // (B,), rows with a score above the threshold
+    void* distributions;        // (B, N, 4, R) S, or null
 };
 
-namespace cpu {
-void decode(const DecodeArguments&, int threads);
-}  // namespace cpu
-
-namespace cuda {
-void decode(const DecodeArguments&, Place);
-}  // namespace cuda
+GFLV2_OPERATION(decode, DecodeArguments)
 
 }  // namespace gflv2

@@ -1,9 +1,6 @@
 // The C++ interface of `distribution_kl`.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
 #include "gflv2/api/reduction.hpp"
 #include "gflv2/types.hpp"
 
@@ -23,19 +20,14 @@ struct DistributionKlArguments {
     LogitRows teacher;   // of any dtype where the student's are not float64, else float64 too
     double temperature;  // T
     Reduction reduction;
-    void* grad_logits;   // (N, R), in the dtype of the logits; backward only, as its strides
+    void* grad_logits;  // (N, R), in the dtype of the logits; backward only, as its strides
     std::int64_t grad_row_stride, grad_bin_stride;
-    void* workspace;     // CUDA: distribution_kl_workspace() bytes, where the total is wanted
+    void* workspace;  // CUDA: distribution_kl_workspace() bytes, where the total is wanted
 };
 
-namespace cpu {
-void distribution_kl_forward(const DistributionKlArguments&, int threads);
-void distribution_kl_backward(const DistributionKlArguments&, int threads);
-}  // namespace cpu
-
+GFLV2_OPERATION(distribution_kl_forward, DistributionKlArguments)
+GFLV2_OPERATION(distribution_kl_backward, DistributionKlArguments)
 namespace cuda {
-void distribution_kl_forward(const DistributionKlArguments&, Place);
-void distribution_kl_backward(const DistributionKlArguments&, Place);
 // Bytes for the sums over blocks.
 std::size_t distribution_kl_workspace(std::int64_t rows);
 }  // namespace cuda

@@ -1,12 +1,16 @@
-// Losses of rows to the result, and the upstream gradient back to the rows. A task gives one double; the tasks are summed
-// in their order, so that the result has the same bits on any number of threads.
+// Losses of rows to the result, and the upstream gradient back to the rows. A task gives one double; the tasks are
+// summed in their order, so that the result has the same bits on any number of threads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "cpu/parallel.hpp"
+#include "cpu/tiles.hpp"
 #include "gflv2/api/reduction.hpp"
 #include "gflv2/macros.hpp"
+#include "gflv2/types.hpp"
 
 GFLV2_BEGIN
 
@@ -19,8 +23,8 @@ template <class S> double total_divisor(const Reduction& r) {
     return r.factor ? r.divisor * double(*static_cast<const S*>(r.factor)) : r.divisor;
 }
 
-// Σ f(i) for i below count. Eight sums side by side, whatever the instruction set: one alone would make every addition wait
-// for the last one.
+// Σ f(i) for i below count. Eight sums side by side, whatever the instruction set: one alone would make every addition
+// wait for the last one.
 template <class F> double sum_of(std::int64_t count, const F& f) {
     double sums[8] = {};
     std::int64_t i = 0;
@@ -35,15 +39,29 @@ template <class S> double reduce_rows(const Reduction& r, std::int64_t first, st
     const S* weight = r.weight ? static_cast<const S*>(r.weight) + first : nullptr;
     if (r.total && weight) return sum_of(count, [&](std::int64_t i) { return losses[i] * weight[i]; });
     if (r.total) return sum_of(count, [&](std::int64_t i) { return losses[i]; });
-    for (std::int64_t i = 0; i < count; ++i) static_cast<S*>(r.out)[first + i] = losses[i] * row_weight<S>(r, first + i);
+    for (std::int64_t i = 0; i < count; ++i)
+        static_cast<S*>(r.out)[first + i] = losses[i] * row_weight<S>(r, first + i);
     return 0;
 }
 
-template <class S> void write_total(const Reduction& r, const std::vector<double>& sums) {
+// `dtype`: of the logits or boxes.
+inline void write_total(const Reduction& r, Dtype dtype, const std::vector<double>& sums) {
     if (!r.total || !r.out) return;
     double total = 0;
     for (const double sum : sums) total += sum;
-    *static_cast<S*>(r.out) = S(total / total_divisor<S>(r));
+    if (dtype == Dtype::float64) *static_cast<double*>(r.out) = total / total_divisor<double>(r);
+    else *static_cast<float*>(r.out) = float(total / total_divisor<float>(r));
+}
+
+// Of independent rows: losses(first, count) gives what reduce_rows returns, task by task.
+template <class Losses>
+void reduce_tasks(const Reduction& r, Dtype dtype, std::int64_t rows, int threads, const Losses& losses) {
+    std::vector<double> sums((rows + points_per_task - 1) / points_per_task);
+    parallel_for(std::int64_t(sums.size()), threads, [&](std::int64_t i) {
+        const std::int64_t first = i * points_per_task;
+        sums[i] = losses(first, std::min(points_per_task, rows - first));
+    });
+    write_total(r, dtype, sums);
 }
 
 // ∂L/∂(loss of a row) of rows [first, first + count); without an upstream gradient ∂(result)/∂(loss of a row).

@@ -1,6 +1,8 @@
-// Sums over a block and over blocks. No float atomics: the order of every sum depends on the shapes alone, so the result has
-// the same bits every time.
+// Sums over a block and over blocks. No float atomics: the order of every sum depends on the shapes alone, so the
+// result has the same bits every time.
 #pragma once
+
+#include <cstdint>
 
 #include "gflv2/launch.hpp"
 
@@ -20,18 +22,11 @@ template <unsigned THREADS, class S> __device__ inline S block_sum(S value, S* s
     return scratch[0];
 }
 
-// Second stage: block `s` of the grid sums the partial sums [begin, end) into *to. Few numbers, so double is affordable.
-struct Segment {
-    const float* begin;
-    const float* end;
-    float* to;
-};
-
-__device__ inline void sum_segment(Segment segment, double* scratch) {
+// Second stage, in one block: Σ partial[i·step] for i < count, in thread 0. Few numbers, so double is affordable.
+__device__ inline double sum_of_partials(const float* partial, std::uint32_t count, int step, double* scratch) {
     double sum = 0;
-    for (const float* at = segment.begin + threadIdx.x; at < segment.end; at += reduce_threads) sum += *at;
-    sum = block_sum<reduce_threads>(sum, scratch);
-    if (threadIdx.x == 0) *segment.to = float(sum);
+    for (std::uint32_t i = threadIdx.x; i < count; i += reduce_threads) sum += partial[std::int64_t(i) * step];
+    return block_sum<reduce_threads>(sum, scratch);
 }
 
 }  // namespace gflv2::cuda

@@ -1,9 +1,11 @@
-// Losses of rows to the result on CUDA, and the upstream gradient back to the rows: csrc/cpu/reduction.hpp for a GPU.
+// Losses of rows to the result on CUDA, and the upstream gradient back to the rows: csrc/cpu/loss_reduction.hpp for a
+// GPU.
 //
-// A total is formed in two stages. Every block leaves one partial sum in the workspace, place blockIdx.x; one more block adds
-// them up in double. The order of both sums depends on the shapes alone.
+// A total is formed in two stages. Every block leaves one partial sum in the workspace, place blockIdx.x; one more
+// block adds them up in double. The order of both sums depends on the shapes alone.
 //
-//   forward kernel   sum += reduced_row(r, row, loss) for each of the thread's rows; at its end partial_total<THREADS>(…)
+//   forward kernel   sum += reduced_row(r, row, loss) for each of the thread's rows; at its end
+//                    partial_total<THREADS>(…)
 //   after it         launch_total(r, workspace, blocks of the forward kernel, stream)
 //   backward kernel  upstream_of_row(r, row)
 #pragma once
@@ -12,7 +14,7 @@
 #include <cstdint>
 #include <stdexcept>
 
-#include "cuda/reduce.cuh"
+#include "cuda/block_sum.cuh"
 #include "gflv2/api/reduction.hpp"
 #include "gflv2/launch.hpp"
 
@@ -41,24 +43,25 @@ __device__ inline float upstream_of_row(const Reduction& r, std::int64_t row) {
 }
 
 // First stage, called by all threads of a block of THREADS. `scratch` has THREADS places, free before and after.
-template <unsigned THREADS> __device__ inline void partial_total(const Reduction& r, void* workspace, float sum, float* scratch) {
+template <unsigned THREADS>
+__device__ inline void partial_total(const Reduction& r, void* workspace, float sum, float* scratch) {
     if (!r.total) return;
     sum = block_sum<THREADS>(sum, scratch);
     if (threadIdx.x == 0) static_cast<float*>(workspace)[blockIdx.x] = sum;
 }
 
 // Second stage.
-static GFLV2_KERNEL(reduce_threads) total_of_blocks(GFLV2_CONSTANT Reduction r, const float* partial, std::uint32_t count) {
+static GFLV2_KERNEL(reduce_threads)
+    total_of_blocks(GFLV2_CONSTANT Reduction r, const float* partial, std::uint32_t count) {
     GFLV2_SHARED_MEMORY(double, scratch);
-    double sum = 0;
-    for (std::uint32_t i = threadIdx.x; i < count; i += reduce_threads) sum += partial[i];
-    sum = block_sum<reduce_threads>(sum, scratch);
+    const double sum = sum_of_partials(partial, count, 1, scratch);
     if (threadIdx.x == 0) *static_cast<float*>(r.out) = float(sum / total_divisor(r));
 }
 
 inline void launch_total(const Reduction& r, const void* workspace, std::uint32_t blocks, void* stream) {
     if (!r.total) return;
-    launch(total_of_blocks, 1, reduce_threads, reduce_threads * sizeof(double), stream, r, static_cast<const float*>(workspace), blocks);
+    launch(total_of_blocks, 1, reduce_threads, reduce_threads * sizeof(double), stream, r,
+           static_cast<const float*>(workspace), blocks);
 }
 
 // Blocks of THREADS threads for one row a thread.

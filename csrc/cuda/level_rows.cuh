@@ -1,0 +1,134 @@
+// Rows of box logits on CUDA: how a block of one warp per side reads and writes those of its 32 points.
+#pragma once
+
+#include <cstdint>
+
+#include "gflv2/blocks.hpp"
+#include "gflv2/launch.hpp"
+#include "gflv2/ptx.hpp"
+#include "gflv2/softmax.hpp"
+#include "gflv2/storage.hpp"
+
+namespace gflv2::cuda {
+
+constexpr unsigned warp = 32;
+constexpr unsigned threads = 4 * warp;  // four sides
+
+template <class T> struct alignas(4 * sizeof(T)) Four {
+    T value[4];
+};
+
+// Four adjacent, aligned elements in one store.
+template <class T> __device__ inline void store_four(T* at, const float* from) {
+    if constexpr (sizeof(T) == 2) {
+        const std::uint64_t high = ptx::narrow_pair<T>(from[2], from[3]);
+        *reinterpret_cast<std::uint64_t*>(at) = high << 32 | ptx::narrow_pair<T>(from[0], from[1]);
+    } else {
+        Four<T> four;
+        for (int i = 0; i < 4; ++i) four.value[i] = narrow<T>(from[i]);
+        *reinterpret_cast<Four<T>*>(at) = four;
+    }
+}
+
+// Of the logits of a level; scales (L,), or null: 1.
+__device__ inline float scale_of(const void* scales, int level) {
+    return scales ? static_cast<const float*>(scales)[level] : 1.0f;
+}
+
+// A row in memory: logits bin_step apart.
+template <class T> struct MemoryRow {
+    const T* at;
+    std::int64_t bin_step;
+    __device__ float operator[](int bin) const { return widen(at[bin * bin_step]); }
+};
+
+template <int BINS> struct ExponentialsFor {
+    using type = KeptExponentials<float, BINS>;
+};
+template <> struct ExponentialsFor<0> {
+    using type = RecomputedExponentials<float>;
+};
+
+// Do neighbouring bins lie side by side?
+inline bool bins_adjacent(const LevelTable& levels, bool gradient) {
+    for (int l = 0; l < levels.count; ++l) {
+        const Level& level = levels.level[l];
+        if (level.strides.bin != 1 || (gradient && level.grad_strides.bin != 1)) return false;
+    }
+    return true;
+}
+
+// Words between rows in shared memory: odd, so that the lanes of a warp fall on different banks.
+GFLV2_HD int pitch_of(int bins) { return bins | 1; }
+
+// Visits every element of the block's rows in the order of memory: f(element offset, place in shared memory). Where the
+// rows lie end to end, four at a time: quad(element offset, place) with four adjacent places.
+template <int BINS, class T, class F, class Quad>
+__device__ inline void visit_rows(const Level& level, const Strides& s, const T* data, std::uint32_t image,
+                                  std::uint32_t first, std::uint32_t rows, int bins, const F& f, const Quad& quad) {
+    bins = BINS > 0 ? BINS : bins;
+    const std::uint32_t count = rows * bins;
+    const bool flat = level.height == 1 || s.y == level.width * s.x;
+    const std::int64_t start = image * s.image + (flat ? first * s.x : 0);
+    const bool end_to_end = flat && s.side == bins && s.x == 4 * bins && bins % 2 == 1 &&
+                            reinterpret_cast<std::uintptr_t>(data + start) % sizeof(Four<T>) == 0;
+    std::uint32_t from = 0;
+    if (end_to_end) {
+        from = count / 4 * 4;
+        for (std::uint32_t e = 4 * threadIdx.x; e < from; e += 4 * threads) quad(start + e, e);
+    }
+    for (std::uint32_t e = from + threadIdx.x; e < count; e += threads) {
+        const std::uint32_t row = e / bins, bin = e - row * bins, point = row / 4;
+        const std::int64_t where = flat ? start + point * s.x : start + point_offset(level, s, first + point);
+        f(where + row % 4 * s.side + bin, row * pitch_of(bins) + bin);
+    }
+}
+
+template <int BINS, class T>
+__device__ inline void rows_to_shared(const Level& level, std::uint32_t image, std::uint32_t first, std::uint32_t rows,
+                                      int bins, float* tile) {
+    const T* data = static_cast<const T*>(level.logits);
+    visit_rows<BINS>(level, level.strides, data, image, first, rows, bins,
+                     [&](std::int64_t element, std::uint32_t place) { tile[place] = widen(data[element]); },
+                     [&](std::int64_t element, std::uint32_t place) {
+        const Four<T> four = *reinterpret_cast<const Four<T>*>(data + element);
+        for (int i = 0; i < 4; ++i) tile[place + i] = widen(four.value[i]);
+    });
+}
+
+// The way back; rounds to T.
+template <int BINS, class T>
+__device__ inline void rows_from_shared(const Level& level, std::uint32_t image, std::uint32_t first,
+                                        std::uint32_t rows, int bins, const float* tile) {
+    T* const to = static_cast<T*>(level.grad_logits);
+    visit_rows<BINS>(level, level.grad_strides, to, image, first, rows, bins,
+                     [&](std::int64_t element, std::uint32_t place) { to[element] = narrow<T>(tile[place]); },
+                     [&](std::int64_t element, std::uint32_t place) { store_four(to + element, tile + place); });
+}
+
+// What a thread knows of its point. Threads past the end have a point that does not exist.
+struct ThreadPoint {
+    std::uint32_t point, row, column;  // in the level
+    std::int64_t place;                // in (B, A)
+    bool exists;
+    int side;
+
+    __device__ ThreadPoint(const Chunk& chunk, const Level& level, std::int64_t points)
+        : point(chunk.first + threadIdx.x % warp), row(point / std::uint32_t(level.width)),
+          column(point - row * std::uint32_t(level.width)), place(chunk.image * points + level.first_point + point),
+          exists(point < std::uint32_t(level.height * level.width)), side(threadIdx.x / warp) {}
+
+    __device__ void cell(float offset, float* to) const {
+        to[0] = float(column) + offset;
+        to[1] = float(row) + offset;
+    }
+
+    __device__ std::int64_t offset_in(const Strides& s) const { return row * s.y + column * s.x; }
+
+    template <class T> __device__ MemoryRow<T> row_of(const Level& level, std::uint32_t image) const {
+        const T* at = static_cast<const T*>(level.logits) + image * level.strides.image + side * level.strides.side;
+        return {at + offset_in(level.strides), level.strides.bin};
+    }
+};
+
+}  // namespace gflv2::cuda

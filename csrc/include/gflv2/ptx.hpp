@@ -1,0 +1,99 @@
+// Single instructions of a GPU that C++ has no words for, one function each, and beside each its twin: the same for the
+// emulation (csrc/simt) and for GPUs that lack the instruction. tests/simt/test_ptx.py holds the twins to the
+// instructions' description (PTX ISA 8.8, section 9.7). The CPU code includes this header and uses nothing of it.
+//
+// An approximate instruction may be off by some units in the last place. The emulated twin is off by as many, up or
+// down as the bits of the argument say, so that the parity tests on `simt` meet the largest error that is allowed to
+// a GPU. Equal arguments still give equal results.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "gflv2/macros.hpp"
+#include "gflv2/storage.hpp"
+
+GFLV2_BEGIN
+namespace ptx {
+
+// The larger, the smaller; a NaN in either argument gives a NaN.
+GFLV2_HD float max_nan(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    float result;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+    return result;
+#else
+    return a > b || a != a ? a : b;
+#endif
+}
+
+GFLV2_HD float min_nan(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    float result;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+    return result;
+#else
+    return a < b || a != a ? a : b;
+#endif
+}
+
+// What ftz does to a subnormal number.
+GFLV2_HD float flushed(float value) {
+    return (as_bits(value) & 0x7f800000u) == 0 ? as_float(as_bits(value) & 0x80000000u) : value;
+}
+
+// `value` moved by up to `most` units in the last place; which way and how far follows from `bits`. Zero, infinity, NaN
+// and what would become one of them stay.
+GFLV2_HD float moved(float value, std::uint32_t bits, int most) {
+    const std::uint32_t own = as_bits(value), magnitude = own & 0x7fffffffu;
+    if (magnitude < 0x00800010u || magnitude > 0x7f7ffff0u) return value;
+    return as_float(own + std::uint32_t(int((bits * 2654435761u >> 16) % unsigned(2 * most + 1)) - most));
+}
+
+// 2^x within 2 units in the last place; subnormal arguments and results count as 0; exactly 1 for 0.
+GFLV2_HD float exp2(float x) {
+#if defined(__CUDA_ARCH__)
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+#else
+    const float argument = flushed(x);
+    if (argument == 0.0f) return 1.0f;
+    return flushed(moved(float(std::exp2(double(argument))), as_bits(x), 2));
+#endif
+}
+
+// a/b within 2 units in the last place; 0 for 2^126 < b < 2^128; subnormal numbers count as 0.
+GFLV2_HD float quotient(float a, float b) {
+#if defined(__CUDA_ARCH__)
+    float result;
+    asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+    return result;
+#else
+    const float over = flushed(a), under = flushed(b);
+    if (std::fabs(under) > 0x1p126f && std::fabs(under) < INFINITY)
+        return std::fabs(over) < INFINITY ? over * 0.0f : NAN;  // infinity times the reciprocal, 0
+    return flushed(moved(over / under, as_bits(a) ^ as_bits(b) * 40503u, 2));
+#endif
+}
+
+// Two numbers rounded to T, a 16-bit type, as they lie in memory: `low` first. Nearest, ties to even; a NaN becomes
+// one, with whichever bits.
+template <class T> GFLV2_HD std::uint32_t narrow_pair(float low, float high) {
+    return std::uint32_t(narrow<T>(low).bits) | std::uint32_t(narrow<T>(high).bits) << 16;
+}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+template <> GFLV2_HD std::uint32_t narrow_pair<bfloat16>(float low, float high) {
+    std::uint32_t both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+template <> GFLV2_HD std::uint32_t narrow_pair<half>(float low, float high) {
+    std::uint32_t both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+#endif
+
+}  // namespace ptx
+GFLV2_END

@@ -1,0 +1,60 @@
+"""A page of pictures: some images of a data set with their boxes."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from gflv2.data.dataset import CocoDetection
+from gflv2.data.positives import spread
+
+_COLOURS = "#e8590c #1971c2 #2f9e44 #9c36b5 #e03131 #0c8599 #f08c00 #6741d9 #c2255c #5c940d".split()
+_CROWD = "#868e96"
+_GAP = 6
+
+
+def draw_page(dataset: CocoDetection, *, images: int = 20, columns: int = 5, side: int = 320) -> Image.Image:
+    """Some images, evenly spread over those with boxes, each with its boxes and class names; crowds are grey.
+
+    Pillow's own font has Latin letters only: a class whose name has others is called by its number.
+
+    Args:
+        images: at most so many.
+        side: of a picture's place, in pixels.
+    """
+    with_boxes = [item for item in range(len(dataset)) if len(dataset.annotations(item)[0])] or range(len(dataset))
+    chosen = [with_boxes[i] for i in spread(len(with_boxes), images)]
+    pictures = [_picture(dataset, item, side) for item in chosen]
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    heights = [max(picture.height for picture in row) + _GAP for row in rows]
+    page = Image.new("RGB", (len(rows[0]) * (side + _GAP) + _GAP, sum(heights) + _GAP), "white")
+    for number, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            page.paste(picture, (_GAP + column * (side + _GAP), _GAP + sum(heights[:number])))
+    return page
+
+
+def _picture(dataset: CocoDetection, item: int, side: int) -> Image.Image:
+    tensor, boxes, labels = dataset.raw(item)
+    picture = Image.fromarray(tensor.permute(1, 2, 0).numpy())
+    scale = side / max(picture.size)
+    picture = picture.resize([max(1, round(length * scale)) for length in picture.size])
+    _draw(picture, boxes * scale, labels, dataset.class_names)
+    return picture
+
+
+def _draw(picture: Image.Image, boxes: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+        colour = _COLOURS[label % len(_COLOURS)] if label >= 0 else _CROWD
+        pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colour, width=2)
+        text = _written(names, label)
+        left, top, right, bottom = pen.textbbox((x1 + 2, max(y1 - 14, 0)), text, font=font)
+        pen.rectangle((left - 2, top - 1, right + 2, bottom + 1), fill=colour)
+        pen.text((x1 + 2, max(y1 - 14, 0)), text, fill="white", font=font)
+
+
+def _written(names: list[str], label: int) -> str:
+    if label < 0:
+        return "crowd"
+    return names[label] if all(ord(c) < 0x250 for c in names[label]) else f"class {label}"

@@ -1,0 +1,240 @@
+"""Forward and backward pass of ``gfl_loss``: what its kernels compute together, and how torch knows it.
+
+The class loss is that of `qfl`. The box losses have kernels of their own. Their backward pass writes the gradient of
+the box logits once, with the part that flows through the statistics of `dgqp` in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gflv2.ops.box_losses import SavedBoxLoss
+from gflv2.ops.checks import compute_dtype
+from gflv2.ops.head import ROWS
+from gflv2.ops.implementation import implementation
+from gflv2.ops.qfl import OPERATION as QFL
+from gflv2.ops.registration import as_rows, convert, flatten, register
+
+
+class Needs(NamedTuple):
+    """Which gradients are needed."""
+
+    class_logits: bool
+    box_logits: bool
+    predictor: bool
+    scales: bool
+    quality: bool  # for itself: no predictor has computed it
+
+    @property
+    def of_box_logits(self) -> bool:
+        """The pass over the box logits is needed."""
+        return self.box_logits or self.predictor or self.scales
+
+
+class Gradients(NamedTuple):
+    """Those that are not wanted are empty or None."""
+
+    class_logits: list[Tensor]
+    box_logits: list[Tensor]
+    predictor: list[Tensor]
+    scales: Tensor | None
+    quality: Tensor | None
+
+
+def split_gradients(gradients: Sequence[Tensor], count: int, needs: Sequence[bool]) -> Gradients:
+    """Of a flat list, for ``count`` levels."""
+    parts, first = [], 0
+    for size, need in zip((count, count, 4, 1, 1), needs, strict=True):
+        parts.append(list(gradients[first : first + size * need]))
+        first += size * need
+    return Gradients(*parts[:3], *(part[0] if part else None for part in parts[3:]))
+
+
+def _new_results(class_logits, box_logits, quality, scales, projection, labels, scores, weights, *_: Any):
+    """The three losses, and what backward needs of the box losses (`SavedBoxLoss.sides`)."""
+    dtype = compute_dtype(box_logits[0].dtype)
+    qfl = weights.new_empty((), dtype=dtype)
+    return qfl, torch.empty_like(qfl), torch.empty_like(qfl), weights.new_empty((*weights.shape, 4, 2), dtype=dtype)
+
+
+def class_loss(rows: Sequence[Any], beta: float, loss_weights: Sequence[float]) -> list[Any]:
+    """The arguments of `qfl` for Σ over points / N_pos, times its factor.
+
+    Args:
+        rows: class logits, quality, labels, scores, label weights, normalisers.
+    """
+    class_logits, quality, labels, scores, label_weights, normalisers = rows
+    divisor = 1 / loss_weights[0] if loss_weights[0] else math.inf
+    form = "logits" if quality is None else "class_logits"
+    # Of the normalisers `qfl` reads the first, N_pos.
+    return [class_logits, quality, labels, scores, label_weights, normalisers, form, beta, divisor, "sum"]
+
+
+def _factors(loss_weights: Sequence[float]) -> tuple[float, float]:
+    """Of the two box losses; DFL is a mean over the sides."""
+    return loss_weights[1], loss_weights[2] / 4
+
+
+def losses_and_gradients(
+    of_class_loss: Sequence[bool],
+    class_logits,
+    box_logits,
+    quality,
+    scales,
+    projection,
+    labels,
+    scores,
+    weights,
+    label_weights,
+    normalisers,
+    boxes,
+    strides,
+    offset,
+    beta,
+    loss_weights,
+    backend,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """The results, and those gradients of the class loss that are asked for, for an upstream gradient of 1."""
+    qfl, giou, dfl, sides = _new_results(class_logits, box_logits, quality, scales, projection, labels, scores, weights)
+    call = class_loss((class_logits, quality, labels, scores, label_weights, normalisers), beta, loss_weights)
+    gradients: list[Any] = []
+    if any(of_class_loss):
+        qfl, gradients = QFL.with_gradients(call, backend, of_class_loss)
+    if not weights.numel():
+        return qfl.zero_(), giou.zero_(), dfl.zero_(), sides, gradients
+    if not gradients:
+        QFL.fill(implementation("qfl", backend), qfl, *call)
+    implementation("gfl_loss", backend).box_loss_forward(
+        box_logits,
+        boxes,
+        weights,
+        normalisers,
+        strides,
+        scales,
+        projection,
+        offset,
+        _factors(loss_weights),
+        sides,
+        giou,
+        dfl,
+    )
+    return qfl, giou, dfl, sides, gradients
+
+
+def run(*arguments: Any) -> tuple[Tensor, ...]:
+    return losses_and_gradients((), *arguments)[:4]
+
+
+def _new_gradients(class_logits, box_logits, quality, scales, predictor, needs: Needs) -> Gradients:
+    return Gradients(
+        [torch.empty_like(level) for level in class_logits] if needs.class_logits else [],
+        [torch.empty_like(level) for level in box_logits] if needs.box_logits else [],
+        [as_rows(tensor) for tensor in predictor] if needs.predictor else [],
+        as_rows(scales) if needs.scales else None,
+        as_rows(quality) if needs.quality else None,
+    )
+
+
+def run_backward(
+    grad_qfl,
+    grad_giou,
+    grad_dfl,
+    class_logits,
+    box_logits,
+    quality,
+    scales,
+    projection,
+    labels,
+    scores,
+    weights,
+    label_weights,
+    normalisers,
+    sides,
+    grad_quality,
+    predictor,
+    topk,
+    mean,
+    variance,
+    beta,
+    loss_weights,
+    backend,
+    needs,
+) -> Gradients:
+    needs = Needs(*needs)
+    wanted = _new_gradients(class_logits, box_logits, quality, scales, predictor, needs)
+    if not weights.numel():
+        for gradient in flatten(wanted):
+            gradient.zero_()
+        return wanted
+
+    # 1. The class logits, and the quality.
+    if grad_quality is None:
+        if needs.quality or (predictor and needs.of_box_logits):
+            grad_quality = wanted.quality if needs.quality else torch.empty_like(quality)
+        if needs.class_logits or grad_quality is not None:
+            call = class_loss((class_logits, quality, labels, scores, label_weights, normalisers), beta, loss_weights)
+            where = (wanted.class_logits, grad_quality)
+            QFL.fill_gradients(implementation("qfl", backend), grad_qfl, where, None, *call)
+
+    # 2. The box logits, once: by way of the statistics and of the two box losses.
+    if needs.of_box_logits:
+        saved = (sides, weights, projection, normalisers, grad_giou, grad_dfl, _factors(loss_weights))
+        implementation("gfl_loss", backend).box_loss_backward(
+            grad_quality if predictor else None,
+            box_logits,
+            predictor,
+            scales,
+            topk,
+            mean,
+            variance,
+            wanted.box_logits,
+            wanted.predictor,
+            wanted.scales,
+            SavedBoxLoss(*saved),
+        )
+    return wanted
+
+
+def _fake_backward(*arguments: Any) -> list[Tensor]:
+    class_logits, box_logits, quality, scales = arguments[3:7]
+    predictor, needs = arguments[15], Needs(*arguments[-1])
+    return flatten(_new_gradients(class_logits, box_logits, quality, scales, predictor, needs))
+
+
+def _converted(*arguments: Any) -> tuple[Tensor, ...]:
+    """`run`, for small tensors of any dtype: somebody may call it by hand."""
+    dtype = compute_dtype(arguments[1][0].dtype)
+    return run(*arguments[:2], *(convert(small, dtype) for small in arguments[2:11]), *arguments[11:])
+
+
+def _converted_backward(*arguments: Any) -> list[Tensor]:
+    maps, small, settings = arguments[:5], arguments[5:16], arguments[16:]
+    converted = (convert(tensor, small[8].dtype) for tensor in small)
+    gradients = flatten(run_backward(*maps, *converted, *settings))
+    wanted = _fake_backward(*arguments)
+    return [gradient.to(like.dtype) for gradient, like in zip(gradients, wanted, strict=True)]
+
+
+# `normalisers`: N_pos and W. `grad_quality`: of the class loss, where it is known already.
+_CONSTANTS = "Tensor labels, Tensor scores, Tensor weights, Tensor label_weights, Tensor normalisers"
+_LOSS_SETTINGS = "float beta, float[] loss_weights, str backend"
+registered = register(
+    "gfl_loss",
+    f"({ROWS}, {_CONSTANTS}, Tensor boxes, float[] strides, float offset, {_LOSS_SETTINGS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _converted,
+    _new_results,
+)
+registered_backward = register(
+    "gfl_loss_backward",
+    f"(Tensor grad_qfl, Tensor grad_giou, Tensor grad_dfl, {ROWS}, {_CONSTANTS}, Tensor sides, Tensor? grad_quality, "
+    f"Tensor[] predictor, int topk, bool mean, bool variance, {_LOSS_SETTINGS}, bool[] needs) -> Tensor[]",
+    _converted_backward,
+    _fake_backward,
+    vmap=True,
+)

@@ -1,0 +1,55 @@
+"""A detector trained on one data set in three formats."""
+
+import json
+
+import pytest
+import torch
+
+from gflv2.data import shapes
+from gflv2.engine.train import train
+from tests.data.formats import write_voc, write_yolo
+
+# The lightest detector that has every part.
+TINY = {
+    "model": {
+        "backbone": {"name": "tf_efficientnet_lite0", "frozen_stages": 1},
+        "neck": {"channels": 16},
+        "head": {"channels": 16, "stacked_convs": 1, "gn_groups": 4},
+    },
+    "data": {"long_side": 64, "short_side": [64, 64], "test_short_side": 64, "workers": 0},
+    "train": {"epochs": 2, "batch_size": 4, "base_batch_size": 4, "optimizer": "adamw", "warmup_iterations": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def sample_set(tmp_path_factory):
+    return shapes.generate(tmp_path_factory.mktemp("shapes"), seed=3, train=8, val=4, size=64)
+
+
+def test_training_and_evaluation_are_the_same_from_coco_yolo_and_voc(sample_set, tmp_path) -> None:
+    sources = {"coco": {}, "yolo": {}, "voc": {}}
+    for split in ("train", "val"):
+        file, images = (getattr(sample_set, name) for name in (split, f"{split}_images"))
+        content = json.loads(file.read_text())
+        for row in content["annotations"]:
+            del row["area"]  # of the shape, not of the box, which is all that the other formats have
+        coco = tmp_path / f"{split}.json"
+        coco.write_text(json.dumps(content))
+        sources["coco"][split] = coco
+        sources["yolo"][split] = write_yolo(content, images, tmp_path / f"yolo {split}", split)
+        sources["voc"][split] = write_voc(content, images, tmp_path / f"voc {split}", split, labels=True)
+    results = {}
+    for name, data in sources.items():
+        folders = {f"{s}_images": getattr(sample_set, f"{s}_images") for s in data} if name == "coco" else {}
+        given = {f"{split}_data": source for split, source in data.items()}
+        results[name] = train(
+            TINY, **given, **folders, output=tmp_path / name, pretrained=False, accelerator="cpu", progress=False,
+            max_steps=2,
+        )  # fmt: skip
+    weights = {name: torch.load(r.last_weights, weights_only=True) for name, r in results.items()}
+    assert weights["coco"]["class_names"] == list(shapes.CLASS_NAMES)
+    for name in ("yolo", "voc"):
+        assert weights[name]["class_names"] == weights["coco"]["class_names"]
+        pairs = ((weights[name]["state_dict"][key], value) for key, value in weights["coco"]["state_dict"].items())
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs), name
+        assert results[name].metrics == results["coco"].metrics
