@@ -15,7 +15,7 @@ INTEGRATION_VENV := .venv-integrations
 # What clang-format looks at.
 CPP := $(sort $(shell find csrc tests/simt -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh'))
 
-.PHONY: install demo test test-integrations test-oldest bench bench-integrations lint parity compile-matrix tables clean help
+.PHONY: install demo test test-integrations test-oldest bench bench-integrations lint parity compile-matrix forecast tables clean help
 
 help:
 	@echo "make install  the virtual environment .venv with everything, which the others make by themselves too"
@@ -27,7 +27,8 @@ help:
 	@echo "make bench-integrations   the same for other people's detectors, with and without this project's operations"
 	@echo "make lint    ruff, clang-format, mypy"
 	@echo "make parity           how far every kernel is from its definition, and how far it may be"
-	@echo "make compile-matrix   compile every kernel for every architecture, and write docs/kernels.md"
+	@echo "make compile-matrix   compile every kernel for every architecture, and write docs/kernels.md, docs/forecast.md"
+	@echo "make forecast         predict the kernels' times from their machine code, and write docs/forecast.md"
 	@echo "make tables           write the tables of README.md and docs/kernels.md anew"
 
 install: $(STAMP)
@@ -88,6 +89,9 @@ parity: $(STAMP)
 
 compile-matrix: $(STAMP)
 	$(BIN)/python -m tests.kernels.matrix $(MATRIX_ARGS)
+
+forecast: $(STAMP)
+	$(BIN)/python -m tests.kernels.forecast $(FORECAST_ARGS)
 
 tables: $(STAMP)
 	$(BIN)/python -m tests.test_readme

@@ -1,8 +1,9 @@
 """The compile matrix: every kernel for every architecture of a release, its registers, shared memory and spills.
 
 ``python -m tests.kernels.matrix`` compiles the CUDA sources (nvcc) and the Triton launches listed in ``launches``, and
-writes the table of docs/kernels.md. It fails where a kernel does not compile; where it needs a stack or spills a
-register, unless ``allowed`` says why; and where a Triton kernel that must not fuse a product into a sum does so.
+writes the table of docs/kernels.md and, from the same machine code, the forecast (``forecast``). It fails where a
+kernel does not compile; where it needs a stack or spills a register, unless ``allowed`` says why; where a Triton kernel
+that must not fuse a product into a sum does so; and where a kernel got worse than the committed forecast expects.
 """
 
 from __future__ import annotations
@@ -18,18 +19,32 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from gflv2.kernels.variants import ARCHITECTURES
+from gflv2.kernels.variants import ARCHITECTURES, Variant
 from tests.kernels.allowed import ALLOWED
-from tests.kernels.launches import OPERATIONS, variants_of
+from tests.kernels.hot import Hot
+from tests.kernels.launches import OPERATIONS, hot, variants_of
+from tests.kernels.machine_code import Facts, disassemble, facts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 TABLE = ROOT / "docs" / "kernels.md"
 CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+# Whose machine code the forecast reads: sm_80 also runs on sm_89.
+FORECAST = (80, 90)
 # As in CMakeLists.txt.
 CUDA_OPTIONS = ["-std=c++17", "-O3", "-fmad=false", f"-I{CSRC}", f"-I{CSRC / 'include'}", "-DGFLV2_HAS_CUDA"]
+
+
+class Launched(NamedTuple):
+    """A launch of the forecast's workload, and what its machine code does."""
+
+    hot: Hot
+    facts: Facts
+    blocks: int
+    warps: int  # of a block
+    shared: int  # bytes of a block
 
 
 class Usage(NamedTuple):
@@ -43,6 +58,7 @@ class Usage(NamedTuple):
     registers: int
     shared: int  # bytes that are known when it is compiled
     stack: int  # bytes of the stack frame, spills included
+    launched: Launched | None = None
 
 
 class Failure(NamedTuple):
@@ -57,20 +73,44 @@ Result = list[Usage] | Failure
 def compile_cuda(name: str, architecture: int) -> Result:
     """What ptxas says of every kernel of a CUDA source."""
     with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
         run = subprocess.run(
             [
                 *["nvcc", *CUDA_OPTIONS, f'-DGFLV2_CUDA_ARCHITECTURES="{architecture}"', f"-arch=sm_{architecture}"],
-                *["-Xptxas", "-v", "-cubin", "-o", f"{folder}/kernel.cubin", str(CSRC / "cuda" / name)],
+                *["-Xptxas", "-v", "-cubin", "-o", str(cubin), str(CSRC / "cuda" / name)],
             ],
             capture_output=True,
             text=True,
         )
-    if run.returncode != 0:
-        return Failure(name, architecture, run.stderr)
-    found = read_ptxas(name, architecture, run.stderr)
-    if not found and any(source == name for source, _ in cuda_kernels()):
-        return Failure(name, architecture, f"ptxas reports no kernel: {run.stderr}")
-    return found
+        if run.returncode != 0:
+            return Failure(name, architecture, run.stderr)
+        found = read_ptxas(name, architecture, run.stderr)
+        if not found and any(source == name for source, _ in cuda_kernels()):
+            return Failure(name, architecture, f"ptxas reports no kernel: {run.stderr}")
+        return [item._replace(launched=_launched_cuda(item, cubin)) for item in found]
+
+
+def _launched_cuda(usage: Usage, cubin: Path) -> Launched | None:
+    item = _hot_of(usage.architecture, usage.source, usage.symbol, usage.symbol)
+    if item is None:
+        return None
+    facts = _facts(item, disassemble(cubin, usage.symbol))
+    return facts and Launched(item, facts, item.blocks_of({}), item.warps, usage.shared + item.shared)
+
+
+def _hot_of(architecture: int, source: str, kernel: str, instance: str) -> Hot | None:
+    if architecture not in FORECAST:
+        return None
+    return next((item for item in hot() if item.is_launched_by(source, kernel, instance)), None)
+
+
+def _facts(item: Hot, text: str) -> Facts | None:
+    """None, which the forecast's check refuses: what is declared does not fit the machine code."""
+    try:
+        return facts_of(text, item.loops, item.trips, item.cold)
+    except ValueError as error:
+        print(f"{item.name}: {error}; see HOT in tests/kernels/launches", file=sys.stderr)
+        return None
 
 
 def read_ptxas(source: str, architecture: int, text: str) -> list[Usage]:
@@ -123,25 +163,38 @@ def compile_triton(op: str, architecture: int) -> Result:
                 continue
             seen.add(variant.key)
             try:
-                code = variant.compile(architecture).asm
+                compiled = variant.compile(architecture)
+                code = compiled.asm
             except Exception as error:  # whatever the compiler throws is the finding
                 return Failure(source, architecture, f"{variant.kernel} ({call}): {type(error).__name__}: {error}")
             # ptxas is told so too: the option holds for both.
             if not variant.options["enable_fp_fusion"] and re.search(r"\bfma\.", code["ptx"]):
                 return Failure(source, architecture, f"{variant.kernel} ({call}) fuses a product into a sum")
+            kernel, launched = variant.kernel.rsplit(".", 1)[-1], None
             with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
                 file.write(code["cubin"])
                 file.flush()
                 text = subprocess.run(
                     [str(cuobjdump), "-res-usage", file.name], capture_output=True, text=True, check=True
                 ).stdout
+                item = _hot_of(architecture, source, kernel, call)
+                facts = item and _facts(item, disassemble(Path(file.name)))
+                if item is not None and facts is not None:
+                    warps, shared = variant.options["num_warps"], compiled.metadata.shared
+                    launched = Launched(item, facts, item.blocks_of(_constants(variant)), warps, shared)
             numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
             assert numbers, text
             registers, stack, shared, local = map(int, numbers.groups())
-            kernel = variant.kernel.rsplit(".", 1)[-1]
             # Neither function calls nor arrays: a stack can only be spilled registers.
-            found.append(Usage(source, kernel, call, kernel, architecture, registers, shared, max(stack, local)))
+            spilled = max(stack, local)
+            found.append(Usage(source, kernel, call, kernel, architecture, registers, shared, spilled, launched))
     return found
+
+
+def _constants(variant: Variant) -> dict[str, Any]:
+    """Its ``tl.constexpr`` parameters by name."""
+    names = variant.function.arg_names
+    return {names[place[0]] if isinstance(place, tuple) else place: value for place, value in variant.constants.items()}
 
 
 def reason_of(usage: Usage) -> str | None:
@@ -262,10 +315,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kernels.matrix", description=__doc__.split("\n")[0])
     parser.add_argument("--architectures", type=int, nargs="+", default=list(ARCHITECTURES))
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
-    parser.add_argument("--check", action="store_true", help="leave docs/kernels.md as it is")
+    parser.add_argument("--check", action="store_true", help="write nothing, compare with the expectation")
     options = parser.parse_args(arguments)
     nvcc = shutil.which("nvcc") is not None
     results = compile_all(options.architectures, options.jobs, cuda=nvcc)
+    from tests.kernels import forecast  # it compiles by this module
+
     found = problems(results)
     complete = nvcc and all(map(_fine, results)) and set(options.architectures) == set(ARCHITECTURES)
     if complete and not options.check:
@@ -273,6 +328,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end = rest[rest.index("<!-- end -->") :]
         TABLE.write_text(f"{begin}<!-- table: needs -->\n{render(results)}{end}")
         print(f"wrote {TABLE.relative_to(ROOT)}")
+        forecast.write(results)
+    else:
+        found += forecast.problems(results)
     if not nvcc:
         print("nvcc is not on PATH: the CUDA sources were not compiled")
     for text in found:

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 
 from gflv2.kernels.variants import Variant
+from tests.kernels.hot import Hot
 
 OPERATIONS = sorted(module.name for module in pkgutil.iter_modules(__path__))
 
@@ -15,3 +16,8 @@ OPERATIONS = sorted(module.name for module in pkgutil.iter_modules(__path__))
 def variants_of(op: str) -> dict[str, list[Variant]]:
     """What each listed call of an operation launches, by a description of the call."""
     return importlib.import_module(f"{__name__}.{op}").variants()
+
+
+def hot() -> list[Hot]:
+    """The launches of the forecast's workload, of both kinds of kernels."""
+    return [item for op in OPERATIONS for item in getattr(importlib.import_module(f"{__name__}.{op}"), "HOT", [])]

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from gflv2.kernels import atss
 from gflv2.kernels.variants import Variant, record
+from tests.kernels.hot import BATCH, BOXES, CELLS, LEVELS, Hot
 from tests.kernels.inputs import POINTS, SIZES, STRIDES
+
+_BLOCKS = BATCH * math.ceil(sum(LEVELS) / 256)
+HOT = [
+    Hot(
+        *("atss", "forward", "atss.cu", "atss_clear", "", _BLOCKS, 8 * CELLS, CELLS),
+        warps=8,
+    ),
+    Hot(
+        *("atss", "forward", "atss.cu", "atss_claim", "ILi9E"),
+        *(BATCH * math.ceil(BOXES / 25), 40 * BATCH * BOXES, 5 * BATCH * BOXES),
+        shared=25 * 5 * 9 * 4,
+    ),
+    Hot(
+        *("atss", "forward", "atss.cu", "atss_finish", "", _BLOCKS, 28 * CELLS, CELLS),
+        warps=8,
+    ),
+]
 
 
 def variants() -> dict[str, list[Variant]]:

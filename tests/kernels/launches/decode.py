@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from gflv2.kernels import decode
 from gflv2.kernels.variants import Variant, record
+from tests.kernels.hot import BATCH, BINS, CELLS, CLASSES, KEPT, LEVELS, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, SIZES, STRIDES, pyramid
+
+_KEPT = [min(KEPT, level) for level in LEVELS]
+_ROWS = BATCH * sum(_KEPT)
+_BLOCKS = BATCH * sum(math.ceil(rows / 32) for rows in _KEPT)
+_KEYS = CLASSES * 2 * CELLS + 8 * CELLS
+HOT = [
+    Hot(
+        *("decode", "forward", "decode.cu", "decode_keys", "bfloat16E", programs(32), _KEYS, CLASSES * CELLS),
+        shared=1024,
+        loops={r"^LDG\.E\.U16": CLASSES / 4},
+        cold=r"^STG\.E\.64",  # one block clears the counts
+    ),
+    Hot(
+        *("decode", "forward", "decode.cu", "decode_scores", "bfloat16E"),
+        *(_BLOCKS, 6 * CLASSES * _ROWS, CLASSES * _ROWS),
+        shared=512,
+        loops={r"^LDG\.E\.U16": CLASSES / 4},
+    ),
+    Hot(
+        *("decode", "forward", "decode.cu", "decode_boxes", "bfloat16E"),
+        *(_BLOCKS, 4 * (BINS * 2 + 4) * _ROWS, 4 * BINS * _ROWS),
+        # The largest of the bins, sixteen at a time, then their sums, four at a time; cold is the distribution.
+        loops={r"^LDG\.E\.U16": (16, 1, 16, 1, BINS, 1)},
+        cold=r"^STG\.E [d\[]",
+    ),
+    Hot(
+        *("decode", "forward", "kernels/decode.py", "decode_keys_kernel", "R=17 bfloat16, box logits float32"),
+        *(of_cells, _KEYS, CLASSES * CELLS),
+        trips=(CLASSES / 16,),
+    ),
+]
 
 
 def variants() -> dict[str, list[Variant]]:

@@ -6,7 +6,26 @@ import torch
 
 from gflv2.kernels import dgqp
 from gflv2.kernels.variants import Variant, record
+from tests.kernels.hot import BINS, CELLS, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, pyramid
+
+_LOGITS = 4 * BINS * CELLS
+# CUDA: eight times 32 points a block; the first layer reads its weights four at a time, for 20 statistics.
+DIVISION = "I2F"  # the weights once more, for more than 64 units
+HOT = [
+    Hot(
+        *("dgqp", "forward", "dgqp.cu", "dgqp_forward_kernel", "bfloat16ELi17ELi4ELb0E"),
+        *(programs(256), 2 * _LOGITS + 4 * CELLS, _LOGITS),
+        shared=8272,
+        loops={r"^LDG\.E\.U16 ": 8 * BINS, r"^LDS\.128 ": 80},
+        cold=DIVISION,
+    ),
+    Hot(
+        *("dgqp", "forward", "kernels/dgqp.py", "dgqp_forward_kernel", "levels R=17 bfloat16"),
+        *(of_cells, 2 * _LOGITS + 4 * CELLS, _LOGITS),
+        trips=4,  # steps, sides, ranks
+    ),
+]
 
 
 def variants() -> dict[str, list[Variant]]:

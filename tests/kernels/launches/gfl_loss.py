@@ -7,7 +7,68 @@ import torch
 from gflv2.kernels import gfl_loss
 from gflv2.kernels.variants import Variant, record
 from gflv2.ops.box_losses import SavedBoxLoss
+from tests.kernels.hot import BINS, CELLS, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, STRIDES, pyramid
+
+_LOGITS = 4 * BINS * CELLS
+# Of the weights and gradients of the box losses nearly all points have none.
+_POSITIVE = r"MUFU|^LDG\.E\.U16"
+HOT = [
+    Hot(
+        *("gfl_loss", "forward", "gfl_loss.cu", "box_loss_kernel", "bfloat16E"),
+        *(programs(32), 36 * CELLS, CELLS),
+        shared=512,
+        cold=_POSITIVE,
+    ),
+    Hot(
+        *("gfl_loss", "forward", "gfl_loss.cu", "box_loss_sums", ""),
+        *(1, 8 * programs(32), 2 * programs(32)),
+        shared=1024,
+        loops={"^LDG": programs(32) / 128},
+    ),
+    Hot(
+        *("gfl_loss", "backward", "gfl_loss.cu", "dgqp_backward_kernel", "bfloat16ELi17ELi4ELb0E.*BoxLoss"),
+        *(programs(256), 4 * _LOGITS + 4 * CELLS, _LOGITS),
+        shared=24912,
+        # Eight times 32 points, whose logits are read twice; statistics of the first layer; 64 units, then 32 points of
+        # two units, with up to six statistics; the sum of two units over 32 points.
+        loops={
+            r"^LDG\.E\.U16 ": 8 * 2 * BINS,
+            r"^LDS\.128 ": 80,
+            "^FFMA": (64 * 6, 32 * 2 * 6),
+            "^FADD": 64,
+        },
+        cold=r"I2F|^STG\.E [d\[]",
+    ),
+    Hot(
+        *("gfl_loss", "backward", "dgqp.cu", "dgqp_sums", ""),
+        *(64 + 1 + 5, 4 * 1346 * programs(256), 1346 * programs(256)),
+        warps=8,
+        shared=2304,
+        # The rows of a unit, of the second bias, of a scale; then the 21 sums of the unit.
+        loops={"^LDG": (programs(256) / 8, programs(256) / 8, programs(256) / 8, 21)},
+    ),
+    Hot(
+        *("gfl_loss", "forward", "kernels/gfl_loss.py", "box_loss_forward_kernel", "levels R=17 bfloat16"),
+        *(of_cells, 36 * CELLS, CELLS),
+        cold=_POSITIVE,
+    ),
+    Hot(
+        *("gfl_loss", "backward", "kernels/gfl_loss.py", "dgqp_backward_kernel", "levels R=17 bfloat16"),
+        *(of_cells, 4 * _LOGITS + 4 * CELLS, _LOGITS),
+        trips=4,  # steps, sides, ranks
+    ),
+    Hot(
+        *("gfl_loss", "forward", "kernels/gfl_loss.py", "box_loss_sums_kernel", "levels R=17 bfloat16"),
+        *(1, 8 * programs(64), 2 * programs(64)),
+        trips=(programs(64) / 2048, programs(64) / 2048),
+    ),
+    Hot(
+        *("gfl_loss", "backward", "kernels/gfl_loss.py", "dgqp_reduce_kernel", "levels R=17 bfloat16"),
+        *(20 + 3 + 5, 4 * 22 * 64 * programs(256), 22 * 64 * programs(256)),
+        trips=(programs(256) / 32,),
+    ),
+]
 
 
 def variants() -> dict[str, list[Variant]]:

@@ -6,7 +6,36 @@ import torch
 
 from gflv2.kernels import gfl_targets
 from gflv2.kernels.variants import Variant, record
+from tests.kernels.hot import BATCH, CELLS, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, STRIDES, pyramid
+
+_POSITIVE = r"MUFU\.(EX2|LG2)|^LDG\.E\.U16"  # a positive point's: few points are
+_PARTIALS = programs(32)
+HOT = [
+    Hot(
+        *("gfl_targets", "forward", "gfl_targets.cu", "gfl_targets_kernel", "bfloat16E"),
+        *(programs(32), 44 * CELLS, CELLS),
+        shared=1024,
+        cold=_POSITIVE,
+    ),
+    Hot(
+        *("gfl_targets", "forward", "gfl_targets.cu", "gfl_targets_sums", ""),
+        *(1, 8 * _PARTIALS, 2 * _PARTIALS),
+        shared=1024,
+        # Image by image, with nine barriers each.
+        loops={"^BAR": 9 * BATCH, "^LDG": 2 * _PARTIALS / BATCH / 128},
+    ),
+    Hot(
+        *("gfl_targets", "forward", "kernels/gfl_targets.py", "gfl_targets_kernel", "levels R=17 bfloat16"),
+        *(of_cells, 44 * CELLS, CELLS),
+        cold=_POSITIVE,
+    ),
+    Hot(
+        *("gfl_targets", "forward", "kernels/gfl_targets.py", "gfl_targets_sums_kernel", "levels R=17 bfloat16"),
+        *(1, 8 * programs(64), 2 * programs(64)),
+        trips=(BATCH,),
+    ),
+]
 
 
 def variants() -> dict[str, list[Variant]]:

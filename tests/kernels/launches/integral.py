@@ -6,7 +6,32 @@ import torch
 
 from gflv2.kernels import integral
 from gflv2.kernels.variants import Variant, record
+from tests.kernels.hot import BINS, CELLS, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, STRIDES, pyramid
+
+_LOGITS = 4 * BINS * CELLS
+_FORWARD, _BACKWARD = 2 * _LOGITS + 16 * CELLS, 4 * _LOGITS + 16 * CELLS
+HOT = [
+    Hot(
+        *("integral", "forward", "integral.cu", "integral_forward_strided", "bfloat16ELi17E"),
+        *(programs(64), _FORWARD, _LOGITS),
+        shared=1024,
+    ),
+    Hot(
+        *("integral", "backward", "integral.cu", "integral_backward_strided", "bfloat16ELi17ELb0E"),
+        *(programs(64), _BACKWARD, _LOGITS),
+        shared=512,
+    ),
+    Hot(
+        *("integral", "forward", "kernels/integral.py", "integral_forward_kernel", "levels R=17 bfloat16"),
+        *(of_cells, _FORWARD, _LOGITS),
+    ),
+    Hot(
+        *("integral", "backward", "kernels/integral.py", "integral_backward_kernel"),
+        *("levels R=17 bfloat16, projection fixed", of_cells, _BACKWARD, _LOGITS),
+        trips=(4,),  # sides
+    ),
+]
 
 
 def variants() -> dict[str, list[Variant]]:

@@ -7,7 +7,50 @@ import torch
 from gflv2.kernels import qfl
 from gflv2.kernels.variants import Variant, record
 from gflv2.ops.reduction import Reduction
+from tests.kernels.hot import CELLS, CLASSES, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, pyramid
+
+_LOGITS = CLASSES * CELLS
+_FORWARD, _BACKWARD = 2 * _LOGITS + 20 * CELLS, 4 * _LOGITS + 24 * CELLS
+# CUDA: 20 classes of two points a thread. Cold is the logarithm, which the usual negative goes without.
+_LOGARITHM = "0x3f3504f3|I2FP"
+HOT = [
+    Hot(
+        *("qfl", "forward", "qfl.cu", "qfl_points", "bfloat16.*QflFormE1ELb1ELb0ELi2E"),
+        *(programs(64), _FORWARD, _LOGITS),
+        shared=2816,
+        loops={r"^LDG\.E R": CLASSES / 4},
+        cold=_LOGARITHM,
+    ),
+    Hot(
+        *("qfl", "forward", "qfl.cu", "total_of_blocks", ""),
+        *(1, 4 * programs(64), programs(64)),
+        shared=1024,
+        loops={"^LDG": programs(64) / 128},
+    ),
+    Hot(
+        *("qfl", "backward", "qfl.cu", "qfl_points", "bfloat16.*QflFormE1ELb1ELb1ELi2E"),
+        *(programs(64), _BACKWARD, _LOGITS),
+        shared=2816,
+        loops={r"^LDG\.E R": CLASSES / 4},
+        cold=_LOGARITHM,
+    ),
+    Hot(
+        *("qfl", "forward", "kernels/qfl.py", "qfl_forward_kernel", "levels C=80 bfloat16"),
+        *(of_cells, _FORWARD, _LOGITS),
+        trips=(CLASSES / 8,),
+    ),
+    Hot(
+        *("qfl", "forward", "kernels/qfl.py", "total_kernel", "levels C=80 bfloat16"),
+        *(1, 4 * programs(128), programs(128)),
+        trips=(programs(128) / 2048,),
+    ),
+    Hot(
+        *("qfl", "backward", "kernels/qfl.py", "qfl_backward_kernel", "levels C=80 bfloat16"),
+        *(of_cells, _BACKWARD, _LOGITS),
+        trips=(CLASSES / 8,),
+    ),
+]
 
 
 def variants() -> dict[str, list[Variant]]:

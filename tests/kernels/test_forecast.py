@@ -1,0 +1,280 @@
+"""The forecast reads machine code rightly, turns red where a kernel becomes slower, and has every declared launch."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed on this platform")
+
+from benchmarks.harness import table  # noqa: E402
+from tests.kernels import forecast, matrix  # noqa: E402
+from tests.kernels.forecast import Line  # noqa: E402
+from tests.kernels.hot import Hot  # noqa: E402
+from tests.kernels.launches import OPERATIONS, hot, variants_of  # noqa: E402
+from tests.kernels.machine_code import Facts, disassemble, facts_of  # noqa: E402
+from tests.kernels.model import GPUS, UTILISATION, Launch, blocks_per_multiprocessor  # noqa: E402
+from tests.kernels.model import forecast as predict  # noqa: E402
+
+H200 = GPUS[0]
+# A loop over 16 numbers a thread, four at a time, with a rare way out of the loop's straight path.
+VECTOR = (
+    "S2R R0, SR_TID.X",
+    "@P0 EXIT",
+    "head: LDG.E.128 R4, desc[UR4][R2.64]",
+    "FSETP.GEU.AND P1, PT, R4, 1, PT",
+    "@P1 BRA usual",
+    "MUFU.LG2 R4, R4",
+    "FFMA R4, R4, R4, R4",
+    "FFMA R4, R4, R4, R4",
+    "usual: MUFU.EX2 R5, R5",
+    "STG.E.128 desc[UR4][R6.64], R4",
+    "@P2 BRA head",
+    "BAR.SYNC.DEFER_BLOCKING 0x0",
+    "EXIT",
+    "end: BRA end",
+)
+# The same with the load taken apart, and with the store.
+SCALAR_LOADS = [*VECTOR[:2], *(f"{'head: ' if i == 0 else ''}LDG.E R{4 + i}, desc[UR4][R2.64]" for i in range(4))]
+SCALAR_LOADS += VECTOR[3:]
+NARROW_STORES = [*VECTOR[:9], *(["STG.E.U16 desc[UR4][R6.64], R4"] * 8), *VECTOR[10:]]
+
+
+def text_of(code: list[str] | tuple[str, ...]) -> str:
+    """What cuobjdump prints of it."""
+    places = {}
+    for number, line in enumerate(code):
+        label = re.match(r"(\w+): ", line)
+        if label:
+            places[label[1]] = f"0x{16 * number:x}"
+    lines = []
+    for number, line in enumerate(code):
+        line = re.sub(r"^\w+: ", "", line)
+        line = re.sub(r"(BRA) (\w+)", lambda found: f"{found[1]} {places[found[2]]}", line)
+        lines.append(f"        /*{16 * number:04x}*/                   {line} ;   /* 0x0000000000007918 */\n")
+    return "".join(lines)
+
+
+def facts(code: list[str] | tuple[str, ...], loads: float = 4) -> Facts:
+    return facts_of(text_of(code), {"^LDG": loads}, cold=r"MUFU\.LG2")
+
+
+def line_of(found: Facts) -> Line:
+    item = Hot("integral", "forward", "a.cu", "a", "", 1000, 1.0, 128 * 1000 * 16)
+    return Line(item, found, Launch(1000, 4, 32, 0, 1.0), 0)
+
+
+def test_counts_along_the_hot_path() -> None:
+    found = facts(VECTOR)
+    assert found.instructions == 2 + 4 * 6 + 2
+    assert (found.loads, found.load_width, found.stores, found.store_width) == (4, 16, 4, 16)
+    assert (found.mufu, found.fp32, found.barriers, found.waits, found.cold) == (4, 0, 1, 4, 0)
+    assert found.local == found.shared == found.mma == 0
+
+
+def test_a_loop_runs_as_often_as_its_work_takes() -> None:
+    assert facts(VECTOR, loads=16).loads == 16
+    assert facts_of(text_of(VECTOR), trips=(3,), cold="LG2").loads == 3
+    assert facts_of(text_of(VECTOR), cold="LG2").loads == 1
+
+
+def test_without_a_cold_instruction_the_longer_side_counts() -> None:
+    assert facts_of(text_of(VECTOR)).fp32 == 2
+
+
+def test_a_slow_path_behind_a_call_is_cold() -> None:
+    code = ("@P0 BRA quick", "MOV R4, R5", "CALL.REL.NOINC 0x70", "BRA done", "quick: MUFU.RCP R1, R2", "done: EXIT")
+    assert facts_of(text_of(code)).cold == 0
+    assert facts_of(text_of(code)).mufu == 1
+
+
+def test_a_conditional_call_is_a_jump() -> None:
+    code = (
+        "head: LDG.E R4, desc[UR4][R2.64]",
+        "@!P0 CALL.REL.NOINC 0x30",
+        "BRA head",
+        "BAR.SYNC.DEFER_BLOCKING 0x0",
+        "EXIT",
+    )
+    found = facts_of(text_of(code), trips=(5,))
+    assert (found.loads, found.barriers, found.cold) == (5, 1, 0)
+
+
+def test_shared_memory_and_tensor_cores() -> None:
+    code = ("LDS.128 R4, [R2]", "LDS R4, [R2]", "STL [R1], R4", "HMMA.16816.F32.BF16 R4, R8, R12, R4")
+    found = facts_of(text_of((*code, "HMMA.1688.F32.TF32 R4, R8, R12, R4", "EXIT")))
+    assert (found.shared, found.shared_cycles, found.local, found.mma) == (2, 5, 1, 2)
+    assert found.multiply_adds == 16 * 8 * 16 + 2 * 16 * 8 * 8
+
+
+def test_a_declaration_that_fits_no_code_is_an_error() -> None:
+    with pytest.raises(ValueError, match="LDSM"):
+        facts_of(text_of(VECTOR), {"LDSM": 4})
+    with pytest.raises(ValueError, match="2 loops are declared"):
+        facts_of(text_of(VECTOR[:-1]), trips=(1, 2))
+    with pytest.raises(ValueError, match="no instruction"):
+        facts_of("nothing")
+
+
+@pytest.mark.parametrize(
+    ("slower", "found"),
+    [
+        (facts(SCALAR_LOADS, 16), ["instructions an element", "bytes a load"]),
+        (facts(NARROW_STORES), ["instructions an element", "bytes a store"]),
+        (facts([*VECTOR[:3], "FADD R1, R1, R1", *VECTOR[3:]]), ["instructions an element"]),
+        (facts(VECTOR)._replace(local=1), ["spilled registers"]),
+    ],
+    ids=["a removed vector load", "scalar stores", "one instruction more", "a spill"],
+)
+def test_a_slower_kernel_is_found(slower: Facts, found: list[str]) -> None:
+    before = line_of(facts(VECTOR)).held()
+    texts = forecast.compare("a", line_of(slower).held(), before)
+    assert len(texts) == len(found)
+    assert all(words in text for words, text in zip(found, texts, strict=True))
+
+
+def test_the_same_kernel_and_small_growth_pass() -> None:
+    before = line_of(facts(VECTOR)).held()
+    assert forecast.compare("a", before, before) == []
+    assert forecast.compare("a", before | {"instructions": before["instructions"] * 1.02}, before) == []
+    assert forecast.compare("a", before | {"instructions": 99.0}, before, same=False) == []
+    assert len(forecast.compare("a", before | {"local": 1.0}, before, same=False)) == 1
+    assert len(forecast.compare("a", before, None)) == 1
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+def test_a_kernel_made_slower_by_hand_is_found(tmp_path: Path) -> None:
+    """A vector load taken apart in a real kernel."""
+    source = """
+        extern "C" __global__ void copy(const {kind}* from, {kind}* to) {{
+            const int i = blockIdx.x * blockDim.x + threadIdx.x;
+            for (int k = 0; k < {count}; ++k) to[i * {count} + k] = from[i * {count} + k];
+        }}"""
+    held = []
+    for kind, count in (("float4", 1), ("float", 4)):
+        (tmp_path / "copy.cu").write_text(source.format(kind=kind, count=count))
+        cubin = tmp_path / f"{kind}.cubin"
+        command = ["nvcc", "-arch=sm_90", "-cubin", "-o", str(cubin), str(tmp_path / "copy.cu")]
+        subprocess.run(command, check=True, capture_output=True)
+        found = facts_of(disassemble(cubin, "copy"))
+        held.append(line_of(found).held())
+    vector, scalar = held
+    assert vector["load_width"] == vector["store_width"] == 16
+    assert {text.split(",")[0].split(" ", 2)[2] for text in forecast.compare("copy", scalar, vector)} >= {
+        "bytes a load",
+        "bytes a store",
+    }
+
+
+def test_the_compile_matrix_fails_where_the_forecast_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = line_of(facts(VECTOR))
+    monkeypatch.setattr(forecast, "EXPECTATION", tmp_path / "expectation.json")
+    monkeypatch.setattr(forecast, "DOCUMENT", tmp_path / "forecast.md")
+    monkeypatch.setattr(forecast, "ROOT", tmp_path)
+    monkeypatch.setattr(forecast, "compilers", lambda: {"cuda": "13.0", "triton": "3.8"})
+    monkeypatch.setattr(forecast, "hot", lambda: [before.hot])
+    monkeypatch.setattr(matrix, "ALLOWED", {})
+
+    def run(found: Facts, *options: str) -> int:
+        launched = matrix.Launched(before.hot, found, 1000, 4, 0)
+        usage = matrix.Usage("a.cu", "a", "", "a", 90, 32, 0, 0, launched)
+        monkeypatch.setattr(matrix, "compile_all", lambda *_, **__: [[usage]])
+        return matrix.main(["--check", "--architectures", "90", *options])
+
+    forecast.write([[matrix.Usage("a.cu", "a", "", "a", 90, 32, 0, 0, matrix.Launched(*before[:2], 1000, 4, 0))]])
+    assert run(before.facts) == 0
+    assert run(facts(SCALAR_LOADS, 16)) == 1
+    assert "bytes a load, 16.00 expected" in capsys.readouterr().err
+    monkeypatch.setattr(forecast, "hot", lambda: [before.hot, before.hot._replace(operation="another")])
+    assert run(before.facts) == 1
+    assert "another forward: a.cu a: no machine code fits" in capsys.readouterr().err
+
+
+def test_occupancy_is_what_fits() -> None:
+    def blocks(registers: int, shared: int = 0, warps: int = 4) -> int:
+        return blocks_per_multiprocessor(Launch(1, warps, registers, shared, 0), H200)
+
+    assert blocks(32) == 16  # 64 warps
+    assert blocks(56) == 9
+    assert blocks(255) == 2
+    assert blocks(32, shared=100 * 1024) == 2
+    assert blocks(16, warps=1) == 32
+
+
+def test_the_longest_limit_makes_the_time() -> None:
+    found = facts(VECTOR)._replace(instructions=800.0, waits=1.0)
+    issued = predict(found, Launch(5600, 4, 56, 0, 1e6), H200)
+    assert issued.limit == "issue"
+    assert issued.seconds == pytest.approx(22400 * 800 / (528 * 1.98e9) / UTILISATION)
+    moved = predict(found, Launch(5600, 4, 56, 0, 1e9), H200)
+    assert (moved.limit, moved.seconds) == ("bytes", pytest.approx(1e9 / 4.3e12 / UTILISATION))
+    tail = predict(found._replace(waits=100.0), Launch(1, 4, 32, 0, 1e3), H200)
+    assert tail.limit == "latency"
+    assert tail.seconds > 100 * 600 / 1.98e9
+
+
+def test_predicted_and_measured_stand_side_by_side(tmp_path: Path) -> None:
+    line = line_of(facts(VECTOR))
+    launched = matrix.Launched(line.hot, line.facts, 1000, 4, 0)
+    results = [[matrix.Usage("a.cu", "a", "", "a", sm, 32, 0, 0, launched) for sm in matrix.FORECAST]]
+    assert "## Predicted and measured" not in forecast.render(results, tmp_path)
+
+    seconds = predict(line.facts, line.launch, H200).seconds
+    case = "batch=16 size=800x1344 reg_max=16 dtype=bfloat16 layout=nchw"
+    row = {"device": "NVIDIA H200", "operation": "integral", "mode": "forward", "driver": "580"}
+    row |= {"backend": "cuda", "ms": str(2e3 * seconds), "case": case}
+    others = [
+        row | {"ms": "7", "case": case.replace("batch=16", "batch=2")},
+        row | {"ms": "7", "device": "Some CPU", "driver": ""},
+        row | {"ms": "7", "device": "NVIDIA H100 80GB", "case": case.replace("nchw", "channels_last")},
+    ]
+    table.write(tmp_path / "nvidia-h200.csv", [row, *others])
+    text = forecast.render(results, tmp_path)
+    assert text.count("## Predicted and measured") == 1
+    assert "## Predicted and measured: H200" in text
+    assert re.search(r"^\| integral forward \| cuda \|.*\| 2\.00 \|$", text, re.MULTILINE)
+    assert f"fits the median of these: {UTILISATION / 2:.2f}" in text
+
+
+def test_the_head_is_the_sum_of_its_operations() -> None:
+    made = line_of(facts(VECTOR))
+    found = [
+        made._replace(hot=made.hot._replace(operation=operation))
+        for operation in ("atss", "gfl_targets", "dgqp", "qfl", "gfl_loss")
+    ]
+    sums = forecast.totals(found, H200)
+    assert sums["head", "forward", "cuda"] == pytest.approx(5 * sums["atss", "forward", "cuda"])
+    assert ("head", "forward", "cuda") not in forecast.totals(found[1:], H200)
+
+
+def test_each_declared_launch_is_one_of_those_compiled() -> None:
+    names = [item.name for item in hot()]
+    assert len(set(names)) == len(names)
+    kernels = matrix.cuda_kernels()
+    calls = {
+        (f"kernels/{op}.py", variant.kernel.rsplit(".", 1)[-1], call)
+        for op in OPERATIONS
+        for call, variants in variants_of(op).items()
+        for variant in variants
+    }
+    for item in hot():
+        if item.backend == "cuda":
+            assert (item.source, item.kernel) in kernels, item.name
+        else:
+            assert (item.source, item.kernel, item.instance) in calls, item.name
+
+
+def test_the_committed_forecast_has_every_declared_launch() -> None:
+    expected = json.loads(forecast.EXPECTATION.read_text())
+    assert set(expected["kernels"]) == {item.name for item in hot()}, "run: make forecast"
+    rows = forecast.DOCUMENT.read_text()
+    for item in hot():
+        row = f"| {item.operation} {item.mode} | {item.source} `{item.kernel}` |"
+        assert rows.count(row) == 2, f"{row} run: make forecast"
