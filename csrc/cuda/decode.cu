@@ -36,10 +36,16 @@ __device__ inline std::int64_t first_row_of(const DecodeArguments& a, int l) {
 // ---------------------------------------------------------------------------------------------------------------------
 // 1. keys
 
-// The largest of some of a point's logits that are numbers, and whether there are others.
+// The largest of some of a point's logits that are numbers, and the same with a NaN if there is one among them: one
+// instruction each, where a comparison and a mark take four.
 struct Largest {
-    float value;
-    int unordered;
+    float value, strict;
+
+    __device__ void take(float logit) { take({logit, logit}); }
+    __device__ void take(const Largest& other) {
+        value = fmaxf(value, other.value);
+        strict = larger(strict, other.strict);
+    }
 };
 
 template <class T>
@@ -61,19 +67,15 @@ decode_keys(GFLV2_CONSTANT DecodeArguments a, GFLV2_CONSTANT BlockTable blocks) 
     if (local < left) {
         const T* at = static_cast<const T*>(level.logits) + chunk.image * level.strides.image +
                       point_offset(level, level.strides, chunk.first + local) + slice * step;
-        Largest largest{-INFINITY, 0};
-        const auto take = [&](float logit) {
-            largest.unordered |= logit != logit;
-            largest.value = logit > largest.value ? logit : largest.value;
-        };
+        Largest largest{-INFINITY, -INFINITY};
         int c = int(slice);
         constexpr int ahead = 8;  // loads under way
         for (; c + (ahead - 1) * int(slices) < a.classes; c += ahead * slices, at += ahead * slices * step) {
             float logits[ahead];
             each<ahead>(ahead, [&](int i) { logits[i] = widen(at[i * slices * step]); });
-            each<ahead>(ahead, [&](int i) { take(logits[i]); });
+            each<ahead>(ahead, [&](int i) { largest.take(logits[i]); });
         }
-        for (; c < a.classes; c += slices, at += slices * step) take(widen(*at));
+        for (; c < a.classes; c += slices, at += slices * step) largest.take(widen(*at));
         parts[slice * warp + local] = largest;
     }
     __syncthreads();
@@ -81,14 +83,10 @@ decode_keys(GFLV2_CONSTANT DecodeArguments a, GFLV2_CONSTANT BlockTable blocks) 
     // 3. The largest of all, and the key.
     if (threadIdx.x < warp && threadIdx.x < left) {
         Largest largest = parts[threadIdx.x];
-        for (unsigned s = 1; s < slices; ++s) {
-            const Largest other = parts[s * warp + threadIdx.x];
-            largest.unordered |= other.unordered;
-            largest.value = other.value > largest.value ? other.value : largest.value;
-        }
+        for (unsigned s = 1; s < slices; ++s) largest.take(parts[s * warp + threadIdx.x]);
         const std::int64_t point = chunk.image * a.points + level.first_point + chunk.first + threadIdx.x;
         const float key = joint_key(largest.value, quality_of(a, point));
-        static_cast<float*>(a.keys)[point] = largest.unordered ? (key > 0.0f ? -key : -0.0f) : key;
+        static_cast<float*>(a.keys)[point] = largest.strict != largest.strict ? (key > 0.0f ? -key : -0.0f) : key;
     }
 }
 

@@ -17,7 +17,8 @@
 //     not: there are no warps
 //   * the order in which memory becomes visible to other blocks (fences): blocks run after each other. Only under the
 //     thread sanitizer two of them run beside each other, which shows a write of both to one place.
-//   * the device's own arithmetic: expf and division may differ in the last bits, and multiply_add() is not fused here
+//   * the device's own arithmetic: expf and division may differ in the last bits, and multiply_add() is not fused here.
+//     The approximate instructions of gflv2/ptx.hpp have twins that are off by as much as they may be.
 //   * anything about time, registers, or the coalescing of loads; a misaligned load shows under the undefined-behaviour
 //     sanitizer alone
 #pragma once

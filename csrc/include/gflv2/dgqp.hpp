@@ -33,7 +33,7 @@ struct Statistics {
 
 // What a row leaves beside its k largest exponentials.
 template <class V> struct Peak {
-    V largest;  // max t
+    V largest;  // max t; on a GPU max t·log2 e
     V inverse;  // 1 / Σ e
 };
 
@@ -43,24 +43,25 @@ GFLV2_HD Peak<V> softmax_top(const Row& row, int bins, S scale, int topk, Expone
     // May the bin's number address a rank? Not where the one is known at run time only and the other lies in registers.
     constexpr bool addressable = BINS > 0 || TOPK == 0;
     if constexpr (!addressable) each_rank<TOPK>(topk, [&](int j) { top[j] = broadcast<V>(S(-1)); });
-    const V largest = scaled_largest<BINS, V>(row, bins, scale);
+    const V largest = largest_exponent(leading_logit<BINS, V>(row, bins, scale), scale);
+    const S steep = exponent_scale(scale, largest);
     V total[chains] = {};
     each_chained<BINS>(bins, [&](int b, int chain) {
-        V e = exponential(multiply_add(V(row[b]), broadcast<V>(scale), V(-largest)));
+        V e = softmax_term(V(row[b]), steep, largest);
         exponentials.keep(b, e);
         total[chain] += e;
         // Insertion: each place keeps the larger of the two and hands the smaller one on.
         const int sorted = addressable && b < topk ? b : topk;
         each_rank<TOPK>(sorted, [&](int j) {
-            const V smaller = minimum(e, top[j]);
-            top[j] = maximum(e, top[j]);
-            e = smaller;
+            const V rest = smaller(e, top[j]);
+            top[j] = larger(e, top[j]);
+            e = rest;
         });
         if constexpr (addressable) {
             if (b < topk) top[b] = e;
         }
     });
-    return {largest, broadcast<V>(S(1)) / combine(total, [](V a, V b) { return a + b; })};
+    return {largest, quotient(broadcast<V>(S(1)), combine(total, [](V a, V b) { return a + b; }))};
 }
 
 // The mean and the variance of the k largest probabilities; the variance only where it is wanted.

@@ -24,7 +24,7 @@ template <class S> constexpr S last_bin_margin = S(0.1);
 // travel from forward to backward.
 template <class S, class V> GFLV2_HD V hat(int bin, V target) {
     const V distance = target - S(bin);
-    return maximum(V{}, V(S(1) - maximum(V(-distance), distance)));
+    return larger(V{}, V(S(1) - larger(V(-distance), distance)));
 }
 
 // What DFL should give for a side of the target box; `first` and `step` are the projection's.
@@ -54,7 +54,7 @@ GFLV2_HD BoxSide<V> read_box_side(const Row& row, int bins, S scale, const S* pr
     });
     const auto add = [](V a, V b) { return a + b; };
     const V sum = combine(total, add);
-    return {V(combine(moment, add) / sum), V(-minus_log(sum, V(S(1) - sum)) - chosen)};
+    return {quotient(V(combine(moment, add)), sum), V(-minus_log(sum, V(S(1) - sum)) - chosen)};
 }
 
 // Loss 1 − GIoU of the box that the distances mean; gradient: weight · its derivative for each distance.

@@ -17,17 +17,18 @@ GFLV2_BEGIN
 
 // What the first two passes over a row leave; the sums are over bins.
 template <class V> struct Softmax {
-    V largest;  // max t
-    V total;    // Σ exp(t_b − max t), at least 1
+    V largest;  // max t; on a GPU max t·log2 e
+    V total;    // Σ exp(t_b − max t)
     V moment;   // Σ exp(t_b − max t)·project_b
 };
 
 template <int BINS, class V, class S, class Row, class Exponentials>
 GFLV2_HD Softmax<V> softmax_moment(const Row& row, int bins, S scale, const S* projection, Exponentials& exponentials) {
-    const V largest = scaled_largest<BINS, V>(row, bins, scale);
+    const V largest = largest_exponent(leading_logit<BINS, V>(row, bins, scale), scale);
+    const S steep = exponent_scale(scale, largest);
     V total[chains] = {}, moment[chains] = {};
     each_chained<BINS>(bins, [&](int b, int chain) {
-        const V e = exponential(multiply_add(V(row[b]), broadcast<V>(scale), V(-largest)));
+        const V e = softmax_term(V(row[b]), steep, largest);
         exponentials.keep(b, e);
         total[chain] += e;
         moment[chain] = multiply_add(e, broadcast<V>(projection[b]), moment[chain]);
@@ -41,7 +42,7 @@ template <int BINS, class V, class S, class Row>
 GFLV2_HD V distance_of(const Row& row, int bins, S scale, const S* projection) {
     NoExponentials none;
     const Softmax<V> softmax = softmax_moment<BINS, V>(row, bins, scale, projection, none);
-    return softmax.moment / softmax.total;
+    return quotient(softmax.moment, softmax.total);
 }
 
 // Calls store(bin, ∂L/∂z_b) for every bin, and project(bin, ∂L/∂project_b) where PROJECTION; returns the row's part of
@@ -50,7 +51,7 @@ template <int BINS, bool PROJECTION, class V, class S, class Row, class Exponent
 GFLV2_HD V softmax_moment_backward(const Row& row, int bins, S scale, const S* projection,
                                    const Exponentials& exponentials, const Softmax<V>& softmax, V upstream,
                                    const Store& store, const Project& project) {
-    const V inverse = broadcast<V>(S(1)) / softmax.total;
+    const V inverse = quotient(broadcast<V>(S(1)), softmax.total);
     const V distance = softmax.moment * inverse;
     const V factor = inverse * upstream;
     V scale_sum[chains] = {};
