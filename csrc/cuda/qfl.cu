@@ -1,5 +1,5 @@
 // `qfl` on CUDA: forward and backward, one pass over the score map each, all levels and images in one launch. The
-// arithmetic is gflv2/qfl.hpp's, one element a time.
+// arithmetic is gflv2/qfl.hpp's.
 //
 // A block takes some points with all their classes. Its threads share them out in one of two ways:
 //   points across the lanes   warp w takes the classes w, w + 4, …: NCHW, correct for any strides; 16-bit scores are
@@ -7,6 +7,10 @@
 //   classes across the lanes  some 8 to 32 neighbouring threads take a point: channels_last and rows (N, C)
 // What the classes of a point share is formed once a block. Each thread leaves the sum over its classes of a point in
 // shared memory; one thread a point adds those up in their order.
+//
+// A thread takes some elements at a time. It computes all of them as small negatives, which nearly every element is
+// (qfl.hpp), with no branch between them; only if one is none, it does them once more, each as what it is. An element
+// has the same value either way.
 
 #include "cuda/dtypes.cuh"
 #include "cuda/loss_reduction.cuh"
@@ -24,14 +28,15 @@ constexpr unsigned warp = 32;
 constexpr unsigned threads = 4 * warp;
 constexpr unsigned fewest_points = warp;  // of a block
 
-// Classes that a thread reads before it computes the first of them.
-constexpr int read_ahead = 4;
+// Classes that a thread takes at a time: it reads all of them before it computes the first.
+constexpr int at_a_time = 4;
 
 // How a block shares its work out: `parts` threads a point, so threads/parts points at a time (times PACK).
 struct Sharing {
     bool classes_across_lanes;
     unsigned points, parts;
 
+    // parts: a power of two
     GFLV2_HD unsigned pitch() const { return parts | 1; }  // odd, so that the lanes of a warp fall on different banks
     GFLV2_HD unsigned sums() const { return points * pitch() < threads ? threads : points * pitch(); }
     GFLV2_HD unsigned words() const { return 6 * points + sums(); }
@@ -88,23 +93,33 @@ struct Given {
     float gradient, added;
 };
 
-// target(): y of the element.
+// May there be small negatives?
+template <QflForm FORM, bool SQUARE> constexpr bool small_ones = SQUARE && FORM != QflForm::probabilities;
+
+// As a small negative of a point that is near; it is one if `joint` is below small_score.
+template <QflForm FORM, bool BACKWARD>
+__device__ inline Given small_negative(float value, const Point& point, float& joint) {
+    const float odds = qfl_small_odds(value);
+    if constexpr (BACKWARD) {
+        const QflGradients<float> gradients = qfl_small_gradients<FORM, float>(
+            odds, point.quality.score, point.quality.rest, point.upstream_over_score, joint);
+        return {gradients.value, gradients.quality};
+    } else {
+        joint = qfl_small_score(odds, point.quality.score);
+        return {0.0f, qfl_small_value(joint)};
+    }
+}
+
+// Any element. target(): its y.
 template <QflForm FORM, bool SQUARE, bool BACKWARD, class Target>
 __device__ inline Given element(float value, int c, const Point& point, const Modulation<float>& modulation,
                                 const Target& target) {
-    // 1. The usual case: a small negative of β = 2.
-    if constexpr (SQUARE && FORM != QflForm::probabilities) {
+    // 1. The usual case.
+    if constexpr (small_ones<FORM, SQUARE>) {
         if (point.near && c != point.label) {
-            const float odds = odds_against<float>(value);
             float joint;
-            if constexpr (BACKWARD) {
-                const QflGradients<float> gradients = qfl_small_gradients<FORM, float>(
-                    odds, point.quality.score, point.quality.rest, point.upstream_over_score, joint);
-                if (joint < small_score<float>) return {gradients.value, gradients.quality};
-            } else {
-                joint = qfl_small_score(odds, point.quality.score);
-                if (joint < small_score<float>) return {0.0f, qfl_small_value(joint)};
-            }
+            const Given given = small_negative<FORM, BACKWARD>(value, point, joint);
+            if (joint < small_score<float>) return given;
         }
     }
 
@@ -121,26 +136,136 @@ __device__ inline Given element(float value, int c, const Point& point, const Mo
 }
 
 // PACK neighbouring elements, of as many points, at `at` + offset[0], …
-template <class T, int PACK>
-__device__ inline void load_points(float (&value)[PACK], const T* at, const std::int64_t (&offset)[PACK], bool pairs) {
-    if constexpr (PACK == 2) {
-        if (pairs) return load_pair(at + offset[0], value[0], value[1]);
-    }
-    each<PACK>(PACK, [&](int k) { value[k] = widen(at[offset[k]]); });
+template <bool PAIRED, class T, int PACK>
+__device__ inline void load_points(float (&value)[PACK], const T* at, const std::int64_t (&offset)[PACK]) {
+    if constexpr (PAIRED) load_pair(at + offset[0], value[0], value[1]);
+    else each<PACK>(PACK, [&](int k) { value[k] = widen(at[offset[k]]); });
 }
 
-template <class T, int PACK>
+// PAIRED: there are as many pairs as that, so both points of each exist.
+template <bool PAIRED, class T, int PACK>
 __device__ inline void store_points(const float (&gradient)[PACK], T* at, const std::int64_t (&offset)[PACK],
-                                    const ThreadPoints<PACK>& place, bool pairs) {
-    if constexpr (PACK == 2) {
-        if (pairs) {
-            if (place.valid[0]) store_pair(at + offset[0], gradient[0], gradient[1]);
-            return;
-        }
+                                    const ThreadPoints<PACK>& place) {
+    if constexpr (PAIRED) {
+        store_pair(at + offset[0], gradient[0], gradient[1]);
+    } else {
+        each<PACK>(PACK, [&](int k) {
+            if (place.valid[k]) at[offset[k]] = narrow<T>(gradient[k]);
+        });
     }
-    each<PACK>(PACK, [&](int k) {
-        if (place.valid[k]) at[offset[k]] = narrow<T>(gradient[k]);
-    });
+}
+
+// What a block's threads do their work on; all of it the same for every thread.
+template <class T> struct Work {
+    const QflArguments& a;
+    const Sharing& sharing;
+    const Shared& shared;
+    const Level& level;
+    std::uint32_t first, points, count;  // the block's first point within the level, the level's points, the block's
+    std::int64_t first_row;              // of the block, in (B, A)
+    const T* scores;                     // of the image
+    T* grad;                             // or null
+};
+
+// The thread's points, PACK at a time, and its classes of each. PAIRED: their elements are read and written in pairs.
+template <bool PAIRED, class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK>
+__device__ inline void go_through(const Work<T>& work) {
+    const QflArguments& a = work.a;
+    const Modulation<float> modulation{SQUARE ? 2.0f : float(a.beta)};
+    const int parts = int(work.sharing.parts);
+    const unsigned at_once = threads / parts;
+    const int part = work.sharing.classes_across_lanes ? threadIdx.x % parts : threadIdx.x / at_once;
+    const unsigned own = (work.sharing.classes_across_lanes ? threadIdx.x / parts : threadIdx.x % at_once) * PACK;
+    const std::int64_t step = parts * work.level.strides.bin, grad_step = parts * work.level.grad_strides.bin;
+    for (std::uint32_t p = own; p < work.count; p += at_once * PACK) {
+        const ThreadPoints<PACK> place = place_of<PACK>(work.first + p, work.points);
+        std::int64_t offset[PACK], grad_offset[PACK];
+        each<PACK>(PACK, [&](int k) {
+            offset[k] = PAIRED ? place.point[k] : point_offset(work.level, work.level.strides, place.point[k]);
+            grad_offset[k] = PAIRED      ? place.point[k]
+                             : work.grad ? point_offset(work.level, work.level.grad_strides, place.point[k])
+                                         : 0;
+        });
+        Point point[PACK];
+        bool near = true;
+        int label[PACK];  // if it is one of the thread's classes, else far below all
+        each<PACK>(PACK, [&](int k) {
+            point[k].read(work.shared, p + (place.valid[k] ? k : 0), BACKWARD);
+            near = near && point[k].near;
+            label[k] =
+                point[k].label >= 0 && ((point[k].label - part) & (parts - 1)) == 0 ? point[k].label : -(1 << 30);
+        });
+        float sum[PACK] = {};
+        const T* at = work.scores + part * work.level.strides.bin;
+        T* to = work.grad ? work.grad + part * work.level.grad_strides.bin : nullptr;
+
+        // One class, each element as what it is.
+        const auto any_element = [&](int i, int c, const float (&value)[PACK]) {
+            float gradient[PACK];
+            each<PACK>(PACK, [&](int k) {
+                const std::int64_t row = work.first_row + p + k;
+                const Given given = element<FORM, SQUARE, BACKWARD>(value[k], c, point[k], modulation, [&] {
+                    const float* target = static_cast<const float*>(a.scores);
+                    if (!SQUARE && !a.labels) return target[row * a.score_row + c * a.score_class];
+                    return c == point[k].label && place.valid[k] ? target[row] : 0.0f;
+                });
+                gradient[k] = given.gradient;
+                sum[k] += given.added;
+            });
+            if (BACKWARD && to) store_points<PAIRED>(gradient, to + i * grad_step, grad_offset, place);
+        };
+
+        for (int c = part; c < a.classes; c += at_a_time * parts) {
+            if constexpr (small_ones<FORM, SQUARE>) {
+                bool usual = near && c + (at_a_time - 1) * parts < a.classes;
+                each<PACK>(PACK,
+                           [&](int k) { usual = usual && unsigned(label[k] - c) >= unsigned(at_a_time * parts); });
+                if (usual) {
+                    float value[at_a_time][PACK], gradient[at_a_time][PACK], sums[PACK];
+                    each<at_a_time>(at_a_time, [&](int i) { load_points<PAIRED>(value[i], at + i * step, offset); });
+                    each<PACK>(PACK, [&](int k) { sums[k] = sum[k]; });
+                    each<at_a_time>(at_a_time, [&](int i) {
+                        each<PACK>(PACK, [&](int k) {
+                            float joint;
+                            const Given given = small_negative<FORM, BACKWARD>(value[i][k], point[k], joint);
+                            gradient[i][k] = given.gradient;
+                            sums[k] += given.added;
+                            usual = usual & (joint < small_score<float>);  // a NaN is not
+                        });
+                    });
+                    if (usual) {
+                        each<PACK>(PACK, [&](int k) { sum[k] = sums[k]; });
+                        if (BACKWARD && to)
+                            each<at_a_time>(at_a_time, [&](int i) {
+                                store_points<PAIRED>(gradient[i], to + i * grad_step, grad_offset, place);
+                            });
+                    }
+                }
+                if (!usual) {
+                    // The logits are read again, where an index known at run time would put them into local memory.
+                    GFLV2_UNROLL_NEVER
+                    for (int i = 0; i < at_a_time && c + i * parts < a.classes; ++i) {
+                        float value[PACK];
+                        load_points<PAIRED>(value, at + i * step, offset);
+                        any_element(i, c + i * parts, value);
+                    }
+                }
+            } else {
+                float value[at_a_time][PACK];
+                each<at_a_time>(at_a_time, [&](int i) {
+                    load_points<PAIRED>(value[i], at + (c + i * parts < a.classes ? i : 0) * step, offset);
+                });
+                each<at_a_time>(at_a_time, [&](int i) {
+                    if (c + i * parts < a.classes) any_element(i, c + i * parts, value[i]);
+                });
+            }
+            at += at_a_time * step;
+            if (to) to += at_a_time * grad_step;
+        }
+        each<PACK>(PACK, [&](int k) {
+            if (place.valid[k]) work.shared.sums[(p + k) * work.sharing.pitch() + part] = sum[k];
+        });
+    }
 }
 
 // SQUARE: β is 2 and the target has labels. PACK points a thread at a time; 1 with classes across the lanes.
@@ -160,54 +285,22 @@ qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV
     __syncthreads();
 
     // 2. The thread's points, and its classes of each.
-    const T* scores = static_cast<const T*>(level.logits) + chunk.image * level.strides.image;
-    T* const grad = BACKWARD && a.grad_logits
-                        ? static_cast<T*>(level.grad_logits) + chunk.image * level.grad_strides.image
-                        : nullptr;
-    const bool pairs = PACK == 2 && paired<T>(level, level.strides, level.logits);
-    const bool grad_pairs = PACK == 2 && grad && paired<T>(level, level.grad_strides, level.grad_logits);
-    const Modulation<float> modulation{SQUARE ? 2.0f : float(a.beta)};
-    const unsigned parts = sharing.parts, at_once = threads / parts;
-    const unsigned part = sharing.classes_across_lanes ? threadIdx.x % parts : threadIdx.x / at_once;
-    const unsigned own = (sharing.classes_across_lanes ? threadIdx.x / parts : threadIdx.x % at_once) * PACK;
-    for (std::uint32_t p = own; p < count; p += at_once * PACK) {
-        const ThreadPoints<PACK> place = place_of<PACK>(chunk.first + p, points);
-        std::int64_t offset[PACK], grad_offset[PACK];
-        each<PACK>(PACK, [&](int k) {
-            offset[k] = point_offset(level, level.strides, place.point[k]);
-            grad_offset[k] = grad ? point_offset(level, level.grad_strides, place.point[k]) : 0;
-        });
-        Point point[PACK];
-        each<PACK>(PACK, [&](int k) { point[k].read(shared, p + (place.valid[k] ? k : 0), BACKWARD); });
-        float sum[PACK] = {};
-        for (int first = part; first < a.classes; first += read_ahead * parts) {
-            float value[read_ahead][PACK];
-            each<read_ahead>(read_ahead, [&](int i) {
-                const int c = first + i * int(parts);
-                load_points<T, PACK>(value[i], scores + (c < a.classes ? c : first) * level.strides.bin, offset, pairs);
-            });
-            each<read_ahead>(read_ahead, [&](int i) {
-                const int c = first + i * int(parts);
-                if (c >= a.classes) return;
-                float gradient[PACK];
-                each<PACK>(PACK, [&](int k) {
-                    const std::int64_t row = first_row + p + k;
-                    const Given given = element<FORM, SQUARE, BACKWARD>(value[i][k], c, point[k], modulation, [&] {
-                        const float* target = static_cast<const float*>(a.scores);
-                        if (!SQUARE && !a.labels) return target[row * a.score_row + c * a.score_class];
-                        return c == point[k].label && place.valid[k] ? target[row] : 0.0f;
-                    });
-                    gradient[k] = given.gradient;
-                    sum[k] += given.added;
-                });
-                if (BACKWARD && grad)
-                    store_points<T, PACK>(gradient, grad + c * level.grad_strides.bin, grad_offset, place, grad_pairs);
-            });
-        }
-        each<PACK>(PACK, [&](int k) {
-            if (place.valid[k]) shared.sums[(p + k) * sharing.pitch() + part] = sum[k];
-        });
-    }
+    const Work<T> work{a,
+                       sharing,
+                       shared,
+                       level,
+                       chunk.first,
+                       points,
+                       count,
+                       first_row,
+                       static_cast<const T*>(level.logits) + chunk.image * level.strides.image,
+                       BACKWARD && a.grad_logits
+                           ? static_cast<T*>(level.grad_logits) + chunk.image * level.grad_strides.image
+                           : nullptr};
+    const bool pairs = PACK == 2 && paired<T>(level, level.strides, level.logits) &&
+                       (!work.grad || paired<T>(level, level.grad_strides, level.grad_logits));
+    if (PACK == 2 && pairs) go_through<PACK == 2, T, FORM, SQUARE, BACKWARD, PACK>(work);
+    else go_through<false, T, FORM, SQUARE, BACKWARD, PACK>(work);
 
     // 3. Results of the points, one thread each.
     if (BACKWARD && !a.grad_quality) return;
@@ -215,7 +308,7 @@ qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV
     float loss = 0;
     if (threadIdx.x < count) {
         float sum = 0;
-        for (unsigned i = 0; i < parts; ++i) sum += shared.sums[threadIdx.x * sharing.pitch() + i];
+        for (unsigned i = 0; i < sharing.parts; ++i) sum += shared.sums[threadIdx.x * sharing.pitch() + i];
         const std::int64_t row = first_row + threadIdx.x;
         if constexpr (BACKWARD) static_cast<float*>(a.grad_quality)[row] = sum * shared.upstream[threadIdx.x];
         else loss = reduced_row(a.reduction, row, sum);

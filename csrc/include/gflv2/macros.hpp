@@ -5,6 +5,7 @@
 #define GFLV2_HD __host__ __device__ __forceinline__
 // Before a loop that the compiler would unroll further than the registers allow.
 #define GFLV2_UNROLL_TWICE _Pragma("unroll 2")
+#define GFLV2_UNROLL_NEVER _Pragma("unroll 1")
 #else
 // The emulation (csrc/simt) is compiled more often than it runs: nothing is unrolled or forced inline there.
 #if defined(GFLV2_SIMT)
@@ -13,6 +14,14 @@
 #define GFLV2_HD inline __attribute__((always_inline))
 #endif
 #define GFLV2_UNROLL_TWICE
+#define GFLV2_UNROLL_NEVER
+#endif
+
+// Code that runs on a GPU, or stands for it.
+#if defined(__CUDA_ARCH__) || defined(GFLV2_SIMT)
+#define GFLV2_ON_GPU 1
+#else
+#define GFLV2_ON_GPU 0
 #endif
 
 // Code that runs on a GPU, or stands for it.

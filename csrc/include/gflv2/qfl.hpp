@@ -220,6 +220,15 @@ template <class V> GFLV2_HD V small_loss(V j) {
     return multiply_add(V(j * j), p, j);
 }
 
+// exp(−c) for a small J, on a GPU, with half of the instructions of odds_against: 2^y, y = −c·log2 e, times e^r, where
+// r is what rounding has taken from y (and from log2 e); J³ would lose |c| units in the last place without it. Always
+// fused: else r is lost. Far below the range of interest c is limited, so that no product is 0·∞.
+GFLV2_HD float qfl_small_odds(float c) {
+    const float limited = ptx::max_nan(c, -86.0f), y = limited * -log2_of_e;
+    const float power = ptx::exp2(y), r = fmaf(y, -0.693147180559945f, -limited);
+    return multiply_add(power, r, power);
+}
+
 // J. odds: exp(−c); score: σ(r), or 1 without a quality.
 template <class V> GFLV2_HD V qfl_small_score(V odds, V score) { return quotient(score, V(1.0f + odds)); }
 
