@@ -75,10 +75,10 @@ def _are_levels(value: Any) -> bool:
     batch, channels, _, _ = first.shape
     dtype, device = first.dtype, first.device
     for level in value[1:]:
-        if not isinstance(level, Tensor) or level.dim() != 4 or level.dtype != dtype or level.device != device:
+        if not isinstance(level, Tensor) or level.dtype != dtype or level.device != device:
             return False
         sizes = level.shape
-        if sizes[0] != batch or sizes[1] != channels:
+        if len(sizes) != 4 or sizes[0] != batch or sizes[1] != channels:
             return False
     return True
 

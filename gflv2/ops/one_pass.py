@@ -15,6 +15,8 @@ from torch import Tensor
 
 from gflv2.ops import observed
 
+_DTYPES = (torch.float32, torch.float64)
+
 
 def one_pass(backend: str, reduction: str, tensors: Sequence[Tensor | None]) -> bool:
     """Whether a loss of these tensors is better computed together with its gradient.
@@ -25,9 +27,13 @@ def one_pass(backend: str, reduction: str, tensors: Sequence[Tensor | None]) -> 
     """
     if backend != "cpu" or reduction == "none":
         return False
-    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
-    if dtypes != {torch.float32} and dtypes != {torch.float64}:
-        return False
+    known = None
+    for tensor in tensors:
+        if tensor is not None:
+            dtype = tensor.dtype
+            if dtype not in _DTYPES or (known is not None and dtype != known):
+                return False
+            known = dtype
     # Activation checkpointing sets such a hook to keep less memory. A gradient that waits with the graph would be the
     # opposite.
     return not observed.saving_is_observed()

@@ -182,7 +182,8 @@ class Operation:
         """The tensors of a call, with the `small` ones as the kernels take them."""
         dtype, converted = self._arithmetic(_first(tensors[0]).dtype), list(tensors)
         for place in self._small:
-            converted[place] = convert(converted[place], dtype)
+            if converted[place] is not None:
+                converted[place] = convert(converted[place], dtype)
         return converted
 
     def with_gradients(self, arguments: Sequence[Argument], backend: str, needs: Sequence[bool]) -> tuple[Any, list]:
@@ -267,7 +268,7 @@ def _function_of(operation: Operation, together: bool) -> type[torch.autograd.Fu
             arguments, backend = regroup(flat, counts), settings[-1]
             ctx.plain = ordinary(flat)
             ctx.one_pass = False
-            if together and ctx.plain:
+            if together and ctx.plain and backend == "cpu":
                 trained = flatten([arguments[place] for place in places])
                 ctx.one_pass = one_pass(backend, settings[-2], trained)
             if ctx.one_pass:

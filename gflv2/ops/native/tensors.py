@@ -23,12 +23,14 @@ def native(declaration: Callable[..., None]) -> Callable[..., None]:
     """
     name, parameters = declaration.__name__, inspect.signature(declaration).parameters
     names = tuple(parameters)
-    missing = {key: parameter.default for key, parameter in parameters.items() if parameter.default is None}
+    optional = names[-1] if parameters[names[-1]].default is None else None
 
     @functools.wraps(declaration)
     def call(*arguments: Any) -> None:
-        fields = dict(zip(names, arguments))  # noqa: B905 (strict= costs time, and trailing ones have defaults)
-        getattr(library(), name)(place(_first_tensor(arguments)), **(missing | fields if missing else fields))
+        fields = dict(zip(names, arguments))  # noqa: B905 (strict= costs time, and the last one may have a default)
+        if optional is not None:
+            fields.setdefault(optional, None)
+        getattr(library(), name)(place(_first_tensor(arguments)), **fields)
 
     return call
 
@@ -47,10 +49,13 @@ def place(tensor: Tensor) -> Place:
     return -1, torch.get_num_threads(), None
 
 
+_SEQUENCES = (list, tuple)  # of tensors; a named tuple is none of them
+
+
 def _first_tensor(arguments: tuple[Any, ...]) -> Tensor:
     for argument in arguments:
-        if isinstance(argument, list | tuple) and argument:
-            argument = argument[0]
         if isinstance(argument, Tensor):
             return argument
+        if type(argument) in _SEQUENCES and argument:
+            return argument[0]
     raise TypeError("expected a tensor among the arguments")
