@@ -321,7 +321,7 @@ def _devices(text: str) -> int | str | list[int]:
 
 
 def _add_train(verbs: Any) -> None:
-    about = "train a detector on COCO data"
+    about = "train a detector on COCO, YOLO or Pascal VOC data"
     parser = _verb(verbs, "train", _train, about, epilog=_settings_help())
     parser.set_defaults(takes_overrides=True)
     parser.add_argument(
@@ -331,10 +331,9 @@ def _add_train(verbs: Any) -> None:
         help="a name that `gflv2 configs` lists, or a YAML file (--resume: by default the run's)",
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--train", dest="train_data", metavar="JSON", help="COCO annotations of the training set")
-    data.add_argument(
-        "--val", dest="val_data", metavar="JSON", help="COCO annotations for the evaluation of each epoch"
-    )
+    forms = "a COCO JSON file, a YOLO YAML file, or a folder (docs/data.md)"
+    data.add_argument("--train", dest="train_data", metavar="DATA", help=f"the training set: {forms}")
+    data.add_argument("--val", dest="val_data", metavar="DATA", help="the set that each epoch is evaluated on, alike")
     data.add_argument(
         "--train-images", metavar="FOLDER", help="images of --train (default: looked for beside the file)"
     )
@@ -378,11 +377,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_val(verbs: Any) -> None:
     note = "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.01."
-    parser = _verb(verbs, "val", _val, "evaluate a detector on COCO data: overall, per size, per class", epilog=note)
+    parser = _verb(verbs, "val", _val, "evaluate a detector as COCO does: overall, per size, per class", epilog=note)
     parser.add_argument(
         "config", metavar="CONFIG|WEIGHTS", help="a checkpoint of gflv2, or a configuration with --weights"
     )
-    parser.add_argument("--data", required=True, metavar="JSON", help="COCO annotations")
+    parser.add_argument(
+        "--data", required=True, metavar="DATA", help="a COCO JSON file, a YOLO YAML file, or a folder (docs/data.md)"
+    )
     parser.add_argument(
         "--images", dest="image_dir", metavar="FOLDER", help="their images (default: looked for beside the file)"
     )

@@ -97,7 +97,7 @@ def test_wrong_settings_are_named(key, text, message) -> None:
     "arguments, message",
     [
         (["train", "gflv2_lite1"], "gflv2 train: error: config: no file and no named configuration 'gflv2_lite1'. Did"),
-        (["train", "gflv2_lite0"], "gflv2 train: error: data.train: expected the COCO JSON file"),
+        (["train", "gflv2_lite0"], "gflv2 train: error: data.train: expected the training set"),
         (
             ["train", "gflv2_lite0", "--train", "no.json"],
             "gflv2 train: error: annotation file 'no.json' does not exist",

@@ -301,7 +301,8 @@ def _apply_data(config: Any, overrides: Mapping[str, Any] | None, *data: str | P
     config = load_config(config, {**(overrides or {}), **given})
     if config.data.train is None:
         raise ValueError(
-            "data.train: expected the COCO JSON file of the training set, got None (command line: --train)"
+            "data.train: expected the training set (a COCO JSON or YOLO YAML file, or a folder), got None "
+            "(command line: --train)"
         )
     return config
 
