@@ -86,7 +86,7 @@ def dfl_forward(logits: Tensor, target: Tensor, reduction: Reduction, out: Tenso
     Args:
         logits: (N, R) float32, float16 or bfloat16, any strides.
         target: (N,) float32 contiguous.
-        reduction: from ``Reduction.on``.
+        reduction: from ``Reduction.over``.
     """
     shape = shape_of_rows(_ROWS, logits)
     count = logits.shape[0]

@@ -101,7 +101,7 @@ def distribution_kl_forward(
     Args:
         logits: (N, R) of the student, float32, float16 or bfloat16, any strides.
         teacher: (N, R), any of these dtypes, any strides.
-        reduction: from ``Reduction.on``.
+        reduction: from ``Reduction.over``.
     """
     shape = shape_of_rows(_ROWS, logits, teacher)
     count, bins = logits.shape

@@ -80,7 +80,7 @@ def giou_forward(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction
     Args:
         pred: (N, 4) float32, float16 or bfloat16, any strides.
         target: (N, 4) float32 contiguous.
-        reduction: from ``Reduction.on``.
+        reduction: from ``Reduction.over``.
     """
     arguments = (pred, target, eps, pred.shape[0], *pred.stride())
     shape = {"LOSS": loss, **_SHAPE}

@@ -382,7 +382,7 @@ def qfl_forward(
         quality: (B, A) or (N,) float32 contiguous with form "class_logits", else None.
         labels: (B, A) or (N,) int64 contiguous; None: the target is dense.
         scores: (B, A) or (N,) float32 contiguous; dense: (N, C) float32, any strides.
-        reduction: as ``Reduction.on`` gives it.
+        reduction: as ``Reduction.over`` gives it.
     """
     levels = _as_levels(values)
     shape = _shape(levels, levels, form, beta)

@@ -26,6 +26,8 @@ QflArguments read(Fields& fields, bool backward) {
         fields.read("scores", a.scores);
     } else {
         const Rows scores = fields.rows("scores");
+        if (scores.dtype != arithmetic(a.dtype))
+            throw std::invalid_argument("scores: expected the dtype of the arithmetic");
         a.scores = scores.at;
         a.score_row = scores.row_stride;
         a.score_class = scores.column_stride;

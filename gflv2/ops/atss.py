@@ -29,6 +29,7 @@ __all__ = ["Assignment", "atss"]
 
 MAX_SIDE = 1 << 15  # cells a side of a level: the kernels name a cell by two 16-bit numbers
 # The list of candidates lies in shared memory (cuda), or is a tile of that width (triton).
+_MOST_CELLS = 2**31 - 1  # of a level; more candidates are all of them
 MAX_TOPK = {"cuda": 32, "triton": 32}
 
 
@@ -126,7 +127,7 @@ def atss(
         as_list(points) if points is not None else [],
     )
     numbers = [size for shape in shapes for size in shape]
-    settings = (numbers, valid_cells(shapes, strides, padded_sizes), strides, topk)
+    settings = (numbers, valid_cells(shapes, strides, padded_sizes), strides, min(topk, _MOST_CELLS))
     return Assignment(
         *_atss.constant(tensors, (*settings, float(anchor_scale), float(offset), float(ignore_iof_thr), backend))
     )
@@ -245,9 +246,9 @@ def _describe(
     check_strides(strides, levels)
     check_padded_sizes(padded_sizes, batch)
     if ignore_boxes is not None:
-        images, _ = check_boxes(ignore_boxes, name="ignore_boxes")
-        if images != batch:
-            bad_value("ignore_boxes", f"boxes of {batch} images like boxes", ignore_boxes)
+        images, where = check_boxes(ignore_boxes, name="ignore_boxes")
+        if images != batch or where != device:
+            bad_value("ignore_boxes", f"boxes of {batch} images on {device} like boxes", ignore_boxes)
     check_count(topk, "topk")
     check_number(anchor_scale, "anchor_scale", above=0)
     check_number(ignore_iof_thr, "ignore_iof_thr")
@@ -291,6 +292,7 @@ _atss = Operation(
     new_results=_new_results,
     forward=_forward,
     returns="(Tensor, Tensor, Tensor)",
-    small=("boxes", "labels", "counts", "ignore_boxes", "points"),
+    small=("boxes", "ignore_boxes", "points"),
+    indices=("labels", "counts"),
     arithmetic=lambda _: torch.float32,
 )

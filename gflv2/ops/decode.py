@@ -29,6 +29,7 @@ __all__ = ["Decoded", "Detections", "batched_nms", "decode"]
 
 # On a GPU the points that a level keeps are sorted by one block, in its shared memory.
 MAX_SORTED = 4096
+_MOST_POINTS = 2**31 - 1  # of a level; more to keep is all of them
 
 
 class Detections(NamedTuple):
@@ -124,10 +125,8 @@ def decode(
         options |= {"image_sizes": image_sizes, "scale_factors": scale_factors}
         with nullcontext() if backends.exporting() else torch.no_grad():
             return reference.decode(class_logits, box_logits, **options, return_distributions=return_distributions)
-    dtype = compute_dtype(head.box.dtype)
-    pairs = [None if pair is None else pair.to(dtype).contiguous() for pair in (image_sizes, scale_factors)]
-    tensors = (*head.rows(head.quality_logits(backend)), *pairs)
-    settings = (head.strides, pre_topk, float(score_thr), head.offset, return_distributions, backend)
+    tensors = (*head.rows(head.quality_logits(backend)), image_sizes, scale_factors)
+    settings = (head.strides, min(pre_topk, _MOST_POINTS), float(score_thr), head.offset, return_distributions, backend)
     results = _decode.constant(tensors, settings)
     return Decoded(*results[:4], results[4] if return_distributions else None, legacy_background)
 
@@ -290,5 +289,5 @@ _decode = Operation(
     new_results=_new_results,
     forward=_forward,
     returns="Tensor[]",
-    small=("quality", "scales", "projection"),
+    small=("quality", "scales", "projection", "image_sizes", "scale_factors"),
 )

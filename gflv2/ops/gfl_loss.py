@@ -18,12 +18,12 @@ from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, co
 from gflv2.ops.dgqp import Predictor, refuse_triton
 from gflv2.ops.gfl_loss_passes import Needs
 from gflv2.ops.head import Head, check_rows, read_head, refuse_mixed
-from gflv2.ops.observed import ordinary
+from gflv2.ops.observed import ordinary, saving_is_observed
 from gflv2.ops.one_pass import one_pass
 from gflv2.ops.qfl import OPERATION as QFL
 from gflv2.ops.reference import gfl_loss as reference
 from gflv2.ops.reference.gfl_loss import GFLLosses, GFLTargets
-from gflv2.ops.registration import convert, prepared, refuse_double_backward, wants_gradient
+from gflv2.ops.registration import convert, prepared, refuse_double_backward, refuse_forward_mode, wants_gradient
 
 __all__ = ["GFLLosses", "gfl_loss"]
 
@@ -103,6 +103,7 @@ def gfl_loss(
         options |= {"strides": head.strides, "beta": float(beta), "loss_weights": loss_weights}
         return reference.gfl_loss(class_logits, box_logits, targets, normalisers, **options)
 
+    refuse_forward_mode("gfl_loss", (class_logits, box_logits, scales, quality_logits, (predictor or ())[:4]))
     layers, shape = [], _NO_STATISTICS
     quality = quality_logits
     if predictor is not None:
@@ -113,7 +114,11 @@ def gfl_loss(
     constants = (targets.labels, targets.scores, targets.weights, targets.label_weights, normalisers, targets.boxes)
     constants = [tensor.detach() if tensor.requires_grad else tensor for tensor in (projection, *constants)]
     dtype = compute_dtype(head.box.dtype)
-    layers, (scales, quality, *constants) = convert(layers, dtype), convert([scales, quality, *constants], dtype)
+    projection, labels, *constants = constants
+    layers, (scales, quality, projection, *constants) = (
+        convert(group, dtype) for group in (layers, [scales, quality, projection, *constants])
+    )
+    constants = [projection, convert(labels, torch.int64), *constants]
     settings = (head.strides, head.offset, float(beta), [float(weight) for weight in loss_weights], backend)
     if not wants_gradient(class_logits, box_logits, layers, quality, scales):
         arguments = (class_logits, box_logits, quality, scales, *constants)
@@ -185,6 +190,7 @@ class _GflLoss(torch.autograd.Function):
         has_predictor = layers[0] is not None
         of_class_loss = _of_class_loss(_needs(ctx, has_predictor, count), has_predictor)
         ctx.plain = ordinary(flat)
+        ctx.hooked = ctx.plain and saving_is_observed()
         ctx.one_pass = ctx.plain and any(of_class_loss) and one_pass(settings[-1], "sum", (quality, *levels[:count]))
         if ctx.one_pass:
             *losses, sides, ctx.prepared = passes.losses_and_gradients(of_class_loss, *rows, *constants, *settings)
@@ -198,6 +204,8 @@ class _GflLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward("gfl_loss")
         saved = ctx.saved_tensors  # asked for once: under activation checkpointing each time computes forward anew
+        if ctx.hooked:  # a hook may give back equal tensors with other strides
+            saved = [*(None if tensor is None else tensor.contiguous() for tensor in saved[:13]), *saved[13:]]
         layers, (scales, quality), constants = saved[:4], saved[4:6], saved[6:12]
         levels, sides = saved[13:-1], saved[-1]
         projection, labels, scores, _, label_weights, normalisers = constants

@@ -209,15 +209,22 @@ def _fake_backward(*arguments: Any) -> list[Tensor]:
 def _converted(*arguments: Any) -> tuple[Tensor, ...]:
     """`run`, for small tensors of any dtype: somebody may call it by hand."""
     dtype = compute_dtype(arguments[1][0].dtype)
-    return run(*arguments[:2], *(convert(small, dtype) for small in arguments[2:11]), *arguments[11:])
+    small = (
+        convert(tensor, torch.int64 if place == 5 else dtype)
+        for place, tensor in enumerate(arguments[:11])
+        if place > 1
+    )
+    return run(*arguments[:2], *small, *arguments[11:])
 
 
 def _converted_backward(*arguments: Any) -> list[Tensor]:
     maps, small, settings = arguments[:5], arguments[5:16], arguments[16:]
-    converted = (convert(tensor, small[8].dtype) for tensor in small)
+    converted = (convert(tensor, torch.int64 if place == 3 else small[8].dtype) for place, tensor in enumerate(small))
     gradients = flatten(run_backward(*maps, *converted, *settings))
-    wanted = _fake_backward(*arguments)
-    return [gradient.to(like.dtype) for gradient, like in zip(gradients, wanted, strict=True)]
+    needs, (class_logits, box_logits), (quality, scales) = Needs(*arguments[-1]), maps[3:], small[:2]
+    every = zip((class_logits, box_logits, small[10], [scales], [quality]), needs, strict=True)
+    given = [tensor for group, need in every if need for tensor in group]
+    return [gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, given, strict=True)]
 
 
 # `normalisers`: N_pos and W. `grad_quality`: of the class loss, where it is known already.

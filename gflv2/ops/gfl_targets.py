@@ -181,5 +181,6 @@ _gfl_targets = Operation(
     new_results=_new_results,
     forward=_forward,
     returns="(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    small=("quality", "scales", "projection", "index", "assigned", "boxes"),
+    small=("quality", "scales", "projection", "boxes"),
+    indices=("index", "assigned"),
 )

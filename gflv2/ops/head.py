@@ -1,4 +1,4 @@
-"""The arguments that `gfl_targets`, `gfl_loss` and `decode` share: checked and converted once, as one object."""
+"""The arguments that `gfl_targets`, `gfl_loss` and `decode` share: checked once, and handed on as one object."""
 
 from __future__ import annotations
 

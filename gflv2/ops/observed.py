@@ -1,4 +1,4 @@
-"""Is torch only executing, or is something observing the call: a compiler, a tracer, a mode, a transform, a profiler?
+"""Is torch only executing, or does something observe the call: a compiler, tracer, dispatch mode, transform or profiler?
 
 An observed call goes through torch's dispatcher, so that the observer sees the registered operation. A call that nobody
 observes runs its implementation at once, which saves the dispatcher's packing and unpacking of every argument.
@@ -35,13 +35,14 @@ def ordinary(arguments: Iterable[Any]) -> bool:
         return False
     if _tracing_state() is not None or profiler._is_profiler_enabled:
         return False
+    # A tensor may be negated lazily (the imaginary part of a conjugate): only the dispatcher reads it as what it means.
     for argument in arguments:
         if isinstance(argument, Tensor):
-            if type(argument) not in _PLAIN or _is_batched(argument):
+            if type(argument) not in _PLAIN or _is_batched(argument) or argument.is_neg():
                 return False
         elif argument is not None:
             for tensor in argument:
-                if type(tensor) not in _PLAIN or _is_batched(tensor):
+                if type(tensor) not in _PLAIN or _is_batched(tensor) or tensor.is_neg():
                     return False
     return True
 

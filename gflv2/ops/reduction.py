@@ -35,6 +35,8 @@ def check_reduction(
     if isinstance(avg_factor, Tensor):
         if avg_factor.dim() != 0:
             bad_value("avg_factor", "a number or a 0-d tensor", avg_factor)
+        if avg_factor.is_complex():
+            bad_type("avg_factor", "a number or a 0-d tensor of real numbers", avg_factor)
         if avg_factor.device != device:
             bad_value("avg_factor", f"a 0-d tensor on {device} like the other arguments", avg_factor)
     elif isinstance(avg_factor, (int, float)) or isinstance(avg_factor, numbers.Real):

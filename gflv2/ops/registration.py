@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gflv2.ops import backends
 from gflv2.ops.checks import compute_dtype
 from gflv2.ops.implementation import implementation
-from gflv2.ops.observed import ordinary
+from gflv2.ops.observed import ordinary, saving_is_observed
 from gflv2.ops.one_pass import one_pass
 
 _LIBRARY = torch.library.Library("gflv2", "FRAGMENT")
@@ -54,6 +55,16 @@ def refuse_double_backward(name: str) -> None:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         text = f"{name}: double backward (create_graph=True) is not supported by the fused kernels"
         raise RuntimeError(f"{text}; {REFERENCE_INSTEAD}")
+
+
+def refuse_forward_mode(name: str, tensors: Sequence[Argument]) -> None:
+    """Refuse tensors that carry a forward-mode derivative: without this it would silently be 0 from here on."""
+    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
+        return
+    for tensor in flatten(tensors):
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            text = f"{name}: forward-mode derivatives (jvp, jacfwd) are not supported by the fused kernels"
+            raise RuntimeError(f"{text}; {REFERENCE_INSTEAD}")
 
 
 def wants_gradient(*arguments: Argument) -> bool:
@@ -103,6 +114,7 @@ class Operation:
         forward: Callable[..., None],
         returns: str = "Tensor",
         small: Sequence[str] = (),
+        indices: Sequence[str] = (),
         arithmetic: Callable[[torch.dtype], torch.dtype] = compute_dtype,
         gradients: dict[str, Callable[[Tensor], Tensor]] | None = None,
         backward: Callable[..., None] | None = None,
@@ -117,8 +129,9 @@ class Operation:
             tensors, settings: their schemas.
             new_results: takes a call's arguments without the backend, and returns the results' memory.
             forward: (kernels, results, *arguments) fills it. ``kernels`` is the backend's module.
-            small: the tensors that a call converts: contiguous, integers to int64, numbers to the dtype of the
-                arithmetic. Autograd records that, so that their gradient is rounded once.
+            small: the tensors that a call makes contiguous and converts to the dtype of the arithmetic, whatever theirs
+                is. Autograd records that, so that their gradient is rounded once.
+            indices: those that it converts to int64.
             arithmetic: gives this dtype from that of the first tensor.
             gradients: the differentiable tensors, in the order of ``tensors``, and the layout of their gradients.
             backward: (kernels, grad, gradients, results, *arguments) fills the gradients; those that are not wanted
@@ -134,7 +147,8 @@ class Operation:
         self.new_results, self.fill, self.fill_gradients = new_results, forward, backward
         names = [argument.split()[-1] for argument in tensors.split(", ")]
         self._has_lists = "Tensor[]" in tensors
-        self._small, self._arithmetic = [names.index(name) for name in small], arithmetic
+        self._small, self._indices = ([names.index(name) for name in group] for group in (small, indices))
+        self._arithmetic = arithmetic
         self.layouts = [(names.index(name), layout) for name, layout in (gradients or {}).items()]
         arguments = ", ".join(part for part in (tensors, settings, "str backend") if part)
         self.call = register(name, f"({arguments}) -> {returns}", self._registered, self._fake)
@@ -153,6 +167,7 @@ class Operation:
             tensors: lists where the schema has lists; `small` ones in any dtype.
             settings: the backend last.
         """
+        refuse_forward_mode(self.name, tensors)
         if not (torch.is_grad_enabled() and wants_gradient(*[tensors[place] for place, _ in self.layouts])):
             return self.constant(tensors, settings)
         tensors = self._converted(tensors)
@@ -184,6 +199,9 @@ class Operation:
         for place in self._small:
             if converted[place] is not None:
                 converted[place] = convert(converted[place], dtype)
+        for place in self._indices:
+            if converted[place] is not None:
+                converted[place] = convert(converted[place], torch.int64)
         return converted
 
     def with_gradients(self, arguments: Sequence[Argument], backend: str, needs: Sequence[bool]) -> tuple[Any, list]:
@@ -267,6 +285,8 @@ def _function_of(operation: Operation, together: bool) -> type[torch.autograd.Fu
             ctx.counts, ctx.settings = counts, settings
             arguments, backend = regroup(flat, counts), settings[-1]
             ctx.plain = ordinary(flat)
+            # A hook may give back an equal tensor with other strides.
+            ctx.hooked = ctx.plain and saving_is_observed()
             ctx.one_pass = False
             if together and ctx.plain and backend == "cpu":
                 trained = flatten([arguments[place] for place in places])
@@ -283,6 +303,8 @@ def _function_of(operation: Operation, together: bool) -> type[torch.autograd.Fu
             refuse_double_backward(name)
             # Asked for once: under activation checkpointing each time computes forward anew.
             arguments = regroup(ctx.saved_tensors, ctx.counts)
+            if ctx.hooked:
+                arguments = operation._converted(arguments)
             *settings, backend = ctx.settings
             needs, spans = _needs(ctx, ctx.counts, places)
             given = (*arguments, *settings)
@@ -368,17 +390,17 @@ def _needs(
 
 
 def convert(argument: Argument, dtype: torch.dtype) -> Argument:
-    """Small arguments as kernels take them: contiguous; integers int64, numbers in the dtype of the arithmetic."""
+    """A small argument, or several, as kernels take them: contiguous, in a dtype."""
     if isinstance(argument, (list, tuple)):
         return [tensor if _is_converted(tensor, dtype) else convert(tensor, dtype) for tensor in argument]
     if _is_converted(argument, dtype):
         return argument
-    return argument.to(dtype if argument.is_floating_point() else torch.int64).contiguous()
+    return argument.to(dtype).contiguous()
 
 
 def _is_converted(tensor: Tensor | None, dtype: torch.dtype) -> bool:
     # Asking costs a third of what `to` does.
-    return tensor is None or (tensor.dtype in (dtype, torch.int64) and tensor.is_contiguous())
+    return tensor is None or (tensor.dtype == dtype and tensor.is_contiguous())
 
 
 def _first(argument: Tensor | list[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """The native ``dfl``, called with torch tensors.
 
 S below is the dtype of the arithmetic: float32, or float64 where the logits are float64. A `Reduction` comes from
-``Reduction.on``; results are (N,) or () tensors in S, contiguous, and so are their gradients.
+``Reduction.over``; results are (N,) or () tensors in S, contiguous, and so are their gradients.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The native ``distribution_kl``, called with torch tensors.
 
-A `Reduction` comes from ``Reduction.on``; results are (N,) or () tensors in the dtype of the arithmetic (float32, or
+A `Reduction` comes from ``Reduction.over``; results are (N,) or () tensors in the dtype of the arithmetic (float32, or
 float64 where the logits are float64), contiguous, and so are their gradients.
 """
 

@@ -24,6 +24,7 @@ def reduce_loss(loss: Tensor, weight: Tensor | None, avg_factor: float | Tensor 
         return total / max(loss.numel(), 1)
     if not isinstance(avg_factor, Tensor):
         return total / avg_factor
+    avg_factor = avg_factor.detach().to(total.dtype)
     # Not a branch: in a compiled graph the number of rows may depend on data.
     rows = torch.ones_like(loss, dtype=torch.bool).any()
-    return total / torch.where(rows, avg_factor.detach(), 1)
+    return total / torch.where(rows, avg_factor, 1)
