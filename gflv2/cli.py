@@ -236,10 +236,7 @@ def _data(options: argparse.Namespace) -> None:
 
     config = load_config(options.config, options.overrides)
     report = check(options.data, options.images, config=config, split=options.split, page=options.page)
-    print(report)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report.to_dict(), indent=2))
+    _show(report, options.json)
 
 
 def _configs(options: argparse.Namespace) -> None:

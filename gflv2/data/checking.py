@@ -55,9 +55,11 @@ class DataReport:
         without_examples: the first of those, as text.
         levels: see ``LevelReport``.
         clamped: share of all distances that lie beyond the bins.
-        recommended_reg_max: the least that leaves a thousandth of the distances beyond the bins.
-        recommended_short_side: the least (not below the configuration's) that leaves a hundredth of the objects without
-            a positive point; else the one that leaves the fewest.
+        recommended_reg_max: the least that leaves a thousandth of the distances beyond the bins; None, here and below:
+            no object was looked at.
+        recommended_short_side, recommended_long_side: the least (not below the configuration's) that leave a hundredth
+            of the objects without a positive point; else those that leave the fewest. Both grow by one factor.
+        recommended_settings: the same as settings, the short side's range and the test size by the same factor.
         without_there: share of the objects without a positive point at that size.
         notes: what to think about, as sentences.
     """
@@ -82,8 +84,10 @@ class DataReport:
     without_examples: list[str]
     levels: list[LevelReport]
     clamped: float
-    recommended_reg_max: int
-    recommended_short_side: int
+    recommended_reg_max: int | None
+    recommended_short_side: int | None
+    recommended_long_side: int | None
+    recommended_settings: dict[str, Any] | None
     without_there: float
     notes: list[str] = field(default_factory=list)
 
@@ -125,11 +129,14 @@ class DataReport:
             )
         lines.append(f"objects without a positive point: {self.without_positive} of {self.objects}")
         lines += [f"  {example}" for example in self.without_examples]
-        lines += [
-            f"recommended: reg_max {self.recommended_reg_max}, which clamps at most {MOST_CLAMPED:.1%} of the targets",
-            f"recommended: short side {self.recommended_short_side}, which leaves {self.without_there:.1%} of the "
-            "objects without a positive point",
-        ]
+        if self.recommended_settings is not None:
+            settings = self.recommended_settings.items()
+            sizes = " ".join(f"--{key} {str(value).replace(' ', '')}" for key, value in settings)
+            lines += [
+                f"recommended: reg_max {self.recommended_reg_max}, "
+                f"which clamps at most {MOST_CLAMPED:.1%} of the targets",
+                f"recommended: {sizes}, which leaves {self.without_there:.1%} of the objects without a positive point",
+            ]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 
@@ -154,7 +161,7 @@ def check(
         config: the detector's, for sizes, strides and reg_max; None: the general defaults.
         split: part of a data set that has several.
         images: boxes of so many images, evenly spread, are assigned to points.
-        page: write a picture of some images with their boxes to this file.
+        page: write a picture of some images with their boxes to this file; its folder is made where missing.
 
     Raises:
         FileNotFoundError, ValueError: the data cannot be used; one line that names file and record.
@@ -163,10 +170,12 @@ def check(
     dataset = data
     if not isinstance(dataset, CocoDetection):
         dataset = CocoDetection(data, image_dir, config=config.data, split=split)
+    if page is not None:
+        Path(page).parent.mkdir(parents=True, exist_ok=True)  # before the work, which would else be lost
     items = spread(len(dataset), images)
     found = positives(dataset, config, items)
     scale, there = _recommended_scale(dataset, config, items, found)
-    short_side = round(sum(config.data.short_side) / 2)
+    short_side = sum(config.data.short_side) / 2
     report = DataReport(
         source=str(dataset.annotation_file),
         **_counts(dataset),
@@ -175,7 +184,7 @@ def check(
             for kind, count in dataset.problems.counts.items()
         },
         looked_at=len(items),
-        short_side=short_side,
+        short_side=round(short_side),
         reg_max=config.model.head.reg_max,
         objects=found.objects,
         without_positive=len(found.without),
@@ -183,8 +192,10 @@ def check(
         without_examples=[_object(dataset, *row) for row in found.without[:5]],
         levels=_levels(found, config.model.head.reg_max),
         clamped=found.share_beyond(config.model.head.reg_max),
-        recommended_reg_max=_recommended_reg_max(found),
-        recommended_short_side=round(short_side * scale),
+        recommended_reg_max=_recommended_reg_max(found) if found.objects else None,
+        recommended_short_side=round(short_side * scale) if found.objects else None,
+        recommended_long_side=round(config.data.long_side * scale) if found.objects else None,
+        recommended_settings=_sizes(config, scale) if found.objects else None,
         without_there=there,
     )
     report.notes = _notes(report)
@@ -247,6 +258,15 @@ def _levels(found: Positives, reg_max: int) -> list[LevelReport]:
     return rows
 
 
+def _sizes(config: Config, scale: float) -> dict[str, Any]:
+    """Settings of an image size so many times the configuration's; of one side alone, the other would be the limit."""
+    return {
+        "data.short_side": [round(side * scale) for side in config.data.short_side],
+        "data.long_side": round(config.data.long_side * scale),
+        "data.test_short_side": round(config.data.test_short_side * scale),
+    }
+
+
 def _recommended_reg_max(found: Positives) -> int:
     """Never below 4, the number of bins that the distribution's statistics take."""
     targets = np.concatenate([level.ravel() for level in found.targets])
@@ -285,6 +305,8 @@ def _notes(report: DataReport) -> list[str]:
         notes.append(f"classes with fewer than {FEW} boxes, {len(few)} of {len(report.classes)}: {shown(few)}")
     if report.doubled:
         notes.append(f"{report.doubled} boxes stand in their image a second time, with the same class")
+    if not report.objects:
+        notes.append(f"no box in the {report.looked_at} images looked at; reg_max and size cannot be recommended")
     if report.without_positive:
         least, median, most = report.without_sizes
         notes.append(
@@ -311,8 +333,8 @@ def quick_notes(
     notes = _classes_without_boxes(train_set, "training")
     if val_set is not None:
         notes += _classes_without_boxes(val_set, "validation")
-        there = {str(train_set.path(item).resolve()) for item in range(len(train_set))}
-        both = [path for item in range(len(val_set)) if str(path := val_set.path(item).resolve()) in there]
+        there = set(_places(train_set))
+        both = [path for path in _places(val_set) if path in there]
         if both:
             notes.append(f"{len(both)} of {len(val_set)} validation images are training images too; first: {both[0]}")
     items = spread(len(train_set), images)
@@ -329,6 +351,18 @@ def quick_notes(
     if config.model.head.kind == "gfl" and beyond > 0.01:
         notes.append(f"{beyond:.1%} of the distances to the sides lie beyond reg_max {reg_max} and are clamped")
     return notes
+
+
+def _places(dataset: CocoDetection) -> list[str]:
+    """Path of every image, links among its folders resolved: one question a folder, not one a file."""
+    folders: dict[Path, Path] = {}
+    places = []
+    for item in range(len(dataset)):
+        path = dataset.path(item)
+        if path.parent not in folders:
+            folders[path.parent] = path.parent.resolve()
+        places.append(str(folders[path.parent] / path.name))
+    return places
 
 
 def _classes_without_boxes(dataset: CocoDetection, purpose: str) -> list[str]:

@@ -47,6 +47,7 @@ class CocoDetection(Dataset):
         aspect_groups: bool array, width / height > 1 per item; training's batches do not mix both.
         left_out: counts of what was not taken, by reason.
         problems: what was left out, replaced or cut, by kind, with examples.
+        annotated: False for a folder of images alone.
         index: what evaluation compares with; None for training, and in another process.
 
     Raises:
@@ -71,11 +72,9 @@ class CocoDetection(Dataset):
         reader = reader_of(
             annotation_file, image_dir, split=split, skip_bad=self.config.skip_bad, class_names=class_names
         )
-        if train and isinstance(reader, FolderReader):
-            raise ValueError(
-                f"{annotation_file}: a folder without annotations: neither a YAML file with 'names', nor XML files, "
-                "nor a COCO JSON file under one of the usual names"
-            )
+        self.annotated = not isinstance(reader, FolderReader)
+        if train:
+            self.require_annotations()
         index = index_of(
             reader.content(),
             reader.problems,
@@ -88,6 +87,18 @@ class CocoDetection(Dataset):
         self._read_records(index, label_of)
         self.index = None if train else index
         self._cache = ImageCache(self._decoded, len(self), str(annotation_file)) if self.config.cache_images else None
+
+    def require_annotations(self) -> None:
+        """Refuse a folder of images alone, which nothing can be learnt from or compared with.
+
+        Raises:
+            ValueError
+        """
+        if not self.annotated:
+            raise ValueError(
+                f"{self.annotation_file}: a folder without annotations: neither a YAML file with 'names', nor XML "
+                "files, nor a COCO JSON file under one of the usual names"
+            )
 
     def _read_records(self, index: CheckedCOCO, label_of: dict) -> None:
         # Arrays, not lists of dicts or tensors: a forked worker shares them without copying (Python would touch, and so

@@ -1,4 +1,4 @@
-"""A folder of images without labels, for prediction."""
+"""A folder of images without labels, which can be looked at; neither training nor evaluation takes it."""
 
 from __future__ import annotations
 

@@ -218,8 +218,10 @@ def make_loader(
 
 
 def _outlive_a_signal(worker: int) -> None:
-    """A SIGTERM to a whole process group (``timeout``, a scheduler) must not end the workers before the last step.
+    """A signal to a whole process group must not end the workers before the last step.
 
-    The second one does, which is how a loader ends workers that do not answer.
+    SIGINT comes from a terminal: the process that reads from the workers ends them. SIGTERM comes from ``timeout`` or a
+    scheduler; the second one ends them, which is how a loader ends workers that do not answer.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -370,7 +370,8 @@ def evaluate(
         device: where to run; None: where the model is.
         engine: see ``evaluate_detections``.
         progress: show a progress bar.
-        save_detections: also write the detections to this JSON file, in COCO's result format (this process's share).
+        save_detections: also write the detections to this JSON file, in COCO's result format (this process's share);
+            its folder is made where missing.
         detect_options: passed to ``model.detect``, e.g. ``score_thr``. With more than 100 ``max_detections``, here or
             in the model's configuration, so many are evaluated.
     """
@@ -386,6 +387,9 @@ def evaluate(
         raise TypeError(f"data: expected a loader of CocoDetection, got one of {type(dataset).__name__}")
     if dataset.train:
         raise ValueError("data: expected a data set made with train=False, got one with training's transforms")
+    dataset.require_annotations()
+    if save_detections is not None:
+        Path(save_detections).parent.mkdir(parents=True, exist_ok=True)  # before the work, which would else be lost
     limit = detect_options.get("max_detections") or _limit_of(model)
     evaluator = CocoEvaluator(dataset, engine=engine, max_detections=max(limit, 100))
     device = torch.device(device) if device is not None else _device_of(model)

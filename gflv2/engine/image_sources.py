@@ -13,7 +13,6 @@ from torchvision.transforms.v2 import functional as F
 
 from gflv2.data.image import read_image, to_rgb
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 _KINDS = "a path, a PIL image, a uint8 array (H, W, 3), a uint8 tensor (3, H, W), or a list of these"
 
 

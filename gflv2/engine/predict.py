@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from gflv2.data.batch import collate
+from gflv2.data.files import IMAGE_SUFFIXES
 from gflv2.data.transforms import preprocess
-from gflv2.engine.image_sources import SUFFIXES, ImageError, read_source
+from gflv2.engine.image_sources import ImageError, read_source
 from gflv2.engine.results import Result
 from gflv2.models.dense_head import shapes_of
 from gflv2.models.detector import SingleStageDetector
@@ -159,7 +160,9 @@ class FilesReport:
 
 
 def expand(patterns: str | Path | Sequence[str | Path]) -> tuple[list[Path], dict[str, str]]:
-    """Files named by paths, folders (the images directly in them) and patterns (``**`` descends), each once.
+    """Files named by paths, folders and patterns (``**`` descends), each once.
+
+    Of a folder the images directly in it are taken, hidden ones are not.
 
     Returns:
         The files in the order of the patterns, sorted within each; and the patterns that gave nothing, with the reason.
@@ -171,7 +174,8 @@ def expand(patterns: str | Path | Sequence[str | Path]) -> tuple[list[Path], dic
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            found, problem = sorted(p for p in path.iterdir() if _is_image(p)), "the folder holds no image files"
+            inside = (p for p in path.iterdir() if not p.name.startswith("."))
+            found, problem = sorted(p for p in inside if _is_image(p)), "the folder holds no image files"
         elif path.exists():
             found, problem = [path], ""
         elif glob.has_magic(str(path)):
@@ -263,7 +267,7 @@ def _record(content: dict[str, list], result: Result) -> None:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def _picture_paths(files: list[Path], output: Path) -> dict[Path, Path]:

@@ -126,7 +126,8 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    # Of torchrun, of Lightning's own processes, of srun.
+    return int(next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), "0"))
 
 
 # ---- what can be continued -----------------------------------------------------------------------------------------
@@ -192,9 +193,6 @@ def find_resume_point(resume: str | Path) -> ResumePoint:
         _log.warning("%s", error)
         _log.warning("continuing from the newest whole checkpoint instead: %s, iteration %d", other, point.iteration)
         return point
-
-
-_OF_A_RUN = ("loops", "state_dict", "optimizer_states", "lr_schedulers", "global_step")
 
 
 def _read(file: Path) -> dict[str, Any]:

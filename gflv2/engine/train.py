@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import shlex
 import signal
@@ -127,6 +128,7 @@ def train(
         NonFiniteLoss, NonFiniteWeights: the loss or the weights became NaN or infinite.
         Interrupted: SIGINT or SIGTERM came; the run is saved and can be resumed.
     """
+    given = dict(locals())  # the arguments: there is no other name yet
     point = None if resume is None else find_resume_point(resume)
     if config is None:
         if point is None:
@@ -146,6 +148,7 @@ def train(
     if config.data.val is not None:
         names = train_set.class_names
         val_set = CocoDetection(config.data.val, config.data.val_images, config=config.data, class_names=names)
+        val_set.require_annotations()
     if point is not None:
         check_resumable(point, config, train_set.class_names)
 
@@ -164,7 +167,7 @@ def train(
         if point is not None:
             check_model(point, model.state_dict(), config)
             if point.is_complete(config.train.epochs, max_steps):
-                return _nothing_to_do(model, point, config)
+                return _nothing_to_do(model, point, config, max_steps)
         signals = Signals()
         keeper = RunCheckpoints(
             folder,
@@ -233,11 +236,11 @@ def train(
                     trainer.fit_loop.teardown()
         except Stop as stop:
             if stop.signum is not None:
-                raise _interrupted(keeper, trainer, stop.signum, limit_train_batches) from None
+                raise _interrupted(keeper, trainer, stop.signum, given) from None
         except BaseException as error:
             if signals.received is not None and keeper.failure is None:
                 # A worker may have died of the same signal before the next step.
-                raise _interrupted(keeper, trainer, signals.received, limit_train_batches) from error
+                raise _interrupted(keeper, trainer, signals.received, given) from error
             # Keep the best weights so far; the current ones may be NaN.
             if trainer.is_global_zero and keeper.best_epoch is not None:
                 with contextlib.suppress(Exception):  # what ended the run is told, not what follows from it
@@ -263,28 +266,68 @@ def _plan(config: Config, trainer: Any, train_set: Any, limit: int | None) -> di
     }
 
 
-def _interrupted(keeper: RunCheckpoints, trainer: Any, signum: int, limit: int | None) -> Interrupted:
+# What `config.yaml` of the run does not hold, and a command that continues it has to say again.
+_SAID_AGAIN = (
+    "max_steps",
+    "limit_train_batches",
+    "limit_val_batches",
+    "progress",
+    "accelerator",
+    "devices",
+    "num_nodes",
+)
+
+
+def _continuation(folder: Path, given: Mapping[str, Any]) -> str:
+    """The command that goes on with a run as ``train`` was called for it."""
+    command = ["gflv2", "train", "--resume", str(folder)]
+    parameters = inspect.signature(train).parameters
+    for name in _SAID_AGAIN:
+        value, option = given[name], name.replace("_", "-")
+        if value == parameters[name].default:
+            continue
+        if value is False:
+            command.append(f"--no-{option}")
+        elif isinstance(value, list):
+            command += [f"--{option}", ",".join(map(str, value)) + ("," if len(value) == 1 else "")]
+        else:
+            command += [f"--{option}", str(value)]
+    return shlex.join(command)
+
+
+def _interrupted(keeper: RunCheckpoints, trainer: Any, signum: int, given: Mapping[str, Any]) -> Interrupted:
     name = signal.Signals(signum).name
     if keeper.last_saved is None:
         return Interrupted(f"{name}: stopped before the first checkpoint of {keeper.folder}", signum)
-    command = ["gflv2", "train", "--resume", str(keeper.folder)]
-    if limit is not None:
-        command += ["--limit-train-batches", str(limit)]
     return Interrupted(
         f"{name}: stopped; iteration {keeper.last_saved} of {trainer.estimated_stepping_batches} is saved. "
-        f"Continue with: {shlex.join(command)}",
+        f"Continue with: {_continuation(keeper.folder, given)}",
         signum,
     )
 
 
-def _nothing_to_do(model: Any, point: ResumePoint, config: Config) -> TrainResult:
-    """The result of a complete run. Files that it had no time to write are written now, and nothing else."""
+def _nothing_to_do(model: Any, point: ResumePoint, config: Config, max_steps: int | None) -> TrainResult:
+    """The result of a run that is complete, or as far as ``max_steps`` lets it go.
+
+    Files that it had no time to write are written now, and nothing else.
+    """
     folder = point.folder
     report = read_metrics(folder)
     if report is not None and report.get("iteration") == point.iteration and (folder / "weights" / "last.pt").is_file():
         result = _result(folder, report)
     else:
         result = _export(model, folder, is_first=True)
+    if not point.is_complete(config.train.epochs, None):
+        _log.info(
+            "%s is at iteration %d, %d of %d epochs: --max-steps %d is reached; nothing to do. To train on, give a "
+            "larger one or leave it out",
+            folder,
+            point.iteration,
+            point.epoch,
+            config.train.epochs,
+            max_steps,
+        )
+        return result
     _log.info(
         "%s is complete: iteration %d, %d epochs; nothing to do. To train longer: --train.epochs %d",
         folder,

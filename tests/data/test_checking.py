@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +53,26 @@ def test_objects_that_no_point_learns_are_counted_and_a_size_recommended(tmp_pat
     assert larger.share_without() == report.without_there
 
 
+def test_the_recommended_size_is_one_that_training_takes(tmp_path):
+    """Wide images reach the long side first: a larger short side alone would change nothing."""
+    sizes = {"data.long_side": 320, "data.short_side": [192, 256], "data.test_short_side": 192}
+    config = load_config("gflv2_lite0", sizes)
+    path = write_set(tmp_path, [(270, 480)], [annotation(1, (i * 40 + 5, 99, 6, 6)) for i in range(10)])
+    report = check(path, config=config)
+    settings = report.recommended_settings
+    scale = settings["data.long_side"] / 320
+    assert scale > 1 and report.recommended_long_side == 320 * scale and report.recommended_short_side == 224 * scale
+    wanted = {"data.short_side": [192 * scale, 256 * scale], "data.test_short_side": 192 * scale}
+    assert {key: settings[key] for key in wanted} == wanted
+    line = str(report).splitlines()[-1 - len(report.notes)]
+    least, most, long = (round(side * scale) for side in (192, 256, 320))
+    assert f"--data.short_side [{least},{most}] --data.long_side {long} --data.test_short_side {least}," in line
+    larger = load_config("gflv2_lite0", {**sizes, **settings})
+    dataset = CocoDetection(path, config=larger.data, train=True)  # training refuses a short side above the long one
+    share = positives(dataset, larger, [0]).share_without()
+    assert share == report.without_there < report.without_positive / report.objects
+
+
 def test_targets_beyond_the_bins_are_measured_and_a_reg_max_recommended(tmp_path):
     rows = [annotation(1, (4, 20, 240, 40)), annotation(1, (20, 100, 40, 40))]
     path = write_set(tmp_path, [(256, 256)], rows)
@@ -85,8 +106,9 @@ def test_a_page_of_pictures_is_drawn(tmp_path):
         annotation(2, (5, 5, 50, 50), iscrowd=1),
     ]
     path = write_set(tmp_path, [(64, 128), (128, 64)], rows, categories={1: "a", 2: "盒子"})
-    check(path, config=CONFIG, page=tmp_path / "page.png")
-    page = np.asarray(Image.open(tmp_path / "page.png"))
+    file = tmp_path / "not there yet" / "page.png"
+    check(path, config=CONFIG, page=file)
+    page = np.asarray(Image.open(file))
     assert page.shape == (320 + 12, 2 * 326 + 6, 3)
     coloured = (np.ptp(page.astype(int), axis=2) > 100).sum()
     assert coloured > 500, "boxes and names are drawn in colour"
@@ -115,6 +137,19 @@ def test_what_training_says_first(tmp_path):
     assert any("2 of 2 validation images are training images too; first: " in note for note in same)
 
 
+def test_images_of_both_sets_are_found_through_links_by_one_question_a_folder(tmp_path, monkeypatch):
+    rows = [annotation(i, (10, 10, 60, 60)) for i in (1, 2, 3)]
+    train = CocoDetection(write_set(tmp_path / "train", [(96, 96)] * 3, rows), config=CONFIG.data)
+    (tmp_path / "link").symlink_to(tmp_path / "train")
+    val = CocoDetection(tmp_path / "link" / train.annotation_file.relative_to(tmp_path / "train"), config=CONFIG.data)
+    assert train.path(0) != val.path(0)
+    asked, resolve = [], Path.resolve
+    monkeypatch.setattr(Path, "resolve", lambda self, *rest: (asked.append(self), resolve(self, *rest))[1])
+    notes = quick_notes(CONFIG, train, val)
+    assert f"3 of 3 validation images are training images too; first: {train.path(0)}" in notes
+    assert sorted(asked) == sorted([train.path(0).parent, val.path(0).parent])
+
+
 def test_a_validation_set_without_boxes_is_said_to_measure_nothing(tmp_path):
     train = CocoDetection(write_set(tmp_path / "a", [(256, 256)], [annotation(1, (9, 9, 60, 60))]), config=CONFIG.data)
     crowd = [annotation(1, (9, 9, 60, 60), iscrowd=1)]
@@ -136,7 +171,9 @@ def test_a_folder_of_images_is_counted(tmp_path):
     write_set(tmp_path, [(256, 256), (64, 96)], [])
     report = check(tmp_path / "images", config=CONFIG, page=tmp_path / "page.png")
     assert (report.images, report.boxes, report.classes, report.objects) == (2, 0, {}, 0)
-    assert report.recommended_short_side == 256 and report.clamped == 0 and str(report)
+    assert report.recommended_short_side is report.recommended_reg_max is report.recommended_settings is None
+    assert report.clamped == 0 and "recommended:" not in str(report)
+    assert report.notes == ["no box in the 2 images looked at; reg_max and size cannot be recommended"]
 
 
 def test_data_that_cannot_be_used_is_refused(tmp_path):

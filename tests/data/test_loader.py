@@ -1,4 +1,6 @@
 import collections
+import os
+import signal
 
 import pytest
 import torch
@@ -151,6 +153,13 @@ def test_the_epoch_may_be_told_after_the_iterator_is_made(tmp_path, workers):
     first = batches(loaders[0], 0)
     assert batches(loaders[0], 3) == batches(loaders[1], 3) != first
     assert batches(loaders[1], 0) == first, "the same workers, another epoch"
+
+
+def test_ctrl_c_leaves_the_workers_to_the_process_that_reads_from_them(dataset):
+    batches = iter(make_loader(dataset, 1, train=True, workers=1))
+    next(batches)
+    os.kill(batches._iterator._workers[0].pid, signal.SIGINT)
+    assert len(list(batches)) == len(dataset) - 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])

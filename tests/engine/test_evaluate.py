@@ -267,7 +267,7 @@ CONFIG = DataConfig(long_side=213, short_side=[171, 171], test_short_side=171, w
 def test_a_model_that_knows_the_boxes_scores_one(sample_set, tmp_path, capfd):
     dataset = CocoDetection(sample_set.val, config=CONFIG)
     model = Oracle(dataset)
-    file = tmp_path / "found.json"
+    file = tmp_path / "not there yet" / "found.json"
     result = evaluate(model, dataset, batch_size=5, progress=False, save_detections=file, score_thr=0.3)
     assert result["AP"] > 0.999 and result.images == 12
     assert model.training, "the model's mode is restored"
@@ -286,10 +286,14 @@ def test_progress_is_shown_on_request(sample_set, capfd):
     assert "evaluate: 100%" in capfd.readouterr().err
 
 
-def test_only_evaluation_data_is_taken(sample_set):
+def test_only_evaluation_data_is_taken(sample_set, tmp_path):
     model = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match="train=False"):
         evaluate(model, CocoDetection(sample_set.val, config=CONFIG, train=True))
+    folder = CocoDetection(sample_set.val_images, config=CONFIG)
+    with pytest.raises(ValueError, match="a folder without annotations"):
+        evaluate(model, folder, save_detections=tmp_path / "new" / "a.json")
+    assert not (tmp_path / "new").exists()
     with pytest.raises(TypeError, match="a loader of CocoDetection, got one of list"):
         evaluate(model, torch.utils.data.DataLoader([1, 2]))
 

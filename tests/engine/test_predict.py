@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from gflv2 import GFLV2
+from gflv2.data.files import images_below
 from gflv2.engine.image_sources import read_source
 from gflv2.engine.predict import ImageError, expand, predict, predict_files
 from gflv2.ops import integral
@@ -353,6 +354,12 @@ def folder(tmp_path, picture) -> Path:
     Image.fromarray(picture[:, :90]).save(root / "more" / "a.jpg")
     (root / "notes.txt").write_text("no image")
     return root
+
+
+def test_expand_takes_the_files_that_a_data_set_takes(tmp_path):
+    for name in ("a.jp2", "b.PNG", "._b.png", ".c.jpg", "d.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert expand(tmp_path)[0] == list(images_below(tmp_path)) == [tmp_path / "a.jp2", tmp_path / "b.PNG"]
 
 
 def test_expand(folder):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import inspect
+import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +26,7 @@ from gflv2.engine.checkpoints import NonFiniteWeights
 from gflv2.engine.interruption import Interrupted
 from gflv2.engine.run_folder import claimed
 from gflv2.engine.schedule import lr_factor
-from gflv2.engine.train import train
+from gflv2.engine.train import _SAID_AGAIN, _continuation, train
 from tests.faults.kill import TINY, differences
 
 ROOT = Path(__file__).parents[2]
@@ -138,10 +141,16 @@ def test_an_epoch_without_a_batch_left_does_not_shorten_the_next() -> None:
 
 # After the first step of epoch 1; at the last batch of epoch 1; inside epoch 2.
 @pytest.mark.parametrize("steps", [1, BATCHES, BATCHES + 2])
-def test_a_run_in_two_parts_has_the_bits_of_one(data, whole, tmp_path, steps) -> None:
+def test_a_run_in_two_parts_has_the_bits_of_one(data, whole, tmp_path, caplog, steps) -> None:
     part = run(data, tmp_path / "run", max_steps=steps)
     assert torch.load(part.output / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == steps
     assert GFLV2(weights=part.last_weights).class_names == list(shapes.CLASS_NAMES)
+    if steps == 1:
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="gflv2"):
+            run(data, None, resume=part.output, max_steps=1, progress=True)
+        assert "is at iteration 1, 0 of 2 epochs: --max-steps 1 is reached; nothing to do" in caplog.text
+        assert "is complete" not in caplog.text and "--train.epochs" not in caplog.text
     resumed = run(data, None, resume=part.output)
     assert resumed.output == part.output and resumed.best_epoch is not None
     assert differences(whole, part.output) == []
@@ -296,7 +305,8 @@ def test_a_signal_saves_and_says_how_to_go_on(data, whole, tmp_path, name, code,
     at = {"step": At(1, send), "last step": At(BATCHES - 1, send), "validation": InValidation(send)}[where]
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     done = 2 if where == "step" else 3
-    message = f"{name}: stopped; iteration {done} of 6 is saved. Continue with: gflv2 train --resume {tmp_path}/run"
+    message = f"{name}: stopped; iteration {done} of 6 is saved. Continue with: gflv2 train --resume {tmp_path}/run "
+    message += "--no-progress --accelerator cpu$"
     with pytest.raises(Interrupted, match=message) as caught:
         run(data, tmp_path / "run", callbacks=[at])
     assert caught.value.code == code and isinstance(caught.value, KeyboardInterrupt)
@@ -304,6 +314,27 @@ def test_a_signal_saves_and_says_how_to_go_on(data, whole, tmp_path, name, code,
     if name == "SIGTERM":
         run(data, None, resume=tmp_path / "run")
         assert differences(whole, tmp_path / "run") == []
+
+
+def test_the_command_that_goes_on_says_again_what_the_folder_does_not_hold() -> None:
+    from gflv2 import cli
+
+    options = {
+        "max_steps": 9,
+        "limit_train_batches": 4,
+        "limit_val_batches": 5,
+        "progress": False,
+        "accelerator": "cpu",
+        "devices": [1],
+        "num_nodes": 2,
+    }
+    assert options.keys() == set(_SAID_AGAIN)
+    command = shlex.split(_continuation(Path("my run"), options))
+    read = cli._parser().parse_args(command[1:])
+    assert {name: getattr(read, name) for name in options} == options and read.resume == "my run"
+    plain = {name: inspect.signature(train).parameters[name].default for name in options}
+    assert _continuation(Path("run"), plain) == "gflv2 train --resume run"
+    assert _continuation(Path("run"), {**plain, "devices": [0, 2]}) == "gflv2 train --resume run --devices 0,2"
 
 
 def test_the_exit_code_of_a_stopped_command(monkeypatch, capsys) -> None:
@@ -344,8 +375,6 @@ def test_a_signal_to_the_whole_group_is_the_same(data, tmp_path) -> None:
 
 
 def test_resuming_a_finished_run_changes_nothing(whole, data, caplog) -> None:
-    import logging
-
     before = contents(whole)
     with caplog.at_level(logging.INFO, logger="gflv2"):
         result = run(data, None, resume=whole, progress=True)
@@ -433,6 +462,20 @@ def test_two_runs_never_share_a_folder(tmp_path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_the_other_processes_of_a_run_hold_no_folder(tmp_path, monkeypatch, name) -> None:
+    for other in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(other, raising=False)
+    config = load_config(CONFIG)
+    with claimed(config, tmp_path / "run", None, False) as folder:
+        monkeypatch.setenv(name, "1")
+        with claimed(config, tmp_path / "run", None, False) as same:
+            assert same == folder
+        monkeypatch.setenv(name, "0")
+        with pytest.raises(FileExistsError, match="another process"), claimed(config, tmp_path / "run", None, False):
+            pass
+
+
 def test_numbered_folders_are_made_at_once(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = load_config(CONFIG)
@@ -446,6 +489,12 @@ def test_a_name_never_leaves_the_runs(name, data, tmp_path, monkeypatch) -> None
     with pytest.raises(ValueError, match="name: expected a plain name"):
         run(data, None, config={**CONFIG, "name": name})
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_of_images_is_no_validation_data(data, tmp_path) -> None:
+    with pytest.raises(ValueError, match="a folder without annotations"):
+        run(SimpleNamespace(train=data.train, val=data.val_images), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_output_that_is_a_file(data, tmp_path) -> None:
