@@ -69,12 +69,13 @@ class Package:
     def library(self, way: str) -> Iterator[None]:
         """Calls go to the stub on the way of a CPU or of a GPU, or to the real library."""
         stub = (Stub("stub"), None)
+        before = self.loading._load, self.loading._emulation
         self.loading._load = self.loading._emulation = self.real if way == REAL else lambda: stub
         try:
             with self.backends.use_backend("simt" if way == STUB_GPU else "cpu"):
                 yield
         finally:
-            self.loading._load = self.real
+            self.loading._load, self.loading._emulation = before
 
 
 def before(commit: str, folder: Path) -> str:
@@ -220,6 +221,7 @@ def section(path: Path) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The command line. It leaves the process as it was but for the number of threads, 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__.splitlines()[0])
     parser.add_argument("--against", metavar="COMMIT", help="measure this commit beside the checkout")
     parser.add_argument("--library", metavar="FILE", help="the native library of that commit")

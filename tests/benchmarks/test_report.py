@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from benchmarks import head, host, integral, report, training_step
 from benchmarks.compare import regressions
 from benchmarks.harness import table
 from benchmarks.harness.cases import Case
 from benchmarks.plots import curve
+from gflv2.ops import backends
+from gflv2.ops.native import loading
 
 CASE = Case().text(integral.OPERATION.axes)
 
@@ -123,10 +126,13 @@ def test_host_times_are_reported(tmp_path, monkeypatch: pytest.MonkeyPatch) -> N
     """A few calls of every operation, beside the checkout itself; and the table in the report."""
     monkeypatch.setattr(host, "CALLS", 20)
     monkeypatch.setattr(host, "TURNS", 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    before = loading._load, loading._emulation, backends.requested_backend()
     host.main(["--batch", "2", "--boxes", "2", "--cells", "4", "--output", str(tmp_path / "host-box.csv")])
     rows = table.read(tmp_path / "host-box.csv", host.COLUMNS)
     assert {row["library"] for row in rows} == set(host.WAYS)
     assert {"integral forward", "gfl_loss", "head", "checks of the head"} <= {row["operation"] for row in rows}
     assert all(float(row["host_us"]) > 0 for row in rows)
+    assert (loading._load, loading._emulation, backends.requested_backend()) == before
     assert table.files(tmp_path) == []  # it is none of the tables of the benchmarks
     assert any(line.startswith("| real, few cells | gfl_loss |") for line in host.section(tmp_path / "host-box.csv"))
