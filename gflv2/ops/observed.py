@@ -1,4 +1,4 @@
-"""Is torch only executing, or does something observe the call: a compiler, tracer, dispatch mode, transform or profiler?
+"""Does torch only execute, or does something observe the call: a compiler, tracer, mode, transform or profiler?
 
 An observed call goes through torch's dispatcher, so that the observer sees the registered operation. A call that nobody
 observes runs its implementation at once, which saves the dispatcher's packing and unpacking of every argument.
