@@ -142,6 +142,7 @@ class Operation:
             refusals: the backends that have it, and why each cannot take a call, as `backends.register` has them.
         """
         backends.register(name, refusals, describe)
+        OPERATIONS[name] = self
         self.name = name
         self.module = module or name
         self.new_results, self.fill, self.fill_gradients = new_results, forward, backward
@@ -268,6 +269,10 @@ class Operation:
         return gradients[0] if self._one_gradient else gradients
 
 
+# torch 2.9 compiles what a global names, but no object that a function has enclosed.
+OPERATIONS: dict[str, Operation] = {}
+
+
 def _function_of(operation: Operation, together: bool) -> type[torch.autograd.Function]:
     """The autograd.Function of an operation.
 
@@ -281,6 +286,7 @@ def _function_of(operation: Operation, together: bool) -> type[torch.autograd.Fu
         def forward(
             ctx: Any, counts: Sequence[int | None] | None, settings: Sequence[Any], *flat: Tensor | None
         ) -> Any:
+            operation = OPERATIONS[name]
             ctx.save_for_backward(*flat)
             ctx.counts, ctx.settings = counts, settings
             arguments, backend = regroup(flat, counts), settings[-1]
@@ -301,6 +307,7 @@ def _function_of(operation: Operation, together: bool) -> type[torch.autograd.Fu
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             refuse_double_backward(name)
+            operation = OPERATIONS[name]
             # Asked for once: under activation checkpointing each time computes forward anew.
             arguments = regroup(ctx.saved_tensors, ctx.counts)
             if ctx.hooked:
