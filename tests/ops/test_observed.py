@@ -131,3 +131,20 @@ class TestObservers:
         with gflv2.use_backend("cpu"), torch.profiler.profile() as profile:
             dfl(logits, self.TARGET).backward()
         assert {"gflv2::dfl", "gflv2::dfl_backward"} <= {event.name for event in profile.events()}
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float64])
+    def test_an_average_factor_of_any_dtype_is_read_as_a_number(self, dtype: torch.dtype) -> None:
+        with gflv2.use_backend("cpu"):
+            want = dfl(self.LOGITS, self.TARGET, avg_factor=5.0)
+            found = dfl(self.LOGITS, self.TARGET, avg_factor=torch.tensor(5, dtype=dtype))
+        torch.testing.assert_close(found, want)
+
+    def test_a_lazily_negated_tensor_is_read_as_what_it_means(self) -> None:
+        negated = torch.randn(6, 5, dtype=torch.complex64).conj().imag
+        assert negated.is_neg()
+        with gflv2.use_backend("cpu"):
+            torch.testing.assert_close(dfl(negated, self.TARGET), dfl(negated.clone(), self.TARGET))
+
+    def test_forward_mode_is_refused(self) -> None:
+        with gflv2.use_backend("cpu"), pytest.raises(RuntimeError, match="dfl: forward-mode derivatives"):
+            torch.func.jvp(lambda logits: dfl(logits, self.TARGET), (self.LOGITS,), (torch.ones(6, 5),))
