@@ -62,14 +62,17 @@ class GFLV2(SingleStageDetector):
             settings["model.num_classes"] = num_classes
         if legacy:
             settings["model.head.legacy_background"] = True
-        checkpoint = None
+        checkpoint, category_ids = None, None
         if weights is not None:
             checkpoint = files.read(weights)
             config, names, found = files.resolve(checkpoint, config, settings.get("model.num_classes"))
-            class_names, settings = class_names or names, {**found, **settings}
+            if class_names is None:
+                class_names, category_ids = names, checkpoint.category_ids
+            settings = {**found, **settings}
         elif config is None:
             bad_value("config", "the name of a model, a path, a mapping or a Config, unless weights are given", None)
-        super().__init__(load_config(config, settings), class_names=class_names, pretrained=pretrained)
+        config = load_config(config, settings)
+        super().__init__(config, class_names=class_names, category_ids=category_ids, pretrained=pretrained)
         if checkpoint is not None:
             files.load_weights(self, checkpoint)
 

@@ -42,6 +42,7 @@ class Checkpoint:
     class_names: list[str] | None = None
     config: dict[str, Any] | None = None  # of our own files
     notes: list[str] = field(default_factory=list)
+    category_ids: list[Any] | None = None  # of our own files: of each class, an integer or a text
 
     @property
     def is_detector(self) -> bool:
@@ -194,7 +195,20 @@ def interpret(content: Any, path: str = "<memory>", *, ema: bool = True) -> Chec
     state = _unwrap(state, ema, notes, path)
     state = {_renew(key): value for key, value in state.items()}
     names = _names(description.get("class_names")) or _names_of_meta(meta)
-    return Checkpoint(path, layout, state, names, _configuration(description.get("config"), path), notes)
+    ids = _category_ids(description.get("category_ids"), names, path)
+    return Checkpoint(path, layout, state, names, _configuration(description.get("config"), path), notes, ids)
+
+
+def _category_ids(ids: Any, names: list[str] | None, path: str) -> list[Any] | None:
+    """Those of the file, if there is one for each of its class names."""
+    if ids is None or names is None:
+        return None
+    plain = isinstance(ids, (list, tuple)) and all(isinstance(i, (int, str)) and not isinstance(i, bool) for i in ids)
+    if not plain or len(set(ids)) != len(ids) or len(ids) != len(names):
+        raise CheckpointError(
+            f"weights: {path} holds category ids that are not valid: expected {len(names)} different integers or texts"
+        )
+    return list(ids)
 
 
 def _configuration(config: Any, path: str) -> dict[str, Any] | None:

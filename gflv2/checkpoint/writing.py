@@ -24,20 +24,22 @@ LAYOUTS = ("official", "mmengine", "gflv2", "state_dict")
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """What travels with the weights, as plain types: format, version, configuration (with mean and std), class names.
+    """What travels with the weights, as plain types: format, version, configuration (with mean and std), class names,
+    category ids.
 
     A program that saves checkpoints of its own puts it under the key ``"gflv2"``, and ``read`` finds it there.
     """
-    return _description(model.config.to_dict(), model.class_names)
+    return _description(model.config.to_dict(), model.class_names, model.category_ids)
 
 
-def _description(config: dict[str, Any], names: Any) -> dict[str, Any]:
+def _description(config: dict[str, Any], names: Any, category_ids: Any) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
         "gflv2_version": __version__,
         "config": config,
         "class_names": None if names is None else list(names),
+        "category_ids": None if category_ids is None else list(category_ids),
     }
 
 
@@ -114,7 +116,7 @@ def convert(
     settings.model.head.legacy_background = legacy if theirs else background
     _set_background(state, classes, has_background, background)
     names = class_names(checkpoint)
-    description = _description(settings.to_dict(), names)
+    description = _description(settings.to_dict(), names, checkpoint.category_ids)
     if layout == "gflv2":
         return _write_own(_complete(state), description, path)
     if layout == "state_dict":
@@ -130,7 +132,8 @@ def _as_checkpoint(source: str | Path | nn.Module, ema: bool) -> Checkpoint:
     if isinstance(source, nn.Module):
         description = describe_model(source)
         state = {key: value.detach() for key, value in source.state_dict().items()}
-        return Checkpoint("<model>", "gflv2", state, description["class_names"], description["config"])
+        names, ids = description["class_names"], description["category_ids"]
+        return Checkpoint("<model>", "gflv2", state, names, description["config"], category_ids=ids)
     return read(source, ema=ema)
 
 

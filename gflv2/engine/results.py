@@ -33,6 +33,7 @@ class Result:
         points: (N, 2) float32, the feature point (x, y) that each box was predicted at, in original pixels.
         strides: (N, 2) float32, the stride of that point's level in original pixels, along x and y.
         levels: (N,) int64, the index of that level.
+        category_ids: of each class, as in the annotations that the model was trained on.
     """
 
     boxes: Tensor
@@ -46,6 +47,7 @@ class Result:
     points: Tensor | None = None
     strides: Tensor | None = None
     levels: Tensor | None = None
+    category_ids: tuple[Any, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -115,9 +117,10 @@ class Result:
         """The detections as COCO result records: ``bbox`` is [x, y, width, height].
 
         Args:
-            category_ids: the category id of each class; None: 1, 2, 3, … in the order of the classes.
+            category_ids: the category id of each class; None: the model's, else 1, 2, 3, ….
         """
-        ids = list(category_ids) if category_ids is not None else list(range(1, len(self.class_names) + 1))
+        ids = category_ids if category_ids is not None else self.category_ids
+        ids = list(ids) if ids is not None else list(range(1, len(self.class_names) + 1))
         if len(ids) != len(self.class_names):
             raise ValueError(
                 f"category_ids: expected one id for each of the {len(self.class_names)} classes, got {len(ids)}"

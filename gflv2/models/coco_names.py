@@ -1,4 +1,4 @@
-"""The class names of COCO, in the order of the 80 channels of every COCO detector."""
+"""The class names and category ids of COCO, in the order of the 80 channels of every COCO detector."""
 
 _TEXT = """
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
@@ -11,3 +11,6 @@ hair drier, toothbrush
 """
 
 COCO_NAMES = tuple(" ".join(_TEXT.split()).split(", "))
+
+# The 91 categories that were planned have these gaps.
+COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))

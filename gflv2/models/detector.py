@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gflv2.config import Config, HeadConfig
 from gflv2.models.atss_head import ATSSHead
 from gflv2.models.backbones import build_backbone, keep_norms_in_eval
-from gflv2.models.coco_names import COCO_NAMES
+from gflv2.models.coco_names import COCO_IDS, COCO_NAMES
 from gflv2.models.dense_head import DenseHead, HeadOutput
 from gflv2.models.fpn import FPN
 from gflv2.models.gfl_head import GFLHead
@@ -29,20 +29,31 @@ class SingleStageDetector(nn.Module):
     Args:
         config: the settings; kept, not copied.
         class_names: one for each class; None, or of another number: COCO's for 80 classes, else "class 0", ….
+        category_ids: of each class in the annotations that it was trained on; None, or of another number: COCO's for
+            COCO's names, else 1, 2, ….
         pretrained: start from the backbone weights that the configuration names.
 
     Attributes:
-        config: a ``Config``. class_names: a list of ``config.model.num_classes`` names.
+        config: a ``Config``. class_names: a list of ``config.model.num_classes`` names. category_ids: as many
+            integers or texts, which files of detections have.
         backbone, neck, bbox_head: the three parts; the keys of ``state_dict`` are those of the official checkpoints.
 
     Raises:
         ValueError: settings that do not fit together.
     """
 
-    def __init__(self, config: Config, *, class_names: Sequence[str] | None = None, pretrained: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        class_names: Sequence[str] | None = None,
+        category_ids: Sequence[Any] | None = None,
+        pretrained: bool = False,
+    ) -> None:
         super().__init__()
         model = config.model
         self.config, self.class_names = config, _names(model.num_classes, class_names)
+        self.category_ids = _category_ids(self.class_names, category_ids)
         self.backbone = build_backbone(model.backbone, pretrained=pretrained)
         _check_strides(self.backbone, model.head.strides, model.neck.levels)
         channels = self.backbone.feature_info.channels()
@@ -131,3 +142,10 @@ def _names(num_classes: int, given: Sequence[str] | None) -> list[str]:
         if names is not None and len(names) == num_classes:
             return list(names)
     return [f"class {label}" for label in range(num_classes)]
+
+
+def _category_ids(names: Sequence[str], given: Sequence[Any] | None) -> list[Any]:
+    """The given ids where they fit; COCO's for its names; else 1, 2, …."""
+    if given is not None and len(given) == len(names):
+        return list(given)
+    return list(COCO_IDS) if tuple(names) == COCO_NAMES else list(range(1, len(names) + 1))

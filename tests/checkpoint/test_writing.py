@@ -70,6 +70,34 @@ def test_own_files_hold_plain_types_only(tmp_path):
     assert all(type(value) is torch.Tensor and not value.requires_grad for value in state.values())
 
 
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_category_ids_travel_with_the_class_names(ending, tmp_path):
+    model = named()
+    assert model.category_ids == [1, 2, 3, 4, 5]
+    model.category_ids = [2**63 + 1, 0, "three", 90, 7]
+    path = save(model, tmp_path / f"mine.{ending}")
+    assert GFLV2(path).category_ids == model.category_ids
+    assert GFLV2(path, class_names=["v", "w", "x", "y", "z"]).category_ids == [1, 2, 3, 4, 5], "of other classes"
+    again = convert(path, tmp_path / f"again.{ending}", "gflv2")
+    assert GFLV2(again).category_ids == model.category_ids
+    description = {**describe_model(named()), "category_ids": None}
+    assert interpret({**description, "state_dict": dict(named().state_dict())}, "old.pth").category_ids is None
+
+
+def test_the_ids_of_coco_have_its_gaps():
+    ids = dict(zip((model := tiny(num_classes=80)).class_names, model.category_ids, strict=True))
+    known = {"person": 1, "stop sign": 13, "backpack": 27, "dining table": 67, "toilet": 70, "toothbrush": 90}
+    assert {name: ids[name] for name in known} == known and len(set(ids.values())) == 80
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [1, 1, 2, 3, 4], [1.5, 2, 3, 4, 5], {"a": 1}, [True, 2, 3, 4, 5]])
+def test_category_ids_that_do_not_fit_are_refused(ids, tmp_path):
+    path = save(named(), tmp_path / "mine.pth")
+    torch.save({**torch.load(path, weights_only=True), "category_ids": ids}, path)
+    with pytest.raises(CheckpointError, match="mine.pth holds category ids that are not valid: expected 5 different"):
+        read(path)
+
+
 def test_a_file_of_a_later_version_is_refused(tmp_path):
     path = save(named(), tmp_path / "mine.pth")
     content = torch.load(path, weights_only=True)
