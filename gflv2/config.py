@@ -119,7 +119,10 @@ class DataConfig:
 @dataclass
 class TrainConfig:
     epochs: int = 12
-    batch_size: int = 16  # total over all devices
+    batch_size: int = 16  # of an iteration, total over all devices
+    # gradient accumulation: a device computes its share of the batch in so many parts, one after the other. The same
+    # iterations, rates and gradients, in less memory and with one more forward pass.
+    accumulate: int = 1
     lr: float = 0.01  # at `base_batch_size`; scaled linearly with the total batch, and said so
     base_batch_size: int = 16
     scale_lr: bool = True
@@ -138,7 +141,22 @@ class TrainConfig:
     seed: int = 0
     group_by_aspect: bool = True
     evaluate_every: int = 1  # epochs
+    early_stopping: int | None = None  # stop after so many evaluations in a row without a better AP; None: never
     save_every_steps: int | None = None  # iterations; None: at the ends of epochs and before each evaluation
+    start_timeout: int = 300  # seconds that the processes of a run wait for each other to start
+
+
+@dataclass
+class TTAConfig:
+    """Test-time augmentation, of `val` and `predict`: the views of an image, whose detections share one NMS."""
+
+    scales: list[float] = field(default_factory=lambda: [1.0])  # factors of the image size in `data`
+    flip: bool = False  # each of them mirrored left to right, too
+
+    @property
+    def active(self) -> bool:
+        """Whether there is another view than the plain one."""
+        return self.flip or self.scales != [1.0]
 
 
 @dataclass
@@ -149,10 +167,14 @@ class TestConfig:
     score_thr: float = 0.05  # scores must exceed it
     iou_thr: float = 0.6  # of the class-wise NMS
     max_detections: int = 100  # kept in each image
+    tta: TTAConfig = field(default_factory=TTAConfig)
 
     def options(self, **given: float | None) -> dict[str, Any]:
-        """All settings as keyword arguments; one that is given and not None stands in place of the configured one."""
-        return {**dataclasses.asdict(self), **{name: value for name, value in given.items() if value is not None}}
+        """The settings of decoding and NMS as keyword arguments; one that is given and not None stands in place of the
+        configured one.
+        """
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "tta"}
+        return {**settings, **{name: value for name, value in given.items() if value is not None}}
 
 
 @dataclass

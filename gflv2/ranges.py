@@ -43,6 +43,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.workers": (0, 1024),
     "train.epochs": (1, 1_000_000),
     "train.batch_size": (1, 1_000_000),
+    "train.accumulate": (1, 1_000_000),
     "train.lr": (0, 1000),
     "train.base_batch_size": (1, 1_000_000),
     "train.momentum": (0, 1),
@@ -54,11 +55,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.ema_decay": (1e-9, 1 - 1e-9),
     "train.seed": (0, 2**32 - 1),
     "train.evaluate_every": (1, 1_000_000),
+    "train.early_stopping": (1, 1_000_000),
     "train.save_every_steps": (1, 1_000_000_000),
+    "train.start_timeout": (1, 86_400),
     "test.pre_topk": (1, 1_000_000),
     "test.score_thr": (-1, 1),
     "test.iou_thr": (0, 1),
     "test.max_detections": (1, 1_000_000),
+    "test.tta.scales": (0.05, 20),
     "authors.ap_minival": (0, 100),
     "authors.ap_test_dev": (0, 100),
     "authors.fps_2080ti": (0, 1e6),
@@ -74,6 +78,7 @@ LENGTHS: dict[str, tuple[int, int]] = {
     "data.std": (3, 3),
     "data.short_side": (2, 2),
     "train.milestones": (0, 1000),
+    "test.tta.scales": (1, 32),
 }
 
 

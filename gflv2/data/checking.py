@@ -12,8 +12,9 @@ import numpy as np
 
 from gflv2.config import Config, load_config
 from gflv2.data.dataset import CocoDetection
-from gflv2.data.positives import CLAMPED, Positives, positives, spread
+from gflv2.data.positives import Positives, positives, spread
 from gflv2.data.problems import shown
+from gflv2.ops.reference.boxes import CLAMPED
 
 MOST_CLAMPED = 0.001  # share of targets that the recommended reg_max leaves beyond the bins
 MOST_WITHOUT = 0.01  # share of objects that the recommended image size leaves without a positive point

@@ -13,8 +13,7 @@ from gflv2.config import Config
 from gflv2.data.dataset import CocoDetection
 from gflv2.data.transforms import resized_size
 from gflv2.ops import atss
-
-CLAMPED = 0.1  # the loss clamps a target to reg_max − 0.1
+from gflv2.ops.reference.boxes import CLAMPED
 
 
 @dataclass

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar, WeightAveraging
 from torch import Tensor
 
 from gflv2.engine.checkpoints import remedies
@@ -23,7 +23,8 @@ class NonFiniteLoss(RuntimeError):
 class StopAtNonFiniteLoss(Callback):
     """Raise ``NonFiniteLoss`` and name the first iteration whose loss is NaN or infinite.
 
-    On a GPU the losses are read every ``every`` iterations only, because reading waits for the device.
+    On a GPU the losses are read every ``every`` iterations only, because reading waits for the device. Several
+    processes read at the same iterations, and all of them stop where one met such a loss.
     """
 
     def __init__(self, every: int = 20) -> None:
@@ -40,6 +41,8 @@ class StopAtNonFiniteLoss(Callback):
         is_last = batch_idx + 1 == trainer.num_training_batches
         if loss.device.type == "cpu" or is_last or iteration % self.every == self.every - 1:
             first = int(self._first)
+            if trainer.world_size > 1:
+                first = int(trainer.strategy.reduce(self._first.double(), reduce_op="max"))
             if first >= 0:
                 raise NonFiniteLoss(_non_finite_message(trainer, pl_module, first))
 
@@ -74,6 +77,32 @@ class AverageWeights(WeightAveraging):
         decay = min(self.decay, (1 + self._iteration) / (10 + self._iteration))
         # Interpolation leaves frozen parameters as they are to the last bit; decay·a + (1 − decay)·b would not.
         torch._foreach_lerp_(averaged, current, 1.0 - decay)
+
+
+class StopEarly(EarlyStopping):
+    """Lightning's early stopping on the validation's AP: after so many evaluations in a row without a better one.
+
+    The count is part of the run's checkpoints; the limit is that of the present settings.
+    """
+
+    def __init__(self, evaluations: int) -> None:
+        super().__init__(
+            "AP", mode="max", patience=evaluations, check_finite=False, check_on_train_epoch_end=False, strict=True
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if self.wait_count >= self.patience and trainer.current_epoch + 1 < trainer.max_epochs:
+            _log.info(
+                "stopped early after epoch %d of %d: no better AP than %.3f in %d evaluations (--train.early_stopping)",
+                trainer.current_epoch + 1,
+                trainer.max_epochs,
+                float(self.best_score),
+                self.wait_count,
+            )
 
 
 class _Clock:
@@ -136,9 +165,14 @@ class EpochLines(Callback):
         self._count += 1
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        # Of all processes: each has the losses of its own images.
+        sums = {name: trainer.strategy.reduce(value, reduce_op="mean") for name, value in self._sums.items()}
         if not trainer.is_global_zero:
             return
-        means = ", ".join(f"{name} {float(value) / max(self._count, 1):.3f}" for name, value in self._sums.items())
+        means = ", ".join(f"{name} {float(value) / max(self._count, 1):.3f}" for name, value in sums.items())
+        clamped = trainer.callback_metrics.get("clamped_targets_of_epoch")
+        if clamped is not None and float(clamped) > 0:
+            means += f", {float(clamped):.1%} of the targets clamped"
         text = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {means}"
         text += (
             f"{self._evaluated} | {_duration(self._clock.elapsed())} gone, {_duration(self._clock.left(trainer))} left"

@@ -22,6 +22,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from gflv2.checkpoint.integrity import non_finite
 from gflv2.data.loader import GroupedBatchSampler
+from gflv2.engine.group import follow_the_first
 from gflv2.engine.interruption import Signals, Stop
 from gflv2.files import write_whole
 
@@ -120,6 +121,7 @@ class RunCheckpoints(Checkpoint):
         if trainer.is_global_zero:
             with self._noting_failures():
                 self._on_start()
+        follow_the_first(trainer)
         if self._random is not None and trainer.world_size == 1:
             _restore_random_state(self._random, pl_module.device)
         self._begin = time.monotonic()

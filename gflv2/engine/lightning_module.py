@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from gflv2.checkpoint import describe_model
 from gflv2.engine.evaluate import CocoEvaluator
+from gflv2.engine.parts import recomputed, slices
 from gflv2.engine.schedule import lr_factor, make_optimizer, optimizer_settings
 from gflv2.extras import missing_package
 from gflv2.models.detector import SingleStageDetector
@@ -17,6 +20,11 @@ try:
     import lightning
 except ModuleNotFoundError as error:
     raise missing_package(error, "Training") from error
+
+
+def share(counts: Tensor) -> Tensor:
+    """(2,) number of some and of all → some / all; 0 of none."""
+    return counts[0] / counts[1].clamp(min=1)
 
 
 class DetectorModule(lightning.LightningModule):
@@ -35,18 +43,47 @@ class DetectorModule(lightning.LightningModule):
         self.model = model
         self.evaluator = evaluator
         self.metrics: dict[str, Any] = {}
+        self._clamped: Tensor | None = None  # of this epoch: target sides that are clamped, and all of them
 
     def forward(self, images: Tensor) -> Any:
         return self.model(images)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        losses = self.model.loss(
-            self._images(batch), batch.boxes, batch.labels, batch.padded_sizes, ignore_boxes=batch.ignore_boxes
-        )
+        losses, clamped = self._losses(batch)
         total = sum(value for name, value in losses.items() if name.startswith("loss"))
         shown = {name.removeprefix("loss_"): value.detach() for name, value in losses.items()}
         self.log_dict({"loss": total.detach(), **shown}, prog_bar=True, batch_size=len(batch))
+        if clamped is not None:
+            self._clamped = clamped if self._clamped is None else self._clamped + clamped
+            self.log("clamped_targets", share(clamped), batch_size=len(batch))
         return total
+
+    def _losses(self, batch: Any) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The losses of a batch, and ``clamped_sides`` of its targets."""
+        head, images = self.model.bbox_head, self._images(batch)
+        number = self.model.config.train.accumulate
+
+        def part(rows: slice, losses: Callable[..., Any]) -> tuple[Any, Tensor | None]:
+            output = self.model(images[rows])
+            boxes, sizes = batch.boxes[rows], batch.padded_sizes[rows]
+            ignored = None if batch.ignore_boxes is None else batch.ignore_boxes[rows]
+            assignment = head.assign(output, boxes, batch.labels[rows], sizes, ignored)
+            found = losses(output, assignment, boxes, sizes)
+            return found, head.clamped_sides(output, assignment, boxes)
+
+        if number == 1:
+            return part(slice(None), head.losses)
+        parts = recomputed(partial(part, losses=head.loss_sums), slices(len(batch), number), self.model)
+        clamped = [sides for _, sides in parts]
+        return head.combine([sums for sums, _ in parts]), None if clamped[0] is None else torch.stack(clamped).sum(0)
+
+    def on_train_epoch_start(self) -> None:
+        self._clamped = None
+
+    def on_train_epoch_end(self) -> None:
+        if self._clamped is not None:
+            clamped = self.trainer.strategy.reduce(self._clamped, reduce_op="sum")
+            self.log("clamped_targets_of_epoch", share(clamped), batch_size=1)
 
     def _images(self, batch: Any) -> Tensor:
         last = self.model.config.train.channels_last

@@ -17,6 +17,7 @@ from typing import Any
 from gflv2 import checkpoint as files
 from gflv2.checkpoint.errors import shorten
 from gflv2.config import Config
+from gflv2.engine.callbacks import StopEarly
 from gflv2.engine.checkpoints import place_in_run
 from gflv2.files import write_whole
 
@@ -154,7 +155,19 @@ class ResumePoint:
         self.seconds = float(run["seconds"])
         self.iteration = int(self.content["global_step"])
 
-    def is_complete(self, epochs: int, max_steps: int | None) -> bool:
+    @property
+    def evaluations_without_gain(self) -> int:
+        """The latest in a row that gave no better AP; 0 where the run does not count them."""
+        state = (self.content.get("callbacks") or {}).get(StopEarly(1).state_key) or {}
+        return int(state.get("wait_count", 0))
+
+    def stopped_early(self, early_stopping: int | None) -> bool:
+        between_epochs = self.batch == 0
+        return between_epochs and early_stopping is not None and self.evaluations_without_gain >= early_stopping
+
+    def is_complete(self, epochs: int, max_steps: int | None, early_stopping: int | None = None) -> bool:
+        if self.stopped_early(early_stopping):
+            return True
         return (self.epoch == epochs and self.batch == 0) or (max_steps is not None and self.iteration >= max_steps)
 
 

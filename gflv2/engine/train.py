@@ -33,9 +33,10 @@ except ModuleNotFoundError as error:
 
 from gflv2.data import CocoDetection, make_loader
 from gflv2.data.checking import quick_notes
-from gflv2.engine.callbacks import AverageWeights, EpochLines, ProgressBar, StopAtNonFiniteLoss
+from gflv2.engine.callbacks import AverageWeights, EpochLines, ProgressBar, StopAtNonFiniteLoss, StopEarly
 from gflv2.engine.checkpoints import RunCheckpoints, WholeFiles, place_in_run
 from gflv2.engine.evaluate import CocoEvaluator
+from gflv2.engine.group import bound_start, ended_together
 from gflv2.engine.interruption import Interrupted, Signals, Stop
 from gflv2.engine.lightning_module import DetectorModule
 from gflv2.engine.run_folder import (
@@ -126,6 +127,7 @@ def train(
     Raises:
         FileNotFoundError, FileExistsError, ValueError, TypeError: what the arguments or the configuration get wrong.
         NonFiniteLoss, NonFiniteWeights: the loss or the weights became NaN or infinite.
+        GroupError: the processes of a run on several devices did not come together.
         Interrupted: SIGINT or SIGTERM came; the run is saved and can be resumed.
     """
     given = dict(locals())  # the arguments: there is no other name yet
@@ -149,6 +151,11 @@ def train(
         names = train_set.class_names
         val_set = CocoDetection(config.data.val, config.data.val_images, config=config.data, class_names=names)
         val_set.require_annotations()
+    elif config.train.early_stopping is not None:
+        raise ValueError(
+            f"train.early_stopping: {config.train.early_stopping} evaluations need validation data (command line: "
+            "--val); got none"
+        )
     if point is not None:
         check_resumable(point, config, train_set.class_names)
 
@@ -160,13 +167,14 @@ def train(
         model = SingleStageDetector(
             config,
             class_names=train_set.class_names,
+            category_ids=train_set.category_ids,
             pretrained=pretrained and start is None and point is None,
         )
         if start is not None:
             checkpoint.load_weights(model, start)
         if point is not None:
             check_model(point, model.state_dict(), config)
-            if point.is_complete(config.train.epochs, max_steps):
+            if point.is_complete(config.train.epochs, max_steps, config.train.early_stopping):
                 return _nothing_to_do(model, point, config, max_steps)
         signals = Signals()
         keeper = RunCheckpoints(
@@ -195,6 +203,7 @@ def train(
             callbacks=[*_callbacks(config, progress), *callbacks, keeper],
             plugins=[WholeFiles(point.content if point is not None else None)],
         )
+        bound_start(trainer, config.train.start_timeout)
         if trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         per_device = _batch_per_device(config, trainer.world_size)
@@ -214,7 +223,8 @@ def train(
         keeper.follow(train_loader.batch_sampler, plan)
         resumed = point.file if point is not None else None
         if trainer.is_global_zero:
-            _describe(config, trainer, train_set, val_set, len(train_loader), folder, resumed)
+            batches = min(len(train_loader), limit_train_batches or len(train_loader))
+            _describe(config, trainer, train_set, val_set, batches, folder, resumed)
             for note in quick_notes(config, train_set, val_set):
                 _log.warning("data: %s", note)
         module = DetectorModule(
@@ -228,7 +238,7 @@ def train(
             model.to(memory_format=torch.channels_last)
         try:
             try:
-                with signals:
+                with signals, ended_together(trainer):
                     trainer.fit(module, train_loader, val_loader, ckpt_path=resumed, weights_only=True)
             finally:
                 # Ends the data workers. Left to the garbage collector after an exception, each of them takes 5 s.
@@ -317,7 +327,25 @@ def _nothing_to_do(model: Any, point: ResumePoint, config: Config, max_steps: in
         result = _result(folder, report)
     else:
         result = _export(model, folder, is_first=True)
-    if not point.is_complete(config.train.epochs, None):
+    if point.is_complete(config.train.epochs, None):
+        _log.info(
+            "%s is complete: iteration %d, %d epochs; nothing to do. To train longer: --train.epochs %d",
+            folder,
+            point.iteration,
+            point.epoch,
+            2 * config.train.epochs,
+        )
+    elif point.stopped_early(config.train.early_stopping):
+        _log.info(
+            "%s has stopped early: iteration %d, %d of %d epochs, %d evaluations without a better AP; nothing to do. "
+            "To train on, give a larger --train.early_stopping, or null",
+            folder,
+            point.iteration,
+            point.epoch,
+            config.train.epochs,
+            point.evaluations_without_gain,
+        )
+    else:
         _log.info(
             "%s is at iteration %d, %d of %d epochs: --max-steps %d is reached; nothing to do. To train on, give a "
             "larger one or leave it out",
@@ -327,14 +355,6 @@ def _nothing_to_do(model: Any, point: ResumePoint, config: Config, max_steps: in
             config.train.epochs,
             max_steps,
         )
-        return result
-    _log.info(
-        "%s is complete: iteration %d, %d epochs; nothing to do. To train longer: --train.epochs %d",
-        folder,
-        point.iteration,
-        point.epoch,
-        2 * config.train.epochs,
-    )
     return result
 
 
@@ -366,6 +386,11 @@ def _batch_per_device(config: Config, devices: int) -> int:
         raise ValueError(
             f"train.batch_size: expected a multiple of the {devices} devices, got {total} (it is the total)"
         )
+    if config.train.accumulate > total // devices:
+        raise ValueError(
+            f"train.accumulate: expected at most the {total // devices} images of a device's batch, one a part; "
+            f"got {config.train.accumulate}"
+        )
     return total // devices
 
 
@@ -373,6 +398,8 @@ def _callbacks(config: Config, progress: bool) -> list[Callback]:
     made: list[Callback] = [StopAtNonFiniteLoss(), LearningRateMonitor("step")]
     if config.train.ema_decay is not None:
         made.append(AverageWeights(config.train.ema_decay))
+    if config.train.early_stopping is not None:
+        made.append(StopEarly(config.train.early_stopping))
     if progress:
         made.append(EpochLines())
         if sys.stderr.isatty():
@@ -388,9 +415,11 @@ def _describe(
     _log.info("%s: %d training images, %d classes%s", config.name, len(train_set), train_set.num_classes, evaluated)
     lr = scaled_lr(options)
     scaled = f" = {options.lr:g} × {options.batch_size} / {options.base_batch_size} (scaled with the batch)"
+    parts = f" in {options.accumulate} parts" if options.accumulate > 1 else ""
     _log.info(
-        "batch %d on %d × %s, %s, %d epochs of %d iterations; learning rate %g%s",
+        "batch %d%s on %d × %s, %s, %d epochs of %d iterations; learning rate %g%s",
         options.batch_size,
+        parts,
         trainer.world_size,
         trainer.strategy.root_device.type,
         trainer.precision,
@@ -467,6 +496,7 @@ _IGNORED_WARNINGS = (
     r".*ended before the epoch ended and your dataloader is not resumable.*",  # our sampler knows the place
     r".*You defined a `validation_step` but have no `val_dataloader`.*",  # said in our own words
     r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*It is recommended to use `self.log\(.*sync_dist=True\)`.*",  # every process has the same number
     r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",  # in Lightning itself
 )
 
@@ -474,7 +504,9 @@ _IGNORED_WARNINGS = (
 @contextlib.contextmanager
 def _quiet_lightning(progress: bool) -> Iterator[None]:
     """Lightning logs warnings only; our own lines are shown unless ``progress`` is off."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    # The last one says that a process failed, before all are killed.
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.fabric.strategies.launchers.subprocess_script")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     own_level, handler = _log.level, None
     if progress and not _log.hasHandlers():
@@ -483,8 +515,9 @@ def _quiet_lightning(progress: bool) -> Iterator[None]:
         _log.addHandler(handler)
     _log.setLevel(logging.INFO if progress else logging.WARNING)
     try:
-        for logger in loggers:
+        for logger in loggers[:2]:
             logger.setLevel(logging.WARNING)
+        loggers[2].setLevel(logging.INFO)
         with warnings.catch_warnings():
             for pattern in _IGNORED_WARNINGS:
                 warnings.filterwarnings("ignore", message=pattern)

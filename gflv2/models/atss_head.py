@@ -9,7 +9,8 @@ centerness; score = σ(c)·σ(centerness).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from gflv2.extras import missing_package
 from gflv2.models.conv import init_normal
-from gflv2.models.dense_head import CLASS_PRIOR_BIAS, TEST, DenseHead, HeadOutput, shapes_of, split_levels
+from gflv2.models.dense_head import CLASS_PRIOR_BIAS, TEST, DenseHead, HeadOutput, LossSums, shapes_of, split_levels
 from gflv2.ops import Assignment, Decoded, giou, normalisers
 from gflv2.ops.checks import bad_value, compute_dtype
 from gflv2.ops.levels import flatten_levels
@@ -42,6 +43,7 @@ class ATSSHead(DenseHead):
 
     legacy_background = False
     loss_names = "focal, GIoU, centerness"
+    divided_by = {"loss_focal": 0, "loss_giou": 1, "loss_centerness": 0}
 
     def __init__(
         self,
@@ -89,15 +91,23 @@ class ATSSHead(DenseHead):
         ]
         return deltas_to_boxes(flatten_levels(scaled), points, ANCHOR_SCALE * strides)
 
-    def losses(
+    def losses(self, output: HeadOutput, assignment: Assignment, *truth: Any) -> dict[str, Tensor]:
+        """Focal, GIoU and centerness loss of an assignment; arguments as ``GFLHead.targets``."""
+        return self._losses(partial(normalisers, weight_floor=self.weight_floor), output, assignment, *truth).losses
+
+    def loss_sums(self, output: HeadOutput, assignment: Assignment, *truth: Any) -> LossSums:
+        """The same for a part of a batch, not yet divided; see ``combine``."""
+        return self._losses(torch.ones_like, output, assignment, *truth)
+
+    def _losses(
         self,
+        divisors: Callable[[Tensor], Tensor],
         output: HeadOutput,
         assignment: Assignment,
         boxes: Sequence[Tensor] | Tensor,
         padded_sizes: Sequence[tuple[int, int]] | None = None,
         counts: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Focal, GIoU and centerness loss of an assignment; arguments as ``GFLHead.targets``."""
+    ) -> LossSums:
         points, _ = self._geometry(output)
         predicted = self.boxes(output)
         positive = assignment.index > 0
@@ -115,7 +125,7 @@ class ATSSHead(DenseHead):
 
         # 2. One all-reduce for both normalisers.
         sums = torch.stack([positive.sum(1).clamp(min=1).sum().to(centre.dtype), centre.sum()])
-        total_positive, total_centre = normalisers(sums, weight_floor=self.weight_floor).unbind()
+        total_positive, total_centre = divisors(sums).unbind()
 
         # 3. The losses, over all points with weights, so that no size depends on values.
         logits = flatten_levels([level.to(predicted.dtype) for level in output.class_logits])
@@ -128,10 +138,10 @@ class ATSSHead(DenseHead):
         )
         bce = F.binary_cross_entropy_with_logits(output.quality_logits.to(centre.dtype), centre, reduction="none")
         loss_centre = (bce * positive).sum() / total_positive
-        names = ("loss_focal", "loss_giou", "loss_centerness")
-        return {
-            n: w * v for n, w, v in zip(names, self.loss_weights, (loss_focal, loss_giou, loss_centre), strict=True)
-        }
+        values = (loss_focal, loss_giou, loss_centre)
+        return LossSums(
+            {n: w * v for n, w, v in zip(self.divided_by, self.loss_weights, values, strict=True)}, sums.detach()
+        )
 
     def decode(
         self,

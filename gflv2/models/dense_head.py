@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gflv2.config import TestConfig
 from gflv2.models.conv import ConvUnit, Scale, init_normal
 from gflv2.nn import ATSSAssigner
-from gflv2.ops import Assignment, Detections, Predictor, batched_nms
+from gflv2.ops import Assignment, Detections, Predictor, batched_nms, normalisers
 from gflv2.ops.checks import bad_value
 
 TEST = TestConfig()  # defaults of everything that detects
@@ -37,14 +37,28 @@ class HeadOutput(NamedTuple):
     quality_logits: Tensor | None = None
 
 
+class LossSums(NamedTuple):
+    """The losses of some images of a batch, not yet divided.
+
+    Attributes:
+        losses: 0-d tensors, loss weights included.
+        sums: (2,) without gradients, as `gflv2.ops.normalisers` takes them, of these images alone.
+    """
+
+    losses: dict[str, Tensor]
+    sums: Tensor
+
+
 class DenseHead(nn.Module):
     """Two towers shared by all levels, for classes and boxes: each ``stacked_convs`` × [3×3 convolution → GroupNorm →
     ReLU].
 
-    A head of this kind adds ``forward`` (levels → ``HeadOutput``), ``losses`` (of an assignment) and ``decode``.
+    A head of this kind adds ``forward`` (levels → ``HeadOutput``), ``losses`` and ``loss_sums`` (of an assignment) and
+    ``decode``.
     """
 
     loss_names: str  # of the three losses that ``loss_weights`` weighs, for messages
+    divided_by: dict[str, int]  # loss → which of the two normalisers divides it
 
     def __init__(
         self,
@@ -138,6 +152,27 @@ class DenseHead(nn.Module):
         """
         assignment = self.assign(output, boxes, labels, padded_sizes, ignore_boxes, counts)
         return self.losses(output, assignment, boxes, padded_sizes, counts)
+
+    def combine(self, parts: Sequence[LossSums]) -> dict[str, Tensor]:
+        """The losses of a batch from those of its parts: what ``losses`` gives for the whole batch, but for rounding.
+
+        Args:
+            parts: of ``loss_sums``. Every rank calls this as often, for one all-reduce.
+        """
+        norms = normalisers(torch.stack([part.sums for part in parts]).sum(0), weight_floor=self.weight_floor)
+        return {
+            name: torch.stack([part.losses[name] for part in parts]).sum() / norms[which]
+            for name, which in self.divided_by.items()
+        }
+
+    def clamped_sides(
+        self, output: HeadOutput, assignment: Assignment, boxes: Sequence[Tensor] | Tensor
+    ) -> Tensor | None:
+        """(2,) how many target sides the loss clamps, because the bins end before them, and how many sides there are.
+
+        Nothing waits for the device. None for a head without bins. Arguments as ``loss``.
+        """
+        return None
 
     def detect(
         self,

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gflv2.models.conv import init_normal
-from gflv2.models.dense_head import CLASS_PRIOR_BIAS, TEST, DenseHead, HeadOutput, split_levels
+from gflv2.models.dense_head import (
+    CLASS_PRIOR_BIAS,
+    TEST,
+    DenseHead,
+    HeadOutput,
+    LossSums,
+    shapes_of,
+    split_levels,
+)
 from gflv2.nn import Integral
 from gflv2.nn.quality import QualityPredictor, statistics_width
 from gflv2.ops import (
@@ -26,6 +34,7 @@ from gflv2.ops import (
     normalisers,
 )
 from gflv2.ops.checks import bad_value, check_choice
+from gflv2.ops.reference.boxes import CLAMPED, boxes_to_distances, cells_of_levels, pad_boxes, strides_of_points
 
 
 class GFLHead(DenseHead):
@@ -60,6 +69,7 @@ class GFLHead(DenseHead):
     """
 
     loss_names = "QFL, GIoU, DFL"
+    divided_by = {"loss_qfl": 0, "loss_giou": 1, "loss_dfl": 1}
 
     def __init__(
         self,
@@ -189,16 +199,41 @@ class GFLHead(DenseHead):
     def losses(self, output: HeadOutput, assignment: Assignment, *truth: Any) -> dict[str, Tensor]:
         """QFL, GIoU and DFL of an assignment; arguments as ``targets``."""
         targets = self.targets(output, assignment, *truth)
+        return self._divided(output, targets, normalisers(targets.sums, weight_floor=self.weight_floor))
+
+    def loss_sums(self, output: HeadOutput, assignment: Assignment, *truth: Any) -> LossSums:
+        """The same for a part of a batch, not yet divided; see ``combine``."""
+        targets = self.targets(output, assignment, *truth)
+        return LossSums(self._divided(output, targets, torch.ones_like(targets.sums)), targets.sums)
+
+    def _divided(self, output: HeadOutput, targets: GFLTargets, norms: Tensor) -> dict[str, Tensor]:
         losses = gfl_loss(
             output.class_logits,
             output.box_logits,
             targets,
-            normalisers(targets.sums, weight_floor=self.weight_floor),
+            norms,
             beta=self.beta,
             loss_weights=self.loss_weights,
             **self._arguments(output),
         )
         return {"loss_qfl": losses.qfl, "loss_giou": losses.giou, "loss_dfl": losses.dfl}
+
+    @torch.no_grad()
+    def clamped_sides(
+        self, output: HeadOutput, assignment: Assignment, boxes: Sequence[Tensor] | Tensor
+    ) -> Tensor | None:
+        """As ``DenseHead.clamped_sides``."""
+        padded, _ = pad_boxes(boxes)
+        if not padded.shape[1]:
+            return padded.new_zeros(2)
+        shapes = shapes_of(output.class_logits)
+        kind = {"device": padded.device, "dtype": padded.dtype}
+        positive = assignment.index > 0
+        number = (assignment.index - 1).clamp(min=0)[..., None].expand(-1, -1, 4)
+        found = padded.gather(1, number) / strides_of_points(shapes, self.strides, **kind)[:, None]
+        distances = boxes_to_distances(cells_of_levels(shapes, **kind), found)
+        beyond = (distances > self.reg_max - CLAMPED) & positive[..., None]
+        return torch.stack([beyond.sum(), 4 * positive.sum()]).to(padded.dtype)
 
     def decode(
         self,

@@ -188,7 +188,7 @@ def test_the_log_tells_data_rate_and_folder(sample_set, tmp_path, caplog) -> Non
         result = run(sample_set, tmp_path / "a", overrides=changes, limit_train_batches=1, progress=True, val=False)
     assert "8 training images, " in caplog.text and "no validation data" in caplog.text
     assert "learning rate 0.002 = 0.004 × 4 / 8 (scaled with the batch)" in caplog.text
-    assert "the warm-up (2 iterations) takes more than half of the run (2)" in caplog.text
+    assert "the warm-up (2 iterations) takes more than half of the run (1)" in caplog.text
     assert "epoch 1/1: loss " in caplog.text and f"writing to {tmp_path / 'a'}" in caplog.text
     assert result.metrics == {} and result.best_epoch is None and result.best_weights == result.last_weights
 

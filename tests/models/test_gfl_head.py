@@ -234,3 +234,30 @@ def test_wrong_calls():
     atss = head_of(ATSSHead)
     with pytest.raises(ValueError, match="return_distributions"):
         atss.detect(atss(features()), return_distributions=True)
+
+
+def test_clamped_sides_are_counted_point_by_point():
+    """Against the distances of each positive point, one by one; and none where no box is."""
+    for reg_max in (2, 4, 8):
+        head = head_of(reg_max=reg_max, reg_topk=2)
+        output = head(features())
+        assignment = head.assign(output, boxes(), LABELS)
+        beyond = total = 0
+        for image, rows in enumerate(boxes()):
+            start = 0
+            for (h, w), stride in zip(SHAPES, SMALL["strides"], strict=True):
+                for cell in range(h * w):
+                    number = int(assignment.index[image, start + cell])
+                    if number > 0:
+                        x, y = cell % w * stride, cell // w * stride
+                        x1, y1, x2, y2 = rows[number - 1].tolist()
+                        sides = [(d / stride) for d in (x - x1, y - y1, x2 - x, y2 - y)]
+                        beyond += sum(side > reg_max - 0.1 for side in sides)
+                        total += 4
+                start += h * w
+        assert head.clamped_sides(output, assignment, boxes()).tolist() == [beyond, total] and 0 < total
+        assert (reg_max > 4) or beyond > 0
+    empty = head.assign(output, *EMPTY)
+    assert head.clamped_sides(output, empty, EMPTY[0]).tolist() == [0, 0]
+    atss = head_of(ATSSHead, loss_weights=(1.0, 2.0, 1.0))
+    assert atss.clamped_sides(atss(features()), assignment, boxes()) is None

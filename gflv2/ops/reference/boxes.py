@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+CLAMPED = 0.1  # the losses clamp a target distance to reg_max − 0.1 bins
+
 
 def level_shapes_of(levels: Sequence[Tensor]) -> list[tuple[int, int]]:
     """[(H_l, W_l), …] of L tensors (B, channels, H_l, W_l)."""
@@ -75,7 +77,9 @@ def distances_to_boxes(points: Tensor, distances: Tensor, max_shape: tuple[float
     return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=-1)
 
 
-def boxes_to_distances(points: Tensor, boxes: Tensor, max_distance: float | None = None, eps: float = 0.1) -> Tensor:
+def boxes_to_distances(
+    points: Tensor, boxes: Tensor, max_distance: float | None = None, eps: float = CLAMPED
+) -> Tensor:
     """(…, 2) points and (…, 4) boxes → distances (x − x1, y − y1, x2 − x, y2 − y), negative where a point lies outside.
 
     Args:

@@ -1,0 +1,103 @@
+"""The processes of a run on several devices: a bounded start, and none that outlives the others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+_GRACE = 10.0  # seconds for the other processes to end by themselves after an error
+_LOOK = 1.0  # seconds between two looks at the first process
+
+
+class GroupError(RuntimeError):
+    """The processes of a run did not come together."""
+
+
+def bound_start(trainer: Any, seconds: float) -> None:
+    """Let the start of the process group fail after so many seconds; torch's own limit, of half an hour, is for the
+    collectives that follow (one process evaluates while the others wait).
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, DDPStrategy):
+        return
+    start, later = strategy.setup_distributed, strategy._timeout
+
+    def bounded() -> None:
+        strategy._timeout = timedelta(seconds=seconds)
+        try:
+            start()
+        except RuntimeError as error:  # torch.distributed's errors are
+            said = str(error).strip().splitlines()
+            raise GroupError(
+                f"the {trainer.world_size} processes of the run did not come together within {seconds:g} s "
+                f"(--train.start_timeout): process {trainer.global_rank} got: {said[0] if said else error!r}"
+            ) from error
+        finally:
+            strategy._timeout = later
+        if later is not None:
+            _set_timeout(later)
+
+    strategy.setup_distributed = bounded
+
+
+def _set_timeout(timeout: timedelta) -> None:
+    change = getattr(torch.distributed, "set_timeout", None) or torch.distributed.distributed_c10d._set_pg_timeout
+    change(timeout)
+
+
+@contextlib.contextmanager
+def ended_together(trainer: Any) -> Iterator[None]:
+    """Around ``trainer.fit``: after an error of the first process, those that it started end too.
+
+    Lightning does that only at Ctrl-C; elsewhere they would wait in a collective for half an hour. It watches them the
+    other way round, and kills the first process some seconds after one of them failed. That must not happen to a
+    process that is about to say what went wrong.
+    """
+    try:
+        yield
+    except BaseException:
+        children = getattr(trainer.strategy.launcher, "procs", [])
+        ours = list(children)
+        children.clear()  # what Lightning's thread looks at
+        _end(ours)
+        raise
+
+
+def _end(processes: list[subprocess.Popen]) -> None:
+    limit = time.monotonic() + _GRACE
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(limit - time.monotonic(), 0))
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+
+
+def follow_the_first(trainer: Any) -> None:
+    """Called in every process of the group: one that the first process started ends when that one is gone.
+
+    Between GPUs a collective whose other side is gone waits for its time limit.
+    """
+    if trainer.world_size == 1:
+        return
+    first = trainer.strategy.broadcast((socket.gethostname(), os.getpid()))
+    if trainer.global_rank and (socket.gethostname(), os.getppid()) == first:
+        threading.Thread(target=_watch, args=(first[1], trainer.global_rank), daemon=True, name="first process").start()
+
+
+def _watch(first: int, rank: int) -> None:
+    while os.getppid() == first:
+        time.sleep(_LOOK)
+    print(f"process {rank} of the run ends: the first process is gone", file=sys.stderr, flush=True)
+    os._exit(1)
