@@ -373,7 +373,10 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_val(verbs: Any) -> None:
-    note = "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.01."
+    note = (
+        "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.01; with several views of each\n"
+        "image: --test.tta.flip true --test.tta.scales [0.8,1,1.25]."
+    )
     parser = _verb(verbs, "val", _val, "evaluate a detector as COCO does: overall, per size, per class", epilog=note)
     parser.add_argument(
         "config", metavar="CONFIG|WEIGHTS", help="a checkpoint of gflv2, or a configuration with --weights"
@@ -393,12 +396,24 @@ def _add_val(verbs: Any) -> None:
         metavar="FILE",
         help="write the detections to this file (COCO results)",
     )
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="write precision-recall curves and a confusion matrix into this folder, as JSON, CSV and PNG",
+    )
+    parser.add_argument(
+        "--confusion-score", type=float, default=0.3, metavar="SCORE", help="least score in the matrix (0.3)"
+    )
+    parser.add_argument("--confusion-iou", type=float, default=0.5, metavar="IOU", help="least IoU in the matrix (0.5)")
     parser.add_argument("--engine", default="pycocotools", choices=("pycocotools", "faster-coco-eval"))
     _add_model_options(parser)
 
 
 def _add_predict(verbs: Any) -> None:
-    note = "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.2."
+    note = (
+        "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.2; with several views of each\n"
+        "image: --test.tta.flip true --test.tta.scales [0.8,1,1.25]."
+    )
     parser = _verb(verbs, "predict", _predict, "detect objects in images: pictures and one JSON file", epilog=note)
     parser.add_argument("patterns", nargs="+", metavar="FILE|FOLDER|PATTERN", help="images")
     parser.add_argument(

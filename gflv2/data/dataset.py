@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from gflv2.data.coco import CheckedCOCO, class_mapping, index_of
 from gflv2.data.folder import FolderReader
 from gflv2.data.image import read_image, say_once
 from gflv2.data.readers import reader_of
-from gflv2.data.transforms import IGNORED, apply, evaluation_transforms, resized_size, training_transforms
+from gflv2.data.transforms import IGNORED, apply, at_scale, evaluation_transforms, resized_size, training_transforms
 
 _log = logging.getLogger(__name__)
 
@@ -188,6 +189,13 @@ class CocoDetection(Dataset):
                     raise
                 say_once(f"bad {self.path(item)}", f"{error}; the next image takes its place")
         raise ValueError(f"{self.annotation_file}: none of its {len(self)} images can be decoded")
+
+    def at_scale(self, factor: float) -> CocoDetection:
+        """The same images and boxes, for evaluation at another image size; they are decoded anew."""
+        other = copy.copy(self)
+        other.config, other._cache = at_scale(self.config, factor), None
+        other.transforms = evaluation_transforms(other.config)
+        return other
 
     def _decoded(self, index: int) -> torch.Tensor:
         size, config = self.size(index), self.config

@@ -6,6 +6,7 @@ Each takes and returns a mapping with ``image`` (a ``tv_tensors.Image``, uint8, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,12 @@ def training_transforms(config: DataConfig) -> v2.Compose:
     if config.vertical_flip > 0:
         steps.append(v2.RandomVerticalFlip(config.vertical_flip))
     return v2.Compose([*steps, *_normalise(config)])
+
+
+def at_scale(config: DataConfig, factor: float) -> DataConfig:
+    """The settings with the image size of evaluation times a factor."""
+    sides = {name: max(round(factor * getattr(config, name)), 1) for name in ("long_side", "test_short_side")}
+    return replace(config, **sides)
 
 
 def evaluation_transforms(config: DataConfig) -> v2.Compose:

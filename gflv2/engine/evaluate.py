@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from gflv2.config import TTAConfig
 from gflv2.data import Batch, CocoDetection, load_coco, make_loader
 from gflv2.data.coco import class_mapping, read_json
 from gflv2.data.loader import rank_and_world
 from gflv2.data.problems import shown
+from gflv2.engine.confusion import check_thresholds, confusion_matrix
+from gflv2.engine.tta import batches_of_views, detect_views
 from gflv2.extras import missing_package
 
 METRICS = (
@@ -43,6 +46,11 @@ class EvalResult(Mapping):
     boxes: int = 0  # ground-truth boxes on them, without crowds
     detections: int = 0
     max_detections: int = 100  # per image, the best of them, in all numbers but AR1 and AR10; also in "AR100"
+    category_ids: dict[str, Any] = field(default_factory=dict)  # name -> id in the ground truth
+    # (IoU .50 to .95, recall 0 to 1 in 101 steps, class): the evaluator's table, −1 where a class has no objects, and
+    # the least score that reaches each recall. See gflv2.engine.curves.
+    precision: np.ndarray | None = field(default=None, repr=False, compare=False)
+    scores: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> float:
         return self.metrics[name]
@@ -59,7 +67,7 @@ class EvalResult(Mapping):
         classes = {name: {key: _or_none(value) for key, value in row.items()} for name, row in self.per_class.items()}
         names = ("images", "boxes", "detections", "max_detections")
         counts = {name: getattr(self, name) for name in names}
-        return {**numbers, "per_class": classes, **counts}
+        return {**numbers, "per_class": classes, "category_ids": dict(self.category_ids), **counts}
 
     def table(self, *, per_class: bool = True) -> str:
         """The numbers as text: overall, per size, and one line per class; "–" where there is nothing to measure."""
@@ -150,17 +158,21 @@ def evaluate_detections(
         "categories": [{**c, "id": category_of[c["id"]]} for c in index.dataset["categories"]],
     }
     boxes = sum(not annotation["iscrowd"] for annotation in content["annotations"])
+    ids = {_name(index, category): category for category in sorted(index.cats)}
     if not wanted:
         metrics = dict.fromkeys(METRICS, math.nan)
         classes = {_name(index, i): {"AP": math.nan, "AP50": math.nan} for i in sorted(index.cats)}
-        return EvalResult(metrics, classes, max_detections=max_detections)
-    stats, precision = _run(engine, content, records, max_detections)
+        empty = np.full((10, 101, len(index.cats)), -1.0)
+        return EvalResult(
+            metrics, classes, max_detections=max_detections, category_ids=ids, precision=empty, scores=empty
+        )
+    stats, precision, scores = _run(engine, content, records, max_detections)
     classes = {
         _name(index, category): {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])}
         for k, category in enumerate(sorted(index.cats))
     }
     metrics = dict(zip(METRICS, stats, strict=True))
-    return EvalResult(metrics, classes, len(wanted), boxes, len(records), max_detections)
+    return EvalResult(metrics, classes, len(wanted), boxes, len(records), max_detections, ids, precision, scores)
 
 
 def _name(index: Any, category: Any) -> str:
@@ -190,8 +202,10 @@ def _complete(number: int, record: Mapping[str, Any], index: Any) -> dict[str, A
     return {**row, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
 
 
-def _run(engine: str, content: dict, records: list[dict], limit: int) -> tuple[list[float], np.ndarray]:
-    """The twelve numbers, and the precision (IoU, recall, class) over all sizes at ``limit`` detections per image."""
+def _run(engine: str, content: dict, records: list[dict], limit: int) -> tuple[list[float], np.ndarray, np.ndarray]:
+    """The twelve numbers; precision and least score (IoU, recall, class) over all sizes at ``limit`` detections per
+    image.
+    """
     if engine == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -214,11 +228,12 @@ def _run(engine: str, content: dict, records: list[dict], limit: int) -> tuple[l
         evaluation.accumulate()
     # (IoU .50 to .95, recall, class, size, limit) and the same without recall. The evaluators' own summary would look
     # for a limit of 100 and give −1 where there is none.
-    precision, recall = (np.asarray(evaluation.eval[name]) for name in ("precision", "recall"))
+    names = ("precision", "recall", "scores")
+    precision, recall, scores = (np.asarray(evaluation.eval[name]).copy() for name in names)
     sizes = [_mean(precision[:, :, :, size, -1]) for size in range(4)]
     at_iou = [_mean(precision[threshold, :, :, 0, -1]) for threshold in (0, 5)]
     recalls = [_mean(recall[:, :, 0, k]) for k in range(3)] + [_mean(recall[:, :, size, -1]) for size in (1, 2, 3)]
-    return [sizes[0], *at_iou, *sizes[1:], *recalls], precision[:, :, :, 0, -1]
+    return [sizes[0], *at_iou, *sizes[1:], *recalls], precision[:, :, :, 0, -1], scores[:, :, :, 0, -1]
 
 
 def _mean(values: np.ndarray) -> float:
@@ -291,13 +306,10 @@ class CocoEvaluator:
                 )
             self._found.setdefault(image_id, (boxes, scores, labels.astype(np.int64)))
 
-    def records(self) -> list[dict[str, Any]]:
-        """The detections of this process in COCO's result format, ready for a JSON file."""
-        return self._records(self._found)
-
-    def _records(self, found: Mapping[Any, tuple]) -> list[dict[str, Any]]:
+    def records(self, found: Mapping[Any, tuple] | None = None) -> list[dict[str, Any]]:
+        """Detections in COCO's result format, ready for a JSON file; None: those of this process."""
         rows = []
-        for image_id, (boxes, scores, labels) in found.items():
+        for image_id, (boxes, scores, labels) in (self._found if found is None else found).items():
             for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
                 category = self.category_ids[label]
                 if category is not None:
@@ -307,8 +319,13 @@ class CocoEvaluator:
 
     def compute(self) -> EvalResult:
         """Evaluate what all processes collected. Every process has to call it, and gets the same result."""
+        return self.together(lambda found: None)
+
+    def together(self, use: Callable[[Mapping[Any, tuple]], Any]) -> EvalResult:
+        """``compute``, and before it ``use``, in the first process alone, of what all processes collected."""
         rank, world = rank_and_world()
         if world == 1:
+            use(self._found)
             return self._evaluate(self._found)
         parts: list[Any] = [None] * world
         torch.distributed.all_gather_object(parts, self._found)
@@ -319,6 +336,7 @@ class CocoEvaluator:
             for part in parts:
                 found.update({image_id: rows for image_id, rows in part.items() if image_id not in found})
             try:
+                use(found)
                 outcome = [self._evaluate(found)]
             except Exception as error:
                 outcome = [error]
@@ -330,7 +348,7 @@ class CocoEvaluator:
     def _evaluate(self, found: Mapping[Any, tuple]) -> EvalResult:
         return evaluate_detections(
             self.ground_truth,
-            self._records(found),
+            self.records(found),
             image_ids=found.keys(),
             engine=self.engine,
             max_detections=self.max_detections,
@@ -354,6 +372,9 @@ def evaluate(
     engine: str = "pycocotools",
     progress: bool = True,
     save_detections: str | Path | None = None,
+    output: str | Path | None = None,
+    confusion_iou: float = 0.5,
+    confusion_score: float = 0.3,
     **detect_options: Any,
 ) -> EvalResult:
     """Run a detector over a data set and evaluate its detections in the original pixels of the images.
@@ -370,10 +391,16 @@ def evaluate(
         device: where to run; None: where the model is.
         engine: see ``evaluate_detections``.
         progress: show a progress bar.
-        save_detections: also write the detections to this JSON file, in COCO's result format (this process's share);
-            its folder is made where missing.
+        save_detections: also write the detections to this JSON file, in COCO's result format; its folder is made where
+            missing.
+        output: also write the precision-recall curves and the confusion matrix into this folder, as JSON, CSV and PNG
+            (see `gflv2.engine.curves`).
+        confusion_iou, confusion_score: which detections count in the matrix (see
+            `gflv2.engine.confusion.confusion_matrix`).
         detect_options: passed to ``model.detect``, e.g. ``score_thr``. With more than 100 ``max_detections``, here or
             in the model's configuration, so many are evaluated.
+
+    ``model.config.test.tta`` may ask for several views of each image.
     """
     from tqdm import tqdm
 
@@ -390,6 +417,9 @@ def evaluate(
     dataset.require_annotations()
     if save_detections is not None:
         Path(save_detections).parent.mkdir(parents=True, exist_ok=True)  # before the work, which would else be lost
+    if output is not None:
+        Path(output).mkdir(parents=True, exist_ok=True)
+        check_thresholds(confusion_iou, confusion_score)
     limit = detect_options.get("max_detections") or _limit_of(model)
     evaluator = CocoEvaluator(dataset, engine=engine, max_detections=max(limit, 100))
     device = torch.device(device) if device is not None else _device_of(model)
@@ -398,15 +428,38 @@ def evaluate(
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in tqdm(data, desc="evaluate", unit="batch", disable=not progress or rank > 0):
-                batch = batch.to(device, non_blocking=True)
-                found = model.detect(batch.images, batch.image_sizes, batch.scale_factors, **detect_options)
-                evaluator.update(batch, found)
+            bar = {"desc": "evaluate", "unit": "batch", "disable": not progress or rank > 0}
+            tta = model.config.test.tta if hasattr(model, "config") else TTAConfig()
+            if tta.active:
+                limits = model.config.test.options(**detect_options)
+                for views in tqdm(batches_of_views(data, tta.scales), total=len(data), **bar):
+                    views = [batch.to(device, non_blocking=True) for batch in views]
+                    found, _ = detect_views(model, views, flip=tta.flip, **limits)
+                    evaluator.update(views[0], found)
+            else:
+                for batch in tqdm(data, **bar):
+                    batch = batch.to(device, non_blocking=True)
+                    found = model.detect(batch.images, batch.image_sizes, batch.scale_factors, **detect_options)
+                    evaluator.update(batch, found)
     finally:
         model.train(was_training)
-    if save_detections is not None:
-        Path(save_detections).write_text(json.dumps(evaluator.records()))
-    return evaluator.compute()
+    matrix = None
+
+    def use(found: Mapping[Any, tuple]) -> None:
+        nonlocal matrix
+        records = evaluator.records(found)
+        if save_detections is not None:
+            Path(save_detections).write_text(json.dumps(records))
+        if output is not None:
+            limits = {"iou_thr": confusion_iou, "score_thr": confusion_score}
+            matrix = confusion_matrix(evaluator.ground_truth, records, image_ids=found, **limits)
+
+    result = evaluator.together(use)
+    if matrix is not None:
+        from gflv2.engine.curves import write_curves
+
+        write_curves(output, result, matrix)
+    return result
 
 
 def _limit_of(model: torch.nn.Module) -> int:

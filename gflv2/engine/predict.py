@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from gflv2.data.batch import collate
 from gflv2.data.files import IMAGE_SUFFIXES
-from gflv2.data.transforms import preprocess
+from gflv2.data.transforms import at_scale, preprocess
 from gflv2.engine.image_sources import ImageError, read_source
 from gflv2.engine.results import Result
-from gflv2.models.dense_head import shapes_of
+from gflv2.engine.tta import detect_views
 from gflv2.models.detector import SingleStageDetector
 
 __all__ = ["FilesReport", "ImageError", "expand", "predict", "predict_files"]
@@ -51,7 +50,7 @@ def predict(
 
     Returns:
         A ``Result``, for a list or tuple one ``Result`` each. Boxes are in pixels of the original image; those
-        without area are dropped.
+        without area are dropped. ``model.config.test.tta`` may ask for several views of each image.
 
     Raises:
         FileNotFoundError, gflv2.engine.predict.ImageError: a file is missing, or not a readable image; the message
@@ -76,24 +75,24 @@ def predict(
 def _predict_batch(
     model: SingleStageDetector, images: Sequence[tuple[Tensor, Path | None]], limits: dict[str, Any]
 ) -> list[Result]:
-    data = model.config.data
+    data, tta = model.config.data, model.config.test.tta
     device = next(model.parameters()).device
-    batch = collate([preprocess(image, data) for image, _ in images], data.pad_divisor).to(device)
+    views = [
+        collate([preprocess(image, at_scale(data, scale)) for image, _ in images], data.pad_divisor).to(device)
+        for scale in tta.scales
+    ]
     head = model.bbox_head
     has_distributions = hasattr(head, "integral")
     with _evaluating(model), torch.inference_mode():
-        output = model(batch.images)
-        found = head.detect(
-            output, batch.image_sizes, batch.scale_factors, return_distributions=has_distributions, **limits
-        )
+        found, origins = detect_views(model, views, flip=tta.flip, return_distributions=has_distributions, **limits)
     projection = head.integral.project.detach().float().cpu() if has_distributions else None
     names = tuple(model.class_names)
     results = []
-    for (image, path), detections, factors in zip(images, found, batch.scale_factors.cpu(), strict=True):
+    for (image, path), detections, origin in zip(images, found, origins, strict=True):
         boxes = detections.boxes.cpu()
         solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        points, strides, levels = (values.cpu()[solid] for values in origin)
         # Indexing outside of inference mode also makes ordinary tensors of them.
-        points, strides, levels = _locate(detections.points.cpu()[solid], shapes_of(output.class_logits), head.strides)
         results.append(
             Result(
                 boxes=boxes[solid],
@@ -104,22 +103,13 @@ def _predict_batch(
                 path=path,
                 distributions=detections.distributions.cpu()[solid] if has_distributions else None,
                 projection=projection,
-                points=points / factors,
-                strides=strides[:, None] / factors,
+                points=points,
+                strides=strides,
                 levels=levels,
+                category_ids=tuple(model.category_ids),
             )
         )
     return results
-
-
-def _locate(flat: Tensor, shapes: list[tuple[int, int]], strides: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat point indices (N,) → points (N, 2) in pixels of the network's input, their strides (N,) and levels (N,)."""
-    ends = torch.tensor(list(accumulate(height * width for height, width in shapes)))
-    levels = torch.bucketize(flat, ends, right=True)
-    widths = torch.tensor([width for _, width in shapes])[levels]
-    cells = flat - torch.cat([ends.new_zeros(1), ends])[levels]
-    stride = torch.tensor([float(value) for value in strides])[levels]
-    return torch.stack([cells % widths, cells // widths], dim=1) * stride[:, None], stride, levels
 
 
 @contextmanager
@@ -211,8 +201,8 @@ def predict_files(
         model, score_thr, iou_thr, max_detections, batch_size: as ``predict``.
         patterns: see ``expand``.
         output: folder, created where missing: ``detections.json`` (``images``, ``categories`` and ``annotations``
-            with their ``score``; category ids are 1, 2, 3, … in the order of the classes) and a JPEG named after
-            each image.
+            with their ``score``; category ids are ``model.category_ids``, those of the annotations that it was
+            trained on) and a JPEG named after each image.
         threshold: least score of the boxes that are drawn. The JSON file holds all above ``score_thr``.
         distributions: draw the distributions of each image's best box beside it.
         pictures: False writes the JSON file only.
@@ -231,9 +221,9 @@ def predict_files(
     output = Path(output)
     targets = _picture_paths(files, output) if pictures else {}
     output.mkdir(parents=True, exist_ok=True)
-    names = model.class_names
     content: dict[str, list] = {"images": [], "categories": [], "annotations": []}
-    content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+    categories = zip(model.category_ids, model.class_names, strict=True)
+    content["categories"] = [{"id": category, "name": name} for category, name in categories]
     written = []
     settings = {"score_thr": score_thr, "iou_thr": iou_thr, "max_detections": max_detections, "batch_size": batch_size}
     with tqdm(total=len(files), unit="image", disable=not progress) as bar:
