@@ -167,10 +167,10 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         # Of all processes: each has the losses of its own images.
         sums = {name: trainer.strategy.reduce(value, reduce_op="mean") for name, value in self._sums.items()}
+        clamped = pl_module.clamped_share()
         if not trainer.is_global_zero:
             return
         means = ", ".join(f"{name} {float(value) / max(self._count, 1):.3f}" for name, value in sums.items())
-        clamped = trainer.callback_metrics.get("clamped_targets_of_epoch")
         if clamped is not None and float(clamped) > 0:
             means += f", {float(clamped):.1%} of the targets clamped"
         text = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {means}"

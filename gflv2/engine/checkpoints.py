@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -93,6 +94,7 @@ class RunCheckpoints(Checkpoint):
         self._seconds = 0.0  # of earlier parts of the run
         self._begin: float | None = None
         self._random: Mapping[str, Any] | None = None
+        self._over = threading.Event()
 
     def follow(self, sampler: GroupedBatchSampler, plan: Mapping[str, Any]) -> None:
         """Name the sampler of the training loader, which is told where to go on, and what its order depends on."""
@@ -121,10 +123,16 @@ class RunCheckpoints(Checkpoint):
         if trainer.is_global_zero:
             with self._noting_failures():
                 self._on_start()
-        follow_the_first(trainer)
+        self._over = follow_the_first(trainer)
         if self._random is not None and trainer.world_size == 1:
             _restore_random_state(self._random, pl_module.device)
         self._begin = time.monotonic()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._over.set()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._over.set()
 
     # ---- saving and stopping ----
 

@@ -68,9 +68,10 @@ def ended_together(trainer: Any) -> Iterator[None]:
         yield
     except BaseException:
         children = getattr(trainer.strategy.launcher, "procs", [])
-        ours = list(children)
-        children.clear()  # what Lightning's thread looks at
-        _end(ours)
+        ours = [child for child in children if isinstance(child, subprocess.Popen)]
+        if ours:
+            children.clear()  # what Lightning's thread looks at
+            _end(ours)
         raise
 
 
@@ -84,20 +85,26 @@ def _end(processes: list[subprocess.Popen]) -> None:
             process.kill()
 
 
-def follow_the_first(trainer: Any) -> None:
+def follow_the_first(trainer: Any) -> threading.Event:
     """Called in every process of the group: one that the first process started ends when that one is gone.
 
     Between GPUs a collective whose other side is gone waits for its time limit.
+
+    Returns:
+        To be set when the training is over: from then on the first process may go.
     """
-    if trainer.world_size == 1:
-        return
-    first = trainer.strategy.broadcast((socket.gethostname(), os.getpid()))
-    if trainer.global_rank and (socket.gethostname(), os.getppid()) == first:
-        threading.Thread(target=_watch, args=(first[1], trainer.global_rank), daemon=True, name="first process").start()
+    over = threading.Event()
+    if trainer.world_size > 1:
+        first = trainer.strategy.broadcast((socket.gethostname(), os.getpid()))
+        if trainer.global_rank and (socket.gethostname(), os.getppid()) == first:
+            arguments = (first[1], trainer.global_rank, over)
+            threading.Thread(target=_watch, args=arguments, daemon=True, name="first process").start()
+    return over
 
 
-def _watch(first: int, rank: int) -> None:
+def _watch(first: int, rank: int, over: threading.Event) -> None:
     while os.getppid() == first:
-        time.sleep(_LOOK)
+        if over.wait(_LOOK):
+            return
     print(f"process {rank} of the run ends: the first process is gone", file=sys.stderr, flush=True)
     os._exit(1)

@@ -44,6 +44,7 @@ class DetectorModule(lightning.LightningModule):
         self.evaluator = evaluator
         self.metrics: dict[str, Any] = {}
         self._clamped: Tensor | None = None  # of this epoch: target sides that are clamped, and all of them
+        self._clamped_share: Tensor | None = None
 
     def forward(self, images: Tensor) -> Any:
         return self.model(images)
@@ -78,12 +79,18 @@ class DetectorModule(lightning.LightningModule):
         return head.combine([sums for sums, _ in parts]), None if clamped[0] is None else torch.stack(clamped).sum(0)
 
     def on_train_epoch_start(self) -> None:
-        self._clamped = None
+        self._clamped = self._clamped_share = None
+
+    def clamped_share(self) -> Tensor | None:
+        """Share of the target sides of this epoch that were clamped, of all processes; each has to ask for it."""
+        if self._clamped is not None and self._clamped_share is None:
+            self._clamped_share = share(self.trainer.strategy.reduce(self._clamped, reduce_op="sum"))
+        return self._clamped_share
 
     def on_train_epoch_end(self) -> None:
-        if self._clamped is not None:
-            clamped = self.trainer.strategy.reduce(self._clamped, reduce_op="sum")
-            self.log("clamped_targets_of_epoch", share(clamped), batch_size=1)
+        value = self.clamped_share()
+        if value is not None:
+            self.log("clamped_targets_of_epoch", value, batch_size=1)
 
     def _images(self, batch: Any) -> Tensor:
         last = self.model.config.train.channels_last

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -30,7 +30,10 @@ def recomputed(function: Callable[[slice], _Part], parts: Sequence[slice], model
     Args:
         model: whose BatchNorm layers must not count a part twice.
     """
-    contexts = lambda: (contextlib.nullcontext(), _statistics_held(model))  # noqa: E731
+
+    def contexts() -> tuple[Any, Any]:
+        return contextlib.nullcontext(), _statistics_held(model)
+
     return [checkpoint(function, part, use_reentrant=False, context_fn=contexts) for part in parts]
 
 

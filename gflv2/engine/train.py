@@ -496,6 +496,7 @@ _IGNORED_WARNINGS = (
     r".*ended before the epoch ended and your dataloader is not resumable.*",  # our sampler knows the place
     r".*You defined a `validation_step` but have no `val_dataloader`.*",  # said in our own words
     r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*callbacks used to create the checkpoint need to be provided.*\['StopEarly[^]]*\].*",  # switched off by the user
     r".*It is recommended to use `self.log\(.*sync_dist=True\)`.*",  # every process has the same number
     r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",  # in Lightning itself
 )

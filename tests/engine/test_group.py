@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,22 +168,17 @@ def check_same(one: dict, two: dict[int, dict]) -> None:
 
 
 def test_two_processes_are_one_of_the_doubled_batch(data, tmp_path) -> None:
-    """And in parts, of one image each."""
-    one = run(data, tmp_path / "one")
-    two = together(run, data, tmp_path / "two", **{"train.accumulate": 2})
+    """In parts of one image each, and although a process has a batch without a box."""
+    some = part_of(data, tmp_path, boxes_of={2, 3, 4})
+    options = {"data.keep_empty": True}
+    one = run(some, tmp_path / "one", **options)
+    two = together(run, some, tmp_path / "two", **options, **{"train.accumulate": 2})
     check_same(one, two)
+    pairs = list(zip(two[0]["boxes"], two[1]["boxes"], strict=True))
+    assert any(0 in pair and sum(pair) > 0 for pair in pairs) and any(min(pair) > 0 for pair in pairs), pairs
     assert two[0]["timeout"] == 1800  # not that of the start
     saved = torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == len(one["losses"]) == 2
-
-
-def test_a_process_without_a_box_does_its_share(data, tmp_path) -> None:
-    few = part_of(data, tmp_path, boxes_of={1})
-    options = {"data.keep_empty": True}
-    one = run(few, tmp_path / "one", **options)
-    two = together(run, few, tmp_path / "two", **options)
-    check_same(one, two)
-    assert any(0 in pair and sum(pair) > 0 for pair in zip(two[0]["boxes"], two[1]["boxes"], strict=True))
 
 
 def test_what_is_announced_is_trained(data, tmp_path) -> None:
@@ -251,7 +247,7 @@ def test_whoever_was_started_by_a_process_that_is_gone_ends(capfd) -> None:
     if first == 0:
         if os.fork() == 0:
             group._LOOK = 0.01
-            group._watch(os.getppid(), 3)
+            group._watch(os.getppid(), 3, threading.Event())
         time.sleep(0.2)
         os._exit(0)
     os.close(writing)
@@ -259,6 +255,12 @@ def test_whoever_was_started_by_a_process_that_is_gone_ends(capfd) -> None:
     with os.fdopen(reading) as pipe:
         assert pipe.read() == ""  # the other end is closed: the last process is gone
     assert capfd.readouterr().err == "process 3 of the run ends: the first process is gone\n"
+
+
+def test_after_the_training_the_first_process_may_go() -> None:
+    over = threading.Event()
+    over.set()
+    group._watch(os.getppid(), 1, over)
 
 
 def test_after_an_error_those_that_were_started_end(monkeypatch) -> None:
@@ -270,8 +272,9 @@ def test_after_an_error_those_that_were_started_end(monkeypatch) -> None:
         subprocess.Popen([sys.executable, "-c", code]) for code in ("import time; time.sleep(600)", "pass")
     )
     children = [sleeping, gone]
+    gone.wait(60)
     trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=children)))
     with pytest.raises(GroupError), ended_together(trainer):
         raise GroupError("one line")
-    assert sleeping.wait(10) == -signal.SIGKILL and gone.wait(10) == 0
+    assert sleeping.wait(10) == -signal.SIGKILL and gone.returncode == 0
     assert children == []  # what Lightning looks at before it kills the first process

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -179,17 +180,22 @@ def test_a_run_leaves_metrics_configuration_and_tensorboard_events(finished) -> 
     assert report["metrics"] == result.metrics
     assert result.metrics["images"] == 4 and set(result.metrics["per_class"]) == set(shapes.CLASS_NAMES)
     assert load_config(result.output / "config.yaml").train.epochs == 8
-    assert list(result.output.glob("events.out.tfevents.*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(result.output)).Reload()
+    assert {"loss", "qfl", "giou", "dfl", "clamped_targets", "AP"} <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("clamped_targets_of_epoch")) == 8
 
 
 def test_the_log_tells_data_rate_and_folder(sample_set, tmp_path, caplog) -> None:
-    changes = {"train.epochs": 1, "train.base_batch_size": 8}
+    changes = {"train.epochs": 1, "train.base_batch_size": 8, "model.head.reg_max": 3}
     with caplog.at_level(logging.INFO, logger="gflv2"):
         result = run(sample_set, tmp_path / "a", overrides=changes, limit_train_batches=1, progress=True, val=False)
     assert "8 training images, " in caplog.text and "no validation data" in caplog.text
     assert "learning rate 0.002 = 0.004 × 4 / 8 (scaled with the batch)" in caplog.text
     assert "the warm-up (2 iterations) takes more than half of the run (1)" in caplog.text
-    assert "epoch 1/1: loss " in caplog.text and f"writing to {tmp_path / 'a'}" in caplog.text
+    assert re.search(r"epoch 1/1: loss .*, [1-9]\d*\.\d% of the targets clamped", caplog.text)
+    assert f"writing to {tmp_path / 'a'}" in caplog.text
     assert result.metrics == {} and result.best_epoch is None and result.best_weights == result.last_weights
 
 
