@@ -302,7 +302,7 @@ def _process(rank: int, world_size: int, file: str, val: Path, images: Path, res
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world_size)
     dataset = CocoDetection(val, images, config=CONFIG)
-    result = evaluate(Oracle(dataset), dataset, batch_size=2, progress=False)
+    result = evaluate(Oracle(dataset), dataset, batch_size=2, progress=False, save_detections=f"{file}.json")
     evaluator = CocoEvaluator(dataset)
     evaluator.update([-1], [detections()])  # an image that the file does not have
     try:
@@ -337,3 +337,5 @@ def test_processes_share_the_work_and_the_result(sample_set, tmp_path):
     for _, ap, images, count, message in answers:
         assert ap > 0.999 and images == 11 and count == len(content["annotations"])
         assert "-1 is not among the images" in message
+    written = json.loads((tmp_path / "store.json").read_text())
+    assert len(written) == len(content["annotations"]) and len({row["image_id"] for row in written}) == 11

@@ -54,4 +54,5 @@ def test_training_and_evaluation_are_the_same_from_coco_yolo_and_voc(sample_set,
         assert all(torch.equal(ours, theirs) for ours, theirs in pairs), name
         ids = list(results[name].metrics.pop("category_ids").values())
         assert ids == [number - (name == "yolo") for number in (1, 2, 3, 4, 5)], "those of the data set"
+        assert weights[name]["category_ids"] == ids
         assert results[name].metrics == {k: v for k, v in results["coco"].metrics.items() if k != "category_ids"}
