@@ -168,6 +168,8 @@ def _val(options: argparse.Namespace) -> None:
 
     model = _model(options.config, options.weights, options.overrides, options.device)
     _show(_hand_on(evaluate, options, model), options.json)
+    if options.output is not None:
+        print(f"\ncurves and confusion matrix: {options.output}")
 
 
 def _predict(options: argparse.Namespace) -> int:

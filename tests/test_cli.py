@@ -277,6 +277,20 @@ def test_val_prints_the_table_and_writes_json(sample_set, weights, tmp_path, cap
     assert records and numbers["detections"] == len(records) and all(r["score"] < 0.05 for r in records)
 
 
+def test_val_shows_several_views_and_writes_curves(sample_set, weights, tmp_path, capsys) -> None:
+    arguments = ["val", str(weights), "--data", str(sample_set.val), "--output", str(tmp_path / "report")]
+    arguments += ["--confusion-score", "0.001", "--confusion-iou", "0.3", "--test.score_thr", "0.001"]
+    views = ["--test.tta.flip", "true", "--test.tta.scales", "[1,1.5]"]
+    matrices = []
+    for more in ([], views):
+        assert main([*arguments, *more, "--device", "cpu", "--no-progress"]) == 0
+        assert f"curves and confusion matrix: {tmp_path / 'report'}" in capsys.readouterr().out
+        matrices.append(json.loads((tmp_path / "report" / "confusion_matrix.json").read_text()))
+    assert matrices[0]["score_thr"] == 0.001 and matrices[0]["iou_thr"] == 0.3
+    assert matrices[0]["labels"] == [*shapes.CLASS_NAMES, "background"] and matrices[0] != matrices[1]
+    assert len(list((tmp_path / "report").iterdir())) == 6
+
+
 def test_val_takes_a_configuration_with_weights(sample_set, weights, capsys) -> None:
     arguments = ["val", "gflv2_lite0", "--weights", str(weights), "--data", str(sample_set.val), "--device", "cpu"]
     small = ["--data.test_short_side", "64", "--data.long_side", "64", "--data.workers", "0"]
