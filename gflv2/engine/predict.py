@@ -19,7 +19,7 @@ from gflv2.data.files import IMAGE_SUFFIXES
 from gflv2.data.transforms import preprocess
 from gflv2.engine.image_sources import ImageError, read_source
 from gflv2.engine.results import Result
-from gflv2.models.dense_head import shapes_of
+from gflv2.models.dense_head import DenseHead, shapes_of
 from gflv2.models.detector import SingleStageDetector
 
 __all__ = ["FilesReport", "ImageError", "expand", "predict", "predict_files"]
@@ -93,7 +93,7 @@ def _predict_batch(
         boxes = detections.boxes.cpu()
         solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         # Indexing outside of inference mode also makes ordinary tensors of them.
-        points, strides, levels = _locate(detections.points.cpu()[solid], shapes_of(output.class_logits), head.strides)
+        points, strides, levels = _locate(detections.points.cpu()[solid], shapes_of(output.class_logits), head)
         results.append(
             Result(
                 boxes=boxes[solid],
@@ -112,14 +112,15 @@ def _predict_batch(
     return results
 
 
-def _locate(flat: Tensor, shapes: list[tuple[int, int]], strides: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+def _locate(flat: Tensor, shapes: list[tuple[int, int]], head: DenseHead) -> tuple[Tensor, Tensor, Tensor]:
     """Flat point indices (N,) → points (N, 2) in pixels of the network's input, their strides (N,) and levels (N,)."""
     ends = torch.tensor(list(accumulate(height * width for height, width in shapes)))
     levels = torch.bucketize(flat, ends, right=True)
     widths = torch.tensor([width for _, width in shapes])[levels]
     cells = flat - torch.cat([ends.new_zeros(1), ends])[levels]
-    stride = torch.tensor([float(value) for value in strides])[levels]
-    return torch.stack([cells % widths, cells // widths], dim=1) * stride[:, None], stride, levels
+    stride = torch.tensor([float(value) for value in head.strides])[levels]
+    places = torch.stack([cells % widths, cells // widths], dim=1) + head.grid.offset
+    return places * stride[:, None] + head.grid.shift, stride, levels
 
 
 @contextmanager

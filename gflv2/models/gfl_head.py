@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gflv2.models.conv import init_normal
-from gflv2.models.dense_head import CLASS_PRIOR_BIAS, TEST, DenseHead, HeadOutput, split_levels
+from gflv2.models.dense_head import CLASS_PRIOR_BIAS, TEST, DenseHead, HeadOutput, split_levels, to_original
 from gflv2.nn import Integral
 from gflv2.nn.quality import QualityPredictor, statistics_width
 from gflv2.ops import (
@@ -152,6 +152,7 @@ class GFLHead(DenseHead):
             "projection": self.integral.project,
             "predictor": output.predictor,
             "quality_logits": output.quality_logits,
+            "offset": self.grid.offset,
         }
 
     def joint_scores(self, output: HeadOutput) -> list[Tensor]:
@@ -180,7 +181,7 @@ class GFLHead(DenseHead):
             output.class_logits,
             output.box_logits,
             assignment,
-            boxes,
+            self.on_grid(boxes),
             counts=counts,
             padded_sizes=padded_sizes,
             **self._arguments(output),
@@ -219,14 +220,16 @@ class GFLHead(DenseHead):
             pre_topk: points kept on each level. score_thr: scores must exceed it.
             return_distributions: also return the four distributions of each box.
         """
-        return decode(
+        shift = self.grid.shift
+        found = decode(
             output.class_logits,
             output.box_logits,
-            image_sizes=image_sizes,
-            scale_factors=scale_factors,
+            image_sizes=None if shift else image_sizes,
+            scale_factors=None if shift else scale_factors,
             pre_topk=pre_topk,
             score_thr=score_thr,
             legacy_background=self.legacy_background,
             return_distributions=return_distributions,
             **self._arguments(output),
         )
+        return found._replace(boxes=to_original(found.boxes + shift, image_sizes, scale_factors)) if shift else found
