@@ -109,7 +109,7 @@ def train(
             data.
         train_images, val_images: their image folders; None: looked for beside them.
         overrides: dotted keys, e.g. ``{"train.epochs": 3}``.
-        weights: a checkpoint to start from (see ``GFLV2``).
+        weights: a checkpoint to start from, or the name of published ones (see ``GFLV2``).
         pretrained: without ``weights``, start the backbone from ImageNet weights.
         resume: folder of an earlier run, or a checkpoint file in it; continues it exactly where it stopped, inside an
             epoch too. A run that is complete stays as it is.
@@ -355,7 +355,7 @@ def _start_from(weights: str | Path, config: Config) -> tuple[Any, Config]:
 
     The data sets are made before the detector; without this they would keep another mean than the detector's.
     """
-    start = checkpoint.read(weights)
+    start = checkpoint.read(checkpoint.find_weights(weights, config) or weights)
     _, _, settings = checkpoint.resolve(start, config)
     return start, load_config(config, {key: settings[key] for key in settings if key.startswith("data.")})
 
