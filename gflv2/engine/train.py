@@ -140,6 +140,8 @@ def train(
     start = None
     if weights is not None:
         start, config = _start_from(weights, config)
+    elif pretrained and point is None:
+        _check_start(config)
     precision = _PRECISIONS[check_choice(config.train.precision, "train.precision", tuple(_PRECISIONS))]
 
     train_set = CocoDetection(config.data.train, config.data.train_images, config=config.data, train=True)
@@ -358,6 +360,15 @@ def _start_from(weights: str | Path, config: Config) -> tuple[Any, Config]:
     start = checkpoint.read(checkpoint.find_weights(weights, config) or weights)
     _, _, settings = checkpoint.resolve(start, config)
     return start, load_config(config, {key: settings[key] for key in settings if key.startswith("data.")})
+
+
+def _check_start(config: Config) -> None:
+    """A model that is published as a whole only needs these weights, or to be told to do without any."""
+    if config.model.backbone.pretrained is None and checkpoint.find_weights(config.name) is not None:
+        raise ValueError(
+            f"weights: there are no start weights for the backbone of {config.name} alone; start from its published "
+            "ones with weights='coco' (--weights coco), or from random ones with pretrained=False (--no-pretrained)"
+        )
 
 
 def _batch_per_device(config: Config, devices: int) -> int:

@@ -186,6 +186,19 @@ def test_what_lies_in_the_cache_is_checked_too(server, monkeypatch) -> None:
         assert path.read_bytes() == content and server.asked == []
 
 
+def test_an_interrupted_download_leaves_nothing(server, monkeypatch) -> None:
+    named = publish(server, "gflv1_r50_fpn_1x", b"0" * 1000, monkeypatch)
+
+    def interrupt(address: str, path: str, **options) -> None:
+        Path(path).write_bytes(b"0" * 500)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(named)
+    assert in_cache() == []
+
+
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("fault", ["cut", "html"])
 def test_a_file_without_a_hash_is_read_before_it_gets_its_name(fault, old, server, monkeypatch) -> None:

@@ -11,8 +11,9 @@ from gflv2 import GFLV2
 from gflv2.checkpoint import COCO_NAMES, CheckpointError, convert, load_weights, read
 from gflv2.cli import main
 from gflv2.config import GRIDS, load_config
-from gflv2.data import read_image, shapes
+from gflv2.data import CocoDetection, read_image, shapes
 from gflv2.data.batch import collate
+from gflv2.data.positives import positives
 from gflv2.data.transforms import preprocess
 from gflv2.engine.evaluate import evaluate
 from gflv2.models.dense_head import HeadOutput
@@ -145,6 +146,35 @@ def test_it_trains_from_its_name(published, tmp_path, capsys) -> None:
     assert main([*arguments, "--data.long_side", "64", "--data.test_short_side", "64"]) == 0, capsys.readouterr().err
     model = GFLV2(weights=tmp_path / "run" / "weights" / "last.pt")
     assert model.class_names == list(shapes.CLASS_NAMES)
+    capsys.readouterr()
+    assert main(["train", "gflv2_nanodet_m", "--train", str(made.train)]) == 2
+    assert "start from its published ones with weights='coco'" in capsys.readouterr().err
+
+
+def test_the_report_on_a_data_set_sees_the_same_points(tmp_path) -> None:
+    made = shapes.generate(tmp_path / "shapes", seed=5, train=1, val=1, size=96)
+    config = load_config("gflv2_nanodet_m", {"data.short_side": [96, 96]})
+    dataset = CocoDetection(made.val, config=config.data)
+    found = positives(dataset, config, [0])
+    boxes, _ = dataset.annotations(0)
+    boxes = torch.from_numpy(boxes).float()
+    head = NanoDetHead(1)
+    sizes = [(96 // stride, 96 // stride) for stride in STRIDES]
+    output = HeadOutput(
+        [torch.zeros(1, 1, *size) for size in sizes], [torch.zeros(1, 32, *size) for size in sizes], None
+    )
+    assignment = head.assign(output, [boxes], [torch.zeros(len(boxes), dtype=torch.int64)])
+    start, expected = 0, []
+    for (rows, columns), stride in zip(sizes, STRIDES, strict=True):
+        index = assignment.index[0, start : start + rows * columns]
+        start += rows * columns
+        cells = (index > 0).nonzero()[:, 0]
+        points = torch.stack([cells % columns, cells // columns], dim=1) * stride + (stride - 1) / 2
+        box = boxes[index[cells] - 1]
+        expected.append(torch.cat([points - box[:, :2], box[:, 2:] - points], dim=1) / stride)
+    assert sum(map(len, expected)) > 0
+    for level, targets in zip(expected, found.targets, strict=True):
+        torch.testing.assert_close(torch.from_numpy(targets).float(), level, rtol=0, atol=1e-4)
 
 
 def test_loss_and_decoding_see_the_same_points() -> None:
