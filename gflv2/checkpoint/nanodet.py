@@ -82,7 +82,12 @@ def _convolutions(graph: Any, path: Path) -> list[tuple[Tensor, Tensor]]:
         parts = [tensors.get(name) for name in node.input[1:]]
         if len(parts) != 2 or None in parts:
             raise _other(path, "a convolution without weights and bias in the file")
-        weight, bias = (torch.from_numpy(numpy_helper.to_array(part).copy()) for part in parts)
+        if any(part.external_data for part in parts):
+            raise _other(path, "tensors that lie in another file")
+        try:
+            weight, bias = (torch.from_numpy(numpy_helper.to_array(part).copy()) for part in parts)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"weights: {path} has a damaged tensor ({error})") from error
         found.append((weight, bias))
     if not found:
         raise _other(path, "no convolution")

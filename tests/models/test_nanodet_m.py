@@ -240,6 +240,17 @@ def test_another_onnx_file_is_refused_with_a_line(tmp_path) -> None:
         onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)), path)
         with pytest.raises(CheckpointError, match=f"only NanoDet-m's can be read as weights; it has .*{message}"):
             read(path)
+    node = onnx.helper.make_node("Conv", ["x", "w", "b"], ["y"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:], tensors))
+    model.graph.initializer[0].raw_data = b"123"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="a.onnx has a damaged tensor"):
+        read(path)
+    model.graph.initializer[0].external_data.add(key="location", value="/etc/hostname")
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="tensors that lie in another file"):
+        read(path)
 
 
 @pytest.mark.parametrize(
