@@ -137,6 +137,7 @@ def test_other_classes_start_fresh_on_every_level(ours) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*start fresh")
 def test_it_trains_from_its_name(published, tmp_path, capsys) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed")
     made = shapes.generate(tmp_path / "shapes", seed=5, train=4, val=2, size=64)
