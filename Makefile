@@ -29,7 +29,7 @@ help:
 	@echo "make parity           how far every kernel is from its definition, and how far it may be"
 	@echo "make compile-matrix   compile every kernel for every architecture, and write docs/kernels.md, docs/forecast.md"
 	@echo "make forecast         predict the kernels' times from their machine code, and write docs/forecast.md"
-	@echo "make tables           write the tables of README.md and docs/kernels.md anew"
+	@echo "make tables           write the tables of README.md, docs/kernels.md and docs/models.md anew"
 
 install: $(STAMP)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gflv2.detector import GFLV2
 
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
+_NAMES = "a name (`gflv2 models`; coco: the configuration's)"
 # What the command line keeps to itself; what it builds the model from.
 _OWN = ("run", "takes_overrides", "traceback", "json")
 _OF_THE_MODEL = ("config", "weights", "overrides", "device")
@@ -175,10 +176,24 @@ def _val(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from gflv2.engine.predict import predict_files
 
-    model = _model(options.config or options.weights, options.weights, options.overrides, options.device)
+    config, weights = _published(options.config, options.weights)
+    model = _model(config or weights, weights, options.overrides, options.device)
     report = _hand_on(predict_files, options, model)
     print(report)
     return 1 if report.failures else 0  # the other images were predicted all the same
+
+
+def _published(config: str | None, weights: str | None) -> tuple[str | None, str | None]:
+    """Configuration and weights to predict with; where no weights are named, published ones, said aloud."""
+    from gflv2.checkpoint import find_weights
+    from gflv2.checkpoint.zoo import COCO, DEFAULT
+
+    named = find_weights(config or DEFAULT) if weights is None else None
+    if named is None:
+        return config, weights
+    text = "no --weights: predicting with those of %s, trained on %s by others (%s; AP %.1f as published)"
+    logging.getLogger("gflv2").info(text, named.name, named.dataset, named.source, named.ap)
+    return named.name, COCO
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -211,6 +226,7 @@ def _model(
     """
     import torch
 
+    from gflv2.checkpoint import find_weights
     from gflv2.config import list_models, load_config
     from gflv2.detector import GFLV2
 
@@ -218,10 +234,11 @@ def _model(
     if is_config:
         load_config(source)  # a wrong name or key is told before a missing file
         if weights is None and trained:
-            raise UsageError(f"--weights: expected a checkpoint for the configuration {str(source)!r}, got none")
+            hint = ", or 'coco' for the published one" if find_weights(source) else ""
+            raise UsageError(f"--weights: expected a checkpoint for the configuration {str(source)!r}{hint}, got none")
     elif weights is None or weights == source:
         source, weights = None, source
-        if not Path(weights).is_file():
+        if find_weights(weights) is None and not Path(weights).is_file():
             near = difflib.get_close_matches(str(weights), list_models(), n=1)
             hint = f"; did you mean the configuration {near[0]!r}?" if near else ""
             raise FileNotFoundError(f"{str(weights)!r} is neither a file of weights nor a configuration{hint}")
@@ -249,16 +266,45 @@ def _configs(options: argparse.Namespace) -> None:
 
         print(yaml.safe_dump(load_config(options.name).to_dict(), sort_keys=False), end="")
         return
-    rows = [("name", "backbone", "authors' AP: minival", "test-dev", "authors' FPS, RTX 2080 Ti")]
+    rows: list[tuple[str, ...]] = [
+        ("name", "backbone", "authors' AP: minival", "test-dev", "authors' FPS, RTX 2080 Ti")
+    ]
     for name in list_models():
         config = load_config(name)
         numbers = (config.authors.ap_minival, config.authors.ap_test_dev, config.authors.fps_2080ti)
         rows.append((name, config.model.backbone.name, *("–" if n is None else f"{n:.1f}" for n in numbers)))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for row in rows:
-        cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        print("  ".join(cells).rstrip())
+    _print_table(rows, left=(0, 1))
     print("\nThe AP and FPS are what the authors of the paper published, on COCO; they were not measured here.")
+
+
+def _models(options: argparse.Namespace) -> None:
+    from gflv2.checkpoint import cache_folder, list_weights
+
+    folder = cache_folder()
+    if options.json:
+        print(json.dumps([{**named.to_dict(), "path": str(folder / named.file)} for named in list_weights()], indent=2))
+        return
+    rows: list[tuple[str, ...]] = [("name", "task", "data", "AP", "test-dev", "MB", "source", "licence", "here", "how")]
+    for named in list_weights():
+        numbers = (named.ap, named.ap_test_dev, None if named.size is None else named.size / 1e6)
+        shown = ("–" if number is None else f"{number:.1f}" for number in numbers)
+        here = "yes" if (folder / named.file).exists() else "no"
+        how = "download" if named.address else "by hand"
+        rows.append((named.name, named.task, named.dataset, *shown, named.source, named.licence, here, how))
+    _print_table(rows, left=(0, 1, 2, 6, 7, 8, 9))
+    print(
+        "\nAP in percent, on COCO's minival and test-dev: as published, not measured here. –: not known."
+        f'\nGFLV2(NAME, weights="coco") or --weights coco downloads them to {folder}; the first is the default of '
+        "`gflv2 predict`.\nTo get those by hand, open the page that the call names."
+    )
+
+
+def _print_table(rows: Sequence[Sequence[str]], left: Sequence[int]) -> None:
+    """Rows in columns; those in ``left`` begin at the left, numbers end at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        print("  ".join(cells).rstrip())
 
 
 # ---- the command line ----------------------------------------------------------------
@@ -282,6 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(verbs)
     _add_convert(verbs)
     _add_configs(verbs)
+    _add_models(verbs)
     _add_data(verbs)
     verbs.add_parser("demo", help="generate a small data set, train a light model, draw what it sees")
     verbs.add_parser("env", help="versions, what was built, which backend each operation uses (--json)")
@@ -338,7 +385,7 @@ def _add_train(verbs: Any) -> None:
     )
     data.add_argument("--val-images", metavar="FOLDER", help="images of --val (default: looked for beside the file)")
     run = parser.add_argument_group("run")
-    run.add_argument("--weights", metavar="FILE", help="start from this checkpoint")
+    run.add_argument("--weights", metavar="FILE|NAME", help=f"start from this checkpoint, or from {_NAMES}")
     run.add_argument(
         "--no-pretrained",
         dest="pretrained",
@@ -389,7 +436,7 @@ def _add_val(verbs: Any) -> None:
     parser.add_argument(
         "--images", dest="image_dir", metavar="FOLDER", help="their images (default: looked for beside the file)"
     )
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint for a configuration")
+    parser.add_argument("--weights", metavar="FILE|NAME", help=f"checkpoint for a configuration, or {_NAMES}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument(
         "--detections",
@@ -419,7 +466,9 @@ def _add_predict(verbs: Any) -> None:
     parser = _verb(verbs, "predict", _predict, "detect objects in images: pictures and one JSON file", epilog=note)
     parser.add_argument("patterns", nargs="+", metavar="FILE|FOLDER|PATTERN", help="images")
     parser.add_argument(
-        "--weights", required=True, metavar="FILE", help="checkpoint; those of gflv2 carry their configuration"
+        "--weights",
+        metavar="FILE|NAME",
+        help=f"checkpoint (those of gflv2 carry their configuration), or {_NAMES} (default: those of gflv2_nanodet_m)",
     )
     parser.add_argument("--config", metavar="CONFIG", help="configuration for a checkpoint that carries none")
     parser.add_argument("--output", default="predictions", metavar="FOLDER", help="default: predictions")
@@ -435,7 +484,9 @@ def _add_bench(verbs: Any) -> None:
     parser = _verb(verbs, "bench", _bench, about, epilog=note)
     parser.set_defaults(takes_overrides=True)
     parser.add_argument("config", metavar="CONFIG|WEIGHTS", help="a configuration, or a checkpoint of gflv2")
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint (default: random weights, which detect nothing)")
+    parser.add_argument(
+        "--weights", metavar="FILE|NAME", help="checkpoint (default: random weights, which detect nothing)"
+    )
     parser.add_argument("--batch-size", type=_positive, default=1, metavar="N")
     parser.add_argument(
         "--size",
@@ -454,7 +505,9 @@ def _add_bench(verbs: Any) -> None:
 
 def _add_convert(verbs: Any) -> None:
     parser = _verb(verbs, "convert", _convert, "write a checkpoint in another layout, by default the authors'")
-    parser.add_argument("source", metavar="SOURCE", help="a checkpoint of gflv2, the authors, mmengine, Lightning, …")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a checkpoint of gflv2, the authors, mmengine, Lightning, …, or a named one"
+    )
     parser.add_argument("path", metavar="TARGET", help="the file to write")
     parser.add_argument("--layout", default="official", choices=("official", "mmengine", "gflv2", "state_dict"))
     parser.add_argument(
@@ -488,6 +541,11 @@ def _add_data(verbs: Any) -> None:
 def _add_configs(verbs: Any) -> None:
     parser = _verb(verbs, "configs", _configs, "list the configurations, or print all settings of one")
     parser.add_argument("name", nargs="?", metavar="CONFIG", help="a name or a YAML file")
+
+
+def _add_models(verbs: Any) -> None:
+    parser = _verb(verbs, "models", _models, "list the published weights that can be had by name")
+    parser.add_argument("--json", action="store_true", help="as JSON, with addresses, files and hashes")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,19 @@ from gflv2.ranges import check_range
 FOLDER = Path(__file__).parent / "configs"  # in a checkout a link to the top-level folder
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Where a head's points lie: that of cell (i, j) at ((j + offset)·stride + shift, (i + offset)·stride + shift)."""
+
+    offset: float = 0.0  # in cells
+    shift: float = 0.0  # in pixels
+    anchor_scale: float = 8.0  # strides a side of the square anchors that the assignment compares boxes with
+
+
+# By ``model.head.kind``. NanoDet counts pixels by their centres: i·stride + (stride − 1)/2.
+GRIDS = {"gfl": Grid(), "atss": Grid(), "nanodet": Grid(offset=0.5, shift=-0.5, anchor_scale=5.0)}
+
+
 @dataclass
 class DeformConfig:
     """Deformable convolution in the 3×3 convolutions of whole backbone stages."""
@@ -36,7 +49,7 @@ class DeformConfig:
 
 @dataclass
 class BackboneConfig:
-    name: str = "resnet50"  # any timm model with `features_only`
+    name: str = "resnet50"  # any timm model with `features_only`, or "shufflenet_v2_x1_0" (NanoDet's)
     # timm tag, or "package:NAME" for weights that a Python package carries; None: none known
     pretrained: str | None = None
     out_indices: list[int] = field(default_factory=lambda: [2, 3, 4])  # feature indices with strides 8, 16, 32
@@ -47,6 +60,7 @@ class BackboneConfig:
 
 @dataclass
 class NeckConfig:
+    kind: str = "fpn"  # "fpn"; "pan": NanoDet's path aggregation, as many levels as the backbone gives
     channels: int = 256
     levels: int = 5  # 3 from the backbone, the rest by stride-2 convolutions on the last output
     depthwise: bool = False  # light models: depthwise-separable 3×3 convolutions
@@ -54,7 +68,8 @@ class NeckConfig:
 
 @dataclass
 class HeadConfig:
-    kind: str = "gfl"  # "gfl": GFLV2 and GFLV1; "atss": the ablation without distributions
+    # "gfl": GFLV2 and GFLV1; "atss": the ablation without distributions; "nanodet": GFLV1 with light towers
+    kind: str = "gfl"
     channels: int = 256
     stacked_convs: int = 4
     reg_max: int = 16

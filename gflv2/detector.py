@@ -25,7 +25,8 @@ class GFLV2(SingleStageDetector):
         config: the name of a model (``list_models()``), the path of a YAML file, a mapping or a ``Config``. None: what
             the file ``weights`` was saved with, or what its keys tell. A checkpoint's path: the same as ``weights``.
         weights: a checkpoint: this project's, the authors', mmengine's, or a backbone's; a path, or what
-            ``gflv2.checkpoint.read`` returned.
+            ``gflv2.checkpoint.read`` returned. ``"coco"``: the published weights of the named configuration; or a
+            configuration's name: that one's (`gflv2 models` lists them). They are downloaded once.
         num_classes: instead of the configuration's. None: that of the weights where the configuration leaves it open.
         class_names: one for each class; None: those of the weights, else COCO's for 80 classes, else "class 0", ….
         pretrained: start from the backbone weights that the configuration names. Not together with ``weights``.
@@ -42,14 +43,14 @@ class GFLV2(SingleStageDetector):
         self,
         config: str | Path | Mapping | Config | None = None,
         *,
-        weights: str | Path | files.Checkpoint | None = None,
+        weights: str | Path | files.NamedWeights | files.Checkpoint | None = None,
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
         pretrained: bool = False,
         legacy: bool = False,
         **overrides: Any,
     ) -> None:
-        if weights is None and str(config).endswith((".pth", ".pt", ".ckpt", ".safetensors")):
+        if weights is None and str(config).endswith((".pth", ".pt", ".ckpt", ".safetensors", ".onnx")):
             config, weights = None, config
         if weights is not None and pretrained:
             bad_value("pretrained", "False, since weights are given", pretrained)
@@ -64,7 +65,10 @@ class GFLV2(SingleStageDetector):
             settings["model.head.legacy_background"] = True
         checkpoint, category_ids = None, None
         if weights is not None:
-            checkpoint = files.read(weights)
+            named = files.find_weights(weights, config)
+            if named is not None and config is None:
+                config = named.name
+            checkpoint = files.read(named or weights)
             config, names, found = files.resolve(checkpoint, config, settings.get("model.num_classes"))
             if class_names is None:
                 class_names, category_ids = names, checkpoint.category_ids

@@ -160,7 +160,7 @@ def test_an_interruption_is_exit_code_130(monkeypatch, capsys) -> None:
 
 
 def test_help_of_every_verb_is_complete(capsys) -> None:
-    for verb in ("train", "val", "predict", "convert", "configs", "data"):
+    for verb in ("train", "val", "predict", "convert", "configs", "models", "data"):
         with pytest.raises(SystemExit) as stopped:
             main([verb, "--help"])
         assert stopped.value.code == 0
@@ -171,7 +171,9 @@ def test_help_of_every_verb_is_complete(capsys) -> None:
                 assert key in text
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(verb in text for verb in ("train", "val", "predict", "convert", "configs", "data", "demo", "env"))
+    assert all(
+        verb in text for verb in ("train", "val", "predict", "convert", "configs", "models", "data", "demo", "env")
+    )
 
 
 def test_the_help_needs_no_heavy_package() -> None:

@@ -21,7 +21,9 @@ OFFICIAL = {
     "gflv2_x101_dcn_fpn_ms2x": (48.8, 49.0, 10.7),
     "gflv2_r2n101_dcn_fpn_ms2x": (49.9, 50.5, 10.9),
 }
-OURS = {"gflv2_r18_fpn_1x", "gflv2_r50_dcn_fpn_ms2x", "gflv2_lite0", "gflv1_r50_fpn_1x", "atss_r50_fpn_1x"}
+OURS = {"gflv2_r18_fpn_1x", "gflv2_r50_dcn_fpn_ms2x", "gflv2_lite0", "gflv2_nanodet_m"}
+OURS |= {"atss_r50_fpn_1x", "atss_r101_fpn_1x", "gflv1_r50_fpn_1x", "gflv1_r50_fpn_ms2x", "gflv1_r101_fpn_ms2x"}
+OURS |= {"gflv1_r101_dcn_fpn_ms2x", "gflv1_x101_fpn_ms2x", "gflv1_x101_dcn_fpn_ms2x"}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,18 @@ def test_official_recipes(name):
 @pytest.mark.parametrize("name", sorted(OURS))
 def test_nobody_elses_numbers_on_our_models(name):
     assert set(dataclasses.astuple(load_config(name).authors)) == {None}
+
+
+def test_mmdets_recipes():
+    for name in list_models("gflv1_*") + list_models("atss_*"):
+        config = load_config(name)
+        twice = name.endswith("ms2x")
+        assert config.data.short_side == ([480, 800] if twice else [800, 800]), name
+        assert (config.train.epochs, config.train.milestones) == ((24, [16, 22]) if twice else (12, [8, 11]))
+        stages = [] if "dcn" not in name else [3, 4, 5] if "r101" in name else [4, 5]
+        assert config.model.backbone.deform.stages == stages and config.model.backbone.deform.version == 1
+        assert config.model.head.kind == ("atss" if name.startswith("atss") else "gfl")
+        assert config.model.head.kind == "atss" or config.model.head.quality is None
 
 
 def test_loss_and_gradients(lite):

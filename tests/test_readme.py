@@ -16,6 +16,7 @@ from benchmarks.harness.candidates import BEST, KERNELS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+MODELS_PAGE = ROOT / "docs" / "models.md"
 KERNELS_PAGE = ROOT / "docs" / "kernels.md"
 ROOMS = ("reference", "cpu", "triton", "cuda", "simt")
 _MEANING = {
@@ -53,7 +54,8 @@ def configurations() -> list[str]:
     """Rows of the configurations' table, the authors' models first, weakest first."""
     from gflv2 import list_models, load_config
 
-    configs = [load_config(name) for name in list_models()]
+    # Those of GFLV1 and ATSS, which are others', stand in docs/models.md.
+    configs = [load_config(name) for name in list_models("gflv2_*")]
     configs.sort(key=lambda c: (c.authors.ap_minival is None, c.authors.ap_minival or 0, c.name))
     rows = []
     for config in configs:
@@ -62,6 +64,20 @@ def configurations() -> list[str]:
         numbers = (authors.ap_minival, authors.ap_test_dev, authors.fps_2080ti)
         shown = " | ".join("–" if number is None else f"{number:.1f}" for number in numbers)
         rows.append(f"| `{config.name}` | {authors.name or '–'} | {backbone.name} | {stages} | {shown} |")
+    return rows
+
+
+def published() -> list[str]:
+    """Rows of the table of the weights that come by name."""
+    from gflv2.checkpoint import list_weights
+
+    rows = []
+    for named in list_weights():
+        numbers = (named.ap, named.ap_test_dev, None if named.size is None else named.size / 1e6)
+        shown = " | ".join("–" if number is None else f"{number:.1f}" for number in numbers)
+        how = "download" if named.address else "by hand"
+        file = f"[{named.file}]({named.address or named.page})"
+        rows.append(f"| `{named.name}` | {shown} | {named.source} | {named.licence} | {how} | {file} |")
     return rows
 
 
@@ -171,7 +187,7 @@ def _least(times: dict[str, float], prefix: str) -> str:
     return results.shown(min((time for name, time in times.items() if name.startswith(prefix)), default=None)) or "–"
 
 
-TABLES = {configurations: README, operations: README, measured: README, kernels: KERNELS_PAGE}
+TABLES = {configurations: README, published: MODELS_PAGE, operations: README, measured: README, kernels: KERNELS_PAGE}
 
 
 def table(name: str, text: str) -> list[str]:

@@ -13,7 +13,8 @@ from gflv2.checkpoint.reading import Checkpoint, interpret
 from gflv2.config import Config, list_models, load_config
 from gflv2.models.coco_names import COCO_NAMES
 
-_CLASS_LAYERS = ("bbox_head.gfl_cls", "bbox_head.atss_cls")
+# One convolution for all levels, or (NanoDet) one for each, of which this is the first.
+_CLASS_LAYERS = ("bbox_head.gfl_cls", "bbox_head.atss_cls", "bbox_head.gfl_cls.0")
 
 
 def infer_config(source: Checkpoint | Mapping[str, Tensor], base: Any = None) -> Config:
@@ -143,6 +144,9 @@ def _infer_neck(state: Mapping[str, Tensor], values: dict[str, Any], base: Confi
 
 def _infer_head(checkpoint: Checkpoint, values: dict[str, Any], base: Config) -> None:
     state = checkpoint.state
+    if class_layer(state) == "bbox_head.gfl_cls.0":
+        _infer_nanodet(checkpoint, values)
+        return
     kind = "atss" if class_layer(state) == "bbox_head.atss_cls" else "gfl"
     values["model.head.kind"] = kind
     values["model.head.stacked_convs"] = _count(state, "bbox_head.cls_convs.")
@@ -167,6 +171,16 @@ def _infer_head(checkpoint: Checkpoint, values: dict[str, Any], base: Config) ->
         first = "bbox_head.reg_conf.0.weight"
         values["model.head.reg_channels"] = side(state, first, 0)
         _infer_predictor(side(state, first, 1), width, values, base)
+
+
+def _infer_nanodet(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
+    state, head = checkpoint.state, "model.head."
+    values |= {f"{head}kind": "nanodet", f"{head}quality": None, "model.neck.kind": "pan"}
+    values[f"{head}stacked_convs"] = _count(state, "bbox_head.cls_convs.0.")
+    values[f"{head}channels"] = side(state, "bbox_head.gfl_cls.0.weight", 1)
+    values[f"{head}reg_max"] = side(state, "bbox_head.gfl_reg.0.weight", 0) // 4 - 1
+    values["model.neck.channels"] = side(state, "neck.lateral_convs.0.conv.weight", 0)
+    values["model.num_classes"], values[f"{head}legacy_background"] = split_class_channels(checkpoint)
 
 
 def _infer_predictor(inputs: int, width: int, values: dict[str, Any], base: Config) -> None:
@@ -218,8 +232,17 @@ def side(state: Mapping[str, Tensor], key: str, axis: int) -> int:
 
 
 def class_layer(state: Mapping[str, Any]) -> str | None:
-    """The name of a detector's class convolution; None where there is none."""
+    """The name of a detector's class convolution, of several the first; None where there is none."""
     return next((layer for layer in _CLASS_LAYERS if f"{layer}.weight" in state), None)
+
+
+def class_layers(state: Mapping[str, Any]) -> list[str]:
+    """The names of all its class convolutions: one, or one for each level."""
+    first = class_layer(state)
+    if first is None or not first.endswith(".0"):
+        return [] if first is None else [first]
+    name = first.removesuffix(".0")
+    return [f"{name}.{level}" for level in range(_count(state, f"{name}."))]
 
 
 def split_class_channels(checkpoint: Checkpoint) -> tuple[int, bool]:

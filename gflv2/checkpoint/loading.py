@@ -17,6 +17,7 @@ from gflv2.checkpoint.errors import CheckpointError, shorten
 from gflv2.checkpoint.infer import (
     backbone_name,
     class_layer,
+    class_layers,
     differences,
     fitting_configs,
     infer,
@@ -27,6 +28,7 @@ from gflv2.checkpoint.infer import (
 )
 from gflv2.checkpoint.official_keys import from_official
 from gflv2.checkpoint.reading import Checkpoint, interpret, read
+from gflv2.checkpoint.zoo import NamedWeights, find_weights
 from gflv2.config import Config, ModelConfig, load_config
 from gflv2.models.coco_names import COCO_NAMES
 
@@ -126,7 +128,7 @@ def class_names(checkpoint: Checkpoint) -> list[str] | None:
 
 
 def load_weights(
-    model: nn.Module, source: str | Path | Checkpoint | Mapping[str, Tensor], *, ema: bool = True
+    model: nn.Module, source: str | Path | NamedWeights | Checkpoint | Mapping[str, Tensor], *, ema: bool = True
 ) -> LoadReport:
     """Put the weights of a file into a ``GFLV2``.
 
@@ -139,7 +141,7 @@ def load_weights(
 
     Args:
         model: the detector; on the meta device it takes the file's tensors themselves.
-        source: a path, what ``read`` returned, or a ``state_dict``.
+        source: a path or a name, what ``read`` returned, or a ``state_dict``.
         ema: see ``read``.
 
     Raises:
@@ -150,7 +152,7 @@ def load_weights(
     elif isinstance(source, Mapping):
         checkpoint = interpret(source, ema=ema)
     else:
-        checkpoint = read(source, ema=ema)
+        checkpoint = read(find_weights(source, model.config) or source, ema=ema)
     config: Config = model.config
     backbone = config.model.backbone.name
     state = {from_official(key, backbone): value for key, value in checkpoint.state.items()}
@@ -184,9 +186,10 @@ def _fit_classes(
     checkpoint: Checkpoint, state: dict[str, Tensor], target: Mapping[str, Tensor], config: Config, report: LoadReport
 ) -> None:
     """Slice or append the background channel, or take the class convolution out of ``state`` to start it anew."""
-    layer = class_layer(state)
-    if layer is None or f"{layer}.weight" not in target or f"{layer}.bias" not in state:
+    layers = class_layers(state)
+    if any(f"{layer}.weight" not in target or f"{layer}.bias" not in state for layer in layers) or not layers:
         return
+    layer = layers[0]
     weight, bias = state[f"{layer}.weight"], state[f"{layer}.bias"]
     wanted, have = target[f"{layer}.weight"].shape[0], side(state, f"{layer}.weight", 0)
     if weight.dim() != 4 or weight.shape[1:] != target[f"{layer}.weight"].shape[1:] or bias.shape != (have,):
@@ -201,11 +204,12 @@ def _fit_classes(
         classes, background = wanted, True
         report.warn(f"the last of the {have} channels of {layer} is taken to be the authors' background")
     if classes != config.model.num_classes:
-        for name in ("weight", "bias"):
-            del state[f"{layer}.{name}"]
-            report.fresh.append(f"{layer}.{name}")
+        for key in [f"{each}.{leaf}" for each in layers for leaf in ("weight", "bias")]:
+            del state[key]
+            report.fresh.append(key)
         report.warn(
-            f"the file has {classes} classes, the model {config.model.num_classes}: {layer} starts fresh "
+            f"the file has {classes} classes, the model {config.model.num_classes}: {', '.join(layers)} "
+            f"start{'s' * (len(layers) == 1)} fresh "
             f"(bias −log 99), everything else is loaded"
         )
     elif background and not legacy:

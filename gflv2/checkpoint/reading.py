@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gflv2.checkpoint.download import fetch
 from gflv2.checkpoint.errors import CheckpointError, shorten
 from gflv2.checkpoint.inert import Inert, stand_ins
 from gflv2.checkpoint.integrity import check_container, check_size, check_values
+from gflv2.checkpoint.zoo import NamedWeights, find_weights
 from gflv2.config import load_config
 
 FORMAT = "gflv2"
@@ -37,7 +39,7 @@ class Checkpoint:
     """
 
     path: str
-    layout: str  # "gflv2", "mmcv", "mmengine", "lightning", "weights"
+    layout: str  # "gflv2", "mmcv", "mmengine", "lightning", "weights", "nanodet"
     state: dict[str, Tensor]
     class_names: list[str] | None = None
     config: dict[str, Any] | None = None  # of our own files
@@ -53,33 +55,35 @@ class Checkpoint:
         return any(key.startswith("bbox_head.reg_conf.") for key in self.state)
 
 
-def read(path: str | Path | Checkpoint, *, ema: bool = True) -> Checkpoint:
+def read(path: str | Path | NamedWeights | Checkpoint, *, ema: bool = True) -> Checkpoint:
     """Read a checkpoint file onto the CPU.
 
     Layouts: this project's; mmcv's and mmengine's (also from the middle of a training); Lightning's; a bare state_dict
     of a detector or of a backbone (torchvision, timm); safetensors. Zip files and the older torch format are both read,
-    always with ``weights_only=True``.
+    always with ``weights_only=True``. And NanoDet-m's ONNX files.
 
     Args:
-        path: the file. (What an earlier call returned is passed through.)
+        path: the file; or the name of published weights (see ``find_weights``), which are downloaded where the cache
+            does not have them. (What an earlier call returned is passed through.)
         ema: where the file has both, take the averaged weights (True) or those being trained (False).
 
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: the file cannot be read without running code from it (the message names what it asks for), is
-            damaged, holds no weights, or weights that are NaN, infinite or complex.
+            damaged, holds no weights, or weights that are NaN, infinite or complex; or it could not be downloaded.
     """
     if isinstance(path, Checkpoint):
         return path
-    path = Path(path)
+    named = find_weights(path)
+    path = Path(path) if named is None else fetch(named, check=_read_torch)
     if not path.is_file():
         web = str(path).startswith(("http:", "https:"))
         raise FileNotFoundError(f"weights: {'download the file first: ' if web else 'no such file: '}{path}")
-    if path.suffix == ".safetensors":
-        content = _read_safetensors(path)
+    if path.suffix == ".onnx":
+        checkpoint = _read_onnx(path)
     else:
-        content = _read_torch(path)
-    checkpoint = interpret(content, str(path), ema=ema)
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        checkpoint = interpret(content, str(path), ema=ema)
     check_size(checkpoint.state, path)
     check_values(checkpoint.state, str(path))
     return checkpoint
@@ -107,6 +111,13 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     if DESCRIPTION in header:
         content[DESCRIPTION] = json.loads(header[DESCRIPTION])
     return content
+
+
+def _read_onnx(path: Path) -> Checkpoint:
+    from gflv2.checkpoint.nanodet import read_nanodet
+
+    state, config = read_nanodet(path)
+    return Checkpoint(str(path), "nanodet", state, config=config)
 
 
 def _read_torch(path: Path) -> Any:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gflv2.checkpoint.errors import CheckpointError
-from gflv2.checkpoint.infer import backbone_name, class_layer, side, split_class_channels
+from gflv2.checkpoint.infer import backbone_name, class_layers, side, split_class_channels
 from gflv2.checkpoint.integrity import check_values
 from gflv2.checkpoint.loading import add_background, class_names, model_config
 from gflv2.checkpoint.official_keys import from_official, to_official
 from gflv2.checkpoint.reading import DESCRIPTION, FORMAT, VERSION, Checkpoint, read
+from gflv2.checkpoint.zoo import NamedWeights, find_weights
 from gflv2.files import write_whole
 from gflv2.ops.checks import check_choice
 from gflv2.version import __version__
@@ -63,7 +64,7 @@ def _write_own(state: dict[str, Tensor], description: dict[str, Any], path: Path
 
 
 def convert(
-    source: str | Path | nn.Module,
+    source: str | Path | NamedWeights | nn.Module,
     path: str | Path,
     layout: str = "official",
     *,
@@ -84,7 +85,7 @@ def convert(
     file that has the authors' trained channel already keeps it.
 
     Args:
-        source: a file that ``read`` can read, or a ``GFLV2``.
+        source: a file or a name that ``read`` can read, or a ``GFLV2``.
         path: the file to write. ``.safetensors`` for the layouts "gflv2" and "state_dict".
         layout: see above.
         background: write the extra class channel. None: as the layout's programs expect, that is with "official" and
@@ -98,6 +99,9 @@ def convert(
     """
     check_choice(layout, "layout", LAYOUTS)
     path = Path(path)
+    named = find_weights(source, config)
+    if named is not None:
+        source, config = named, named.name if config is None else config
     checkpoint = _as_checkpoint(source, ema)
     settings = model_config(checkpoint, config)
     if path.suffix == ".safetensors" and layout not in ("gflv2", "state_dict"):
@@ -128,7 +132,7 @@ def convert(
     return _write({"meta": meta, "state_dict": _on_cpu(state)}, path, old_format=layout == "official")
 
 
-def _as_checkpoint(source: str | Path | nn.Module, ema: bool) -> Checkpoint:
+def _as_checkpoint(source: str | Path | NamedWeights | nn.Module, ema: bool) -> Checkpoint:
     if isinstance(source, nn.Module):
         description = describe_model(source)
         state = {key: value.detach() for key, value in source.state_dict().items()}
@@ -155,13 +159,13 @@ def _check_official(settings: Any, checkpoint: Checkpoint) -> None:
 
 
 def _set_background(state: dict[str, Tensor], classes: int, has: bool, wanted: bool) -> None:
-    layer = class_layer(state)
-    weight, bias = state[f"{layer}.weight"], state[f"{layer}.bias"]
-    if has and not wanted:
-        weight, bias = weight[:classes], bias[:classes]
-    elif wanted and not has:
-        weight, bias = add_background(weight, bias)
-    state[f"{layer}.weight"], state[f"{layer}.bias"] = weight, bias
+    for layer in class_layers(state):
+        weight, bias = state[f"{layer}.weight"], state[f"{layer}.bias"]
+        if has and not wanted:
+            weight, bias = weight[:classes], bias[:classes]
+        elif wanted and not has:
+            weight, bias = add_background(weight, bias)
+        state[f"{layer}.weight"], state[f"{layer}.bias"] = weight, bias
 
 
 def _complete(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from gflv2.config import Config
+from gflv2.config import GRIDS, Config
 from gflv2.data.dataset import CocoDetection
 from gflv2.data.transforms import resized_size
 from gflv2.ops import atss
@@ -55,7 +55,7 @@ def positives(dataset: CocoDetection, config: Config, items: Iterable[int], *, s
     """
     head, data = config.model.head, config.data
     short, long = scale * sum(data.short_side) / 2, scale * data.long_side
-    strides = list(head.strides)
+    strides, grid = list(head.strides), GRIDS[head.kind]
     found = Positives(0, [], strides, [], [])
     targets, sides = [[np.zeros((0, 4))] for _ in strides], [[np.zeros(0)] for _ in strides]
     for item in items:
@@ -66,7 +66,7 @@ def positives(dataset: CocoDetection, config: Config, items: Iterable[int], *, s
         boxes = torch.from_numpy(boxes[rows])
         size = dataset.size(item)
         height, width = resized_size(*size, round(long), round(short))
-        boxes = boxes * torch.tensor([width / size[1], height / size[0]] * 2)
+        boxes = boxes * torch.tensor([width / size[1], height / size[0]] * 2) - grid.shift
         padded = tuple(math.ceil(side / data.pad_divisor) * data.pad_divisor for side in (height, width))
         shapes = [tuple(math.ceil(side / stride) for side in padded) for stride in strides]
         assignment = atss(
@@ -76,6 +76,8 @@ def positives(dataset: CocoDetection, config: Config, items: Iterable[int], *, s
             strides,
             topk=head.atss_topk,
             padded_sizes=[padded],
+            offset=grid.offset,
+            anchor_scale=grid.anchor_scale,
         )
         found.objects += len(rows)
         index = assignment.index[0]
@@ -89,7 +91,7 @@ def positives(dataset: CocoDetection, config: Config, items: Iterable[int], *, s
             begin += rows_of_cells * columns
             cells = (part > 0).nonzero()[:, 0]
             box = boxes[part[cells] - 1] / stride
-            x, y = cells % columns, cells // columns
+            x, y = cells % columns + grid.offset, cells // columns + grid.offset
             distances = torch.stack([x - box[:, 0], y - box[:, 1], box[:, 2] - x, box[:, 3] - y], dim=1)
             targets[level].append(distances.numpy())
             sides[level].append((box[:, 2:] - box[:, :2]).amax(1).numpy() if len(box) else np.zeros(0))

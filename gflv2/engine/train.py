@@ -110,7 +110,7 @@ def train(
             data.
         train_images, val_images: their image folders; None: looked for beside them.
         overrides: dotted keys, e.g. ``{"train.epochs": 3}``.
-        weights: a checkpoint to start from (see ``GFLV2``).
+        weights: a checkpoint to start from, or the name of published ones (see ``GFLV2``).
         pretrained: without ``weights``, start the backbone from ImageNet weights.
         resume: folder of an earlier run, or a checkpoint file in it; continues it exactly where it stopped, inside an
             epoch too. A run that is complete stays as it is.
@@ -142,6 +142,8 @@ def train(
     start = None
     if weights is not None:
         start, config = _start_from(weights, config)
+    elif pretrained and point is None:
+        _check_start(config)
     precision = _PRECISIONS[check_choice(config.train.precision, "train.precision", tuple(_PRECISIONS))]
 
     train_set = CocoDetection(config.data.train, config.data.train_images, config=config.data, train=True)
@@ -375,9 +377,18 @@ def _start_from(weights: str | Path, config: Config) -> tuple[Any, Config]:
 
     The data sets are made before the detector; without this they would keep another mean than the detector's.
     """
-    start = checkpoint.read(weights)
+    start = checkpoint.read(checkpoint.find_weights(weights, config) or weights)
     _, _, settings = checkpoint.resolve(start, config)
     return start, load_config(config, {key: settings[key] for key in settings if key.startswith("data.")})
+
+
+def _check_start(config: Config) -> None:
+    """A model that is published as a whole only needs these weights, or to be told to do without any."""
+    if config.model.backbone.pretrained is None and checkpoint.find_weights(config.name) is not None:
+        raise ValueError(
+            f"weights: there are no start weights for the backbone of {config.name} alone; start from its published "
+            "ones with weights='coco' (--weights coco), or from random ones with pretrained=False (--no-pretrained)"
+        )
 
 
 def _batch_per_device(config: Config, devices: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gflv2.data import Batch, CocoDetection, make_loader
-from gflv2.models.dense_head import shapes_of
+from gflv2.models.dense_head import DenseHead, shapes_of
 from gflv2.models.detector import SingleStageDetector
 from gflv2.ops import Decoded, Detections, batched_nms
 
@@ -63,7 +63,7 @@ def detect_views(
         found = head.detect(output, batch.image_sizes, batch.scale_factors, **limits, **options)
         shapes = shapes_of(output.class_logits)
         factors = batch.scale_factors
-        return found, [_origins(f.points, shapes, head.strides, xy) for f, xy in zip(found, factors, strict=True)]
+        return found, [_origins(f.points, shapes, head, xy) for f, xy in zip(found, factors, strict=True)]
     views = [_view(model, batch, mirrored, options) for batch in batches for mirrored in (False, True)[: 1 + flip]]
     parts = [decoded for decoded, _ in views]
     tensors = [torch.cat(values, dim=1) for values in zip(*((p.boxes, p.scores, p.points) for p in parts), strict=True)]
@@ -79,7 +79,7 @@ def _view(model: SingleStageDetector, batch: Batch, mirrored: bool, options: dic
     output = model(_mirror(batch) if mirrored else batch.images)
     decoded = model.bbox_head.decode(output, batch.image_sizes, batch.scale_factors, **options)
     shapes, factors = shapes_of(output.class_logits), batch.scale_factors[:, None]
-    origins = _origins(decoded.points, shapes, model.bbox_head.strides, factors)
+    origins = _origins(decoded.points, shapes, model.bbox_head, factors)
     if mirrored:
         boxes, points = decoded.boxes, origins.points
         sizes = [[float(width)] for _, width in batch.original_sizes]
@@ -92,15 +92,16 @@ def _view(model: SingleStageDetector, batch: Batch, mirrored: bool, options: dic
     return decoded, origins
 
 
-def _origins(flat: Tensor, shapes: list[tuple[int, int]], strides: Sequence[float], factors: Tensor) -> Origins:
+def _origins(flat: Tensor, shapes: list[tuple[int, int]], head: DenseHead, factors: Tensor) -> Origins:
     """Flat point indices (…, N) → their origins; ``factors``: (…, 1, 2) or (2,) resized / original (width, height)."""
     device = flat.device
     ends = torch.tensor(list(accumulate(height * width for height, width in shapes)), device=device)
     levels = torch.bucketize(flat, ends, right=True)
     widths = torch.tensor([width for _, width in shapes], device=device)[levels]
     cells = flat - torch.cat([ends.new_zeros(1), ends])[levels]
-    stride = torch.tensor([float(value) for value in strides], device=device)[levels]
-    points = torch.stack([cells % widths, cells // widths], dim=-1) * stride[..., None]
+    stride = torch.tensor([float(value) for value in head.strides], device=device)[levels]
+    points = torch.stack([cells % widths, cells // widths], dim=-1) + head.grid.offset
+    points = points * stride[..., None] + head.grid.shift
     return Origins(points / factors, stride[..., None] / factors, levels)
 
 

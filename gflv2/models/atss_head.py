@@ -19,7 +19,16 @@ from torch.nn import functional as F
 
 from gflv2.extras import missing_package
 from gflv2.models.conv import init_normal
-from gflv2.models.dense_head import CLASS_PRIOR_BIAS, TEST, DenseHead, HeadOutput, LossSums, shapes_of, split_levels
+from gflv2.models.dense_head import (
+    CLASS_PRIOR_BIAS,
+    TEST,
+    DenseHead,
+    HeadOutput,
+    LossSums,
+    shapes_of,
+    split_levels,
+    to_original,
+)
 from gflv2.ops import Assignment, Decoded, giou, normalisers
 from gflv2.ops.checks import bad_value, compute_dtype
 from gflv2.ops.levels import flatten_levels
@@ -167,11 +176,7 @@ class ATSSHead(DenseHead):
             start += rows.shape[1]
         points, scores = torch.cat(chosen, dim=1), torch.cat(joint, dim=1).to(boxes.dtype)
         boxes = boxes.gather(1, points[..., None].expand(-1, -1, 4))
-        if image_sizes is not None:
-            limit = torch.as_tensor(image_sizes, dtype=boxes.dtype, device=boxes.device).flip(1).repeat(1, 2)[:, None]
-            boxes = torch.minimum(boxes.clamp(min=0), limit)
-        if scale_factors is not None:
-            boxes = boxes / torch.as_tensor(scale_factors, dtype=boxes.dtype, device=boxes.device).repeat(1, 2)[:, None]
+        boxes = to_original(boxes, image_sizes, scale_factors)
         scores = torch.where(scores > score_thr, scores, 0.0)
         return Decoded(boxes, scores, points, (scores > 0).any(-1).sum(1))
 

@@ -15,6 +15,9 @@ try:
     import timm
     from timm.models.res2net import Bottle2neck
     from timm.models.resnet import Bottleneck
+
+    from gflv2.models.shufflenet import NAME as SHUFFLENET
+    from gflv2.models.shufflenet import ShuffleNetV2
 except ModuleNotFoundError as error:
     raise missing_package(error, "The detector's backbone") from error
 
@@ -33,14 +36,15 @@ def build_backbone(config: BackboneConfig, *, pretrained: bool = False) -> nn.Mo
         ValueError: no such timm model or feature level, or a setting that this model cannot have.
         RuntimeError, ModuleNotFoundError: start weights out of reach (see ``create_pretrained``).
     """
-    if "." in config.name or not timm.is_model(config.name):
+    ours = config.name == SHUFFLENET
+    if not ours and ("." in config.name or not timm.is_model(config.name)):
         near = timm.list_models(f"*{config.name.split('.')[0][:6]}*")[:8]
         bad_value(
             "backbone.name", f"a timm model, without tag (for example {', '.join(near) or 'resnet50'})", config.name
         )
     options = {"features_only": True, "out_indices": tuple(config.out_indices)}
     if not pretrained:
-        backbone = _create(config, options)
+        backbone = ShuffleNetV2(config.out_indices) if ours else _create(config, options)
     elif config.pretrained is None:
         bad_value("backbone.pretrained", "a timm tag or 'package:NAME', since start weights were asked for", None)
     else:

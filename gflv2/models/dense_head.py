@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gflv2.config import TestConfig
+from gflv2.config import GRIDS, TestConfig
 from gflv2.models.conv import ConvUnit, Scale, init_normal
 from gflv2.nn import ATSSAssigner
 from gflv2.ops import Assignment, Detections, Predictor, batched_nms, normalisers
@@ -59,6 +59,7 @@ class DenseHead(nn.Module):
 
     loss_names: str  # of the three losses that ``loss_weights`` weighs, for messages
     divided_by: dict[str, int]  # loss → which of the two normalisers divides it
+    grid = GRIDS["gfl"]  # where the points lie
 
     def __init__(
         self,
@@ -124,9 +125,19 @@ class DenseHead(nn.Module):
         counts: Tensor | None = None,
     ) -> Assignment:
         """ATSS (arXiv 1912.02424) over all levels of the batch. Arguments as ``loss``."""
-        options = {"padded_sizes": padded_sizes, "ignore_boxes": ignore_boxes, "counts": counts}
+        options = {"padded_sizes": padded_sizes, "counts": counts}
+        if ignore_boxes is not None:
+            options["ignore_boxes"] = self.on_grid(ignore_boxes)
+        options |= {"offset": self.grid.offset, "anchor_scale": self.grid.anchor_scale}
         with torch.no_grad():
-            return self.assigner(boxes, labels, shapes_of(output.class_logits), self.strides, **options)
+            shapes = shapes_of(output.class_logits)
+            return self.assigner(self.on_grid(boxes), labels, shapes, self.strides, **options)
+
+    def on_grid(self, boxes: Sequence[Tensor] | Tensor) -> Sequence[Tensor] | Tensor:
+        """Boxes as the operations see them, which know a point's offset in its cell but no shift in pixels."""
+        if not self.grid.shift:
+            return boxes
+        return boxes - self.grid.shift if isinstance(boxes, Tensor) else [each - self.grid.shift for each in boxes]
 
     def loss(
         self,
@@ -190,6 +201,26 @@ class DenseHead(nn.Module):
             iou_thr: of the class-wise NMS. max_detections: kept in each image.
         """
         return batched_nms(self.decode(output, *sizes, **options), iou_thr=iou_thr, max_detections=max_detections)
+
+
+def to_original(
+    boxes: Tensor,
+    image_sizes: Sequence[tuple[int, int]] | Tensor | None,
+    scale_factors: Sequence[tuple[float, float]] | Tensor | None,
+) -> Tensor:
+    """(B, N, 4) boxes in pixels of the network's input, clipped to the images and divided by their resize factors.
+
+    Args:
+        image_sizes: (B, 2) height and width of each image without padding; None: no clipping.
+        scale_factors: (B, 2) resized / original (width, height); None: no change.
+    """
+    kind = {"dtype": boxes.dtype, "device": boxes.device}
+    if image_sizes is not None:
+        limit = torch.as_tensor(image_sizes, **kind).flip(1).repeat(1, 2)[:, None]
+        boxes = torch.minimum(boxes.clamp(min=0), limit)
+    if scale_factors is not None:
+        boxes = boxes / torch.as_tensor(scale_factors, **kind).repeat(1, 2)[:, None]
+    return boxes
 
 
 def shapes_of(levels: Sequence[Tensor]) -> list[tuple[int, int]]:

@@ -10,13 +10,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gflv2.config import Config, HeadConfig
+from gflv2.config import GRIDS, Config, HeadConfig, NeckConfig
 from gflv2.models.atss_head import ATSSHead
 from gflv2.models.backbones import build_backbone, keep_norms_in_eval
 from gflv2.models.coco_names import COCO_IDS, COCO_NAMES
 from gflv2.models.dense_head import DenseHead, HeadOutput
 from gflv2.models.fpn import FPN
 from gflv2.models.gfl_head import GFLHead
+from gflv2.models.nanodet_head import NanoDetHead
+from gflv2.models.pan import PAN
 from gflv2.ops import Detections
 from gflv2.ops.checks import bad_value, check_choice, check_tensor
 
@@ -57,7 +59,7 @@ class SingleStageDetector(nn.Module):
         self.backbone = build_backbone(model.backbone, pretrained=pretrained)
         _check_strides(self.backbone, model.head.strides, model.neck.levels)
         channels = self.backbone.feature_info.channels()
-        self.neck = FPN(channels, model.neck.channels, model.neck.levels, depthwise=model.neck.depthwise)
+        self.neck = build_neck(channels, model.neck)
         self.bbox_head = build_head(model.num_classes, model.neck.channels, model.head)
 
     def train(self: _Detector, mode: bool = True) -> _Detector:
@@ -116,17 +118,31 @@ class SingleStageDetector(nn.Module):
         )
 
 
+def build_neck(in_channels: Sequence[int], config: NeckConfig) -> FPN | PAN:
+    """The pyramid that ``config.kind`` names, over the backbone's levels."""
+    check_choice(config.kind, "neck.kind", ("fpn", "pan"))
+    if config.kind == "fpn":
+        return FPN(in_channels, config.channels, config.levels, depthwise=config.depthwise)
+    if config.depthwise:
+        bad_value("neck.depthwise", "False for neck.kind 'pan', which has no 3×3 convolutions", True)
+    return PAN(in_channels, config.channels, config.levels)
+
+
 def build_head(num_classes: int, in_channels: int, config: HeadConfig) -> GFLHead | ATSSHead:
     """The head that ``config.kind`` names. A head's arguments have the names of the settings, but for ``channels``."""
-    check_choice(config.kind, "head.kind", ("gfl", "atss"))
+    check_choice(config.kind, "head.kind", tuple(GRIDS))
     options = dataclasses.asdict(config)
     kind, options["feat_channels"] = options.pop("kind"), options.pop("channels")
     if kind == "gfl":
         return GFLHead(num_classes, in_channels, **options)
     if config.legacy_background:
-        bad_value("head.legacy_background", "False for head.kind 'atss'", True)
-    common = inspect.signature(DenseHead).parameters
-    return ATSSHead(num_classes, in_channels, **{name: options[name] for name in options if name in common})
+        bad_value("head.legacy_background", f"False for head.kind {kind!r}", True)
+    common = {name: options[name] for name in inspect.signature(DenseHead).parameters if name in options}
+    if kind == "atss":
+        return ATSSHead(num_classes, in_channels, **common)
+    if config.quality is not None:
+        bad_value("head.quality", "None for head.kind 'nanodet'", config.quality)
+    return NanoDetHead(num_classes, in_channels, reg_max=config.reg_max, beta=config.beta, **common)
 
 
 def _check_strides(backbone: nn.Module, strides: Sequence[int], levels: int) -> None:

@@ -18,6 +18,7 @@ from gflv2.models.dense_head import (
     LossSums,
     shapes_of,
     split_levels,
+    to_original,
 )
 from gflv2.nn import Integral
 from gflv2.nn.quality import QualityPredictor, statistics_width
@@ -162,6 +163,7 @@ class GFLHead(DenseHead):
             "projection": self.integral.project,
             "predictor": output.predictor,
             "quality_logits": output.quality_logits,
+            "offset": self.grid.offset,
         }
 
     def joint_scores(self, output: HeadOutput) -> list[Tensor]:
@@ -190,7 +192,7 @@ class GFLHead(DenseHead):
             output.class_logits,
             output.box_logits,
             assignment,
-            boxes,
+            self.on_grid(boxes),
             counts=counts,
             padded_sizes=padded_sizes,
             **self._arguments(output),
@@ -223,7 +225,7 @@ class GFLHead(DenseHead):
         self, output: HeadOutput, assignment: Assignment, boxes: Sequence[Tensor] | Tensor
     ) -> Tensor | None:
         """As ``DenseHead.clamped_sides``."""
-        padded, _ = pad_boxes(boxes)
+        padded, _ = pad_boxes(self.on_grid(boxes))
         if not padded.shape[1]:
             return padded.new_zeros(2)
         shapes = shapes_of(output.class_logits)
@@ -231,7 +233,7 @@ class GFLHead(DenseHead):
         positive = assignment.index > 0
         number = (assignment.index - 1).clamp(min=0)[..., None].expand(-1, -1, 4)
         found = padded.gather(1, number) / strides_of_points(shapes, self.strides, **kind)[:, None]
-        distances = boxes_to_distances(cells_of_levels(shapes, **kind), found)
+        distances = boxes_to_distances(cells_of_levels(shapes, offset=self.grid.offset, **kind), found)
         beyond = (distances > self.reg_max - CLAMPED) & positive[..., None]
         return torch.stack([beyond.sum(), 4 * positive.sum()]).to(padded.dtype)
 
@@ -254,14 +256,16 @@ class GFLHead(DenseHead):
             pre_topk: points kept on each level. score_thr: scores must exceed it.
             return_distributions: also return the four distributions of each box.
         """
-        return decode(
+        shift = self.grid.shift
+        found = decode(
             output.class_logits,
             output.box_logits,
-            image_sizes=image_sizes,
-            scale_factors=scale_factors,
+            image_sizes=None if shift else image_sizes,
+            scale_factors=None if shift else scale_factors,
             pre_topk=pre_topk,
             score_thr=score_thr,
             legacy_background=self.legacy_background,
             return_distributions=return_distributions,
             **self._arguments(output),
         )
+        return found._replace(boxes=to_original(found.boxes + shift, image_sizes, scale_factors)) if shift else found

@@ -256,7 +256,7 @@ def test_boxes_without_area_are_dropped(model, picture):
 
         def __init__(self, head):
             super().__init__()
-            self.inner, self.strides, self.integral = head, head.strides, head.integral
+            self.inner, self.strides, self.grid, self.integral = head, head.strides, head.grid, head.integral
 
         def forward(self, features):
             return self.inner(features)
