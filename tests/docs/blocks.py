@@ -1,7 +1,8 @@
 """The code blocks of the guides, and how a test runs them.
 
-A block of ``python`` or ``bash`` is run, unless a comment above it says why not: ``<!-- not run: REASON -->``. What a
-block shows as output stands in one of ``text`` or ``console``. Blocks of a page share their names, in their order.
+A block of ``python`` or ``bash`` is run, unless a comment above it says why not, ``<!-- not run: REASON -->``, or which
+test of another environment does so, ``<!-- run by PATH -->``. What a block shows as output stands in one of ``text`` or
+``console``. Blocks of a page share their names, in their order.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ SHORT = {
 
 @dataclass
 class Block:
-    """One block: where it begins, its language, its text, and why it is not run, if it is not."""
+    """One block: where it begins, its language, its text; if it is not run, why; the test that runs it elsewhere."""
 
     page: str
     line: int
     language: str
     text: str
     not_run: str | None
+    run_by: str | None
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -46,11 +48,12 @@ class Block:
 def blocks(path: Path) -> list[Block]:
     """All fenced blocks of a page."""
     text = path.read_text()
-    pattern = r"(?:^<!-- not run: (.+?) -->\n)?^```(\S*)\n(.*?)^```$"
+    pattern = r"(?:^<!-- (?:not run: (.+?)|run by (\S+)) -->\n)?^```(\S*)\n(.*?)^```$"
     found = []
     for match in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
-        line = text[: match.start(2)].count("\n") + 1
-        found.append(Block(path.name, line, match[2], match[3], match[1]))
+        not_run, run_by, language, content = match.groups()
+        line = text[: match.start(3)].count("\n") + 1
+        found.append(Block(path.name, line, language, content, not_run, run_by))
     assert 2 * len(found) == len(re.findall(r"^\s*```", text, re.MULTILINE)), f"{path.name}: a block that is not closed"
     return found
 
@@ -59,6 +62,12 @@ def commands(block: Block) -> list[list[str]]:
     """The words of each line of a shell block; comments are left out."""
     lines = block.text.replace("\\\n", " ").splitlines()
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def of_test(path: str) -> list[Block]:
+    """The blocks of all pages that say that this test runs them."""
+    own = Path(path).resolve().relative_to(ROOT)
+    return [block for page in PAGES for block in blocks(page) if block.run_by == str(own)]
 
 
 def check(block: Block) -> None:

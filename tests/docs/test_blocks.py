@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import FOLDER, NOT_CODE, PAGES, RUN, Block, blocks, check, run
+from tests.docs.blocks import FOLDER, NOT_CODE, PAGES, ROOT, RUN, Block, blocks, check, run
 
 # Pages that go on where another one ends: with its files.
 TOGETHER = [["quickstart.md", "numbers.md", "runs.md"]]
@@ -28,7 +28,7 @@ gt_instances = SimpleNamespace(bboxes=boxes[0], labels=box_labels[0])
 
 
 def to_run(page: str) -> list[Block]:
-    return [block for block in blocks(FOLDER / page) if block.language in RUN and block.not_run is None]
+    return [block for block in blocks(FOLDER / page) if block.language in RUN and not (block.not_run or block.run_by)]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
@@ -37,6 +37,8 @@ def test_blocks_that_are_not_run(path: Path):
         assert block.language in RUN + NOT_CODE, f"{block}: name the block's language; one of {RUN} is run"
         if block.not_run is not None:
             check(block)
+        if block.run_by is not None:
+            assert "of_test(__file__)" in (ROOT / block.run_by).read_text(), f"{block}: that test does not run it"
 
 
 def chains() -> list[list[str]]:
