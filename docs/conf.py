@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gflv2 import __version__  # noqa: E402
 
 project = "gflv2"
-author = "the authors of gflv2"
 release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -36,6 +35,7 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"gflv2 {version}"
 html_copy_source = False
+html_show_copyright = False
 html_show_sourcelink = False
 html_math_renderer = "mathml"
 
