@@ -15,7 +15,8 @@ INTEGRATION_VENV := .venv-integrations
 # What clang-format looks at.
 CPP := $(sort $(shell find csrc tests/simt -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh'))
 
-.PHONY: install demo test test-integrations test-oldest bench bench-integrations lint parity compile-matrix forecast tables clean help
+.PHONY: install demo test test-integrations test-oldest bench bench-integrations lint docs dist wheels parity compile-matrix forecast \
+	tables clean help
 
 help:
 	@echo "make install  the virtual environment .venv with everything, which the others make by themselves too"
@@ -26,6 +27,9 @@ help:
 	@echo "make bench   measure into benchmarks/results (ARGS='-k atss' and the like; docs/benchmarks.md)"
 	@echo "make bench-integrations   the same for other people's detectors, with and without this project's operations"
 	@echo "make lint    ruff, clang-format, mypy"
+	@echo "make docs    build the site of docs/ into build/docs; a warning is an error"
+	@echo "make dist    an sdist, the wheel without native code, and one for this Python and machine, in dist/"
+	@echo "make wheels  the same for every Python, in manylinux containers (docs/releases.md)"
 	@echo "make parity           how far every kernel is from its definition, and how far it may be"
 	@echo "make compile-matrix   compile every kernel for every architecture, and write docs/kernels.md, docs/forecast.md"
 	@echo "make forecast         predict the kernels' times from their machine code, and write docs/forecast.md"
@@ -84,6 +88,19 @@ lint: $(STAMP) .clang-format
 	$(BIN)/mypy
 	$(BIN)/mypy --strict tests/typing/use.py
 
+docs: $(STAMP)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
+
+# The sdist, and from it the wheels. A wheel that is asked for must have its library.
+dist: $(STAMP)
+	GFLV2_BUILD_NATIVE=0 $(BIN)/python -m build --outdir dist
+	GFLV2_BUILD_NATIVE=1 $(BIN)/python -m build --wheel --outdir dist
+
+# pyproject.toml has the settings. Needs Docker or Podman.
+wheels: dist
+	$(BIN)/python -m pip install --quiet cibuildwheel
+	$(BIN)/cibuildwheel --platform linux --output-dir dist
+
 parity: $(STAMP)
 	$(BIN)/python -m tests.ops.parity_table $(PARITY_ARGS)
 
@@ -104,6 +121,6 @@ $(BIN)/python:
 
 # An editable install: Python files need no second install, a change of the native sources rebuilds the library.
 $(STAMP): $(BIN)/python $(NATIVE)
-	$(BIN)/python -m pip install --quiet -e ".[train,test,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[train,test,dev,docs]"
 	@$(BIN)/python -m gflv2.env
 	@touch $@

@@ -7,6 +7,7 @@ The environment variables read here are listed in docs/environment.md.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 # Without a GPU to ask: native code for the two most used data-centre families, and PTX that later GPUs compile at load.
@@ -46,6 +48,34 @@ def find_nvcc() -> str | None:
         if path:
             return path
     return None
+
+
+def has_driver() -> bool:
+    """Can a program here load NVIDIA's driver? (CUDA's toolkit alone does not bring it.)"""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def cuda_compiler() -> tuple[str | None, str | None]:
+    """The compiler of the CUDA part, or None and why that part is not built.
+
+    nvcc takes minutes, so it starts only where its kernels can run (a driver), or where it is asked for by
+    GFLV2_BUILD_CUDA=1 or by naming GFLV2_CUDA_ARCHS.
+    """
+    wanted = flag("GFLV2_BUILD_CUDA")
+    if wanted is False:
+        return None, "the build was skipped: GFLV2_BUILD_CUDA=0"
+    nvcc = find_nvcc()
+    if nvcc is None:
+        if wanted:
+            raise SystemExit("GFLV2_BUILD_CUDA=1, but no CUDA compiler (nvcc) was found")
+        return None, "no CUDA compiler (nvcc) was found"
+    if wanted or has_driver() or os.environ.get("GFLV2_CUDA_ARCHS", "").strip():
+        return nvcc, None
+    return None, "there was no NVIDIA driver where it was built; GFLV2_BUILD_CUDA=1 builds it all the same"
 
 
 def find_cxx() -> str | None:
@@ -100,52 +130,62 @@ def link_folders() -> None:
             (ROOT / "gflv2" / name).symlink_to(Path("..") / name)
 
 
+def empty_record(version: str) -> dict:
+    """The record of a build that has built nothing yet."""
+    return {
+        "version": version,
+        "native": {"built": False, "reason": None, "compiler": None, "instruction_sets": [], "openmp": False},
+        "cuda": {"built": False, "reason": None, "compiler": None, "architectures": []},
+    }
+
+
+def write_record(record: dict, build_lib: str, in_place: bool) -> None:
+    """Put the record where the package is built, and for an editable install beside the sources."""
+    folders = [Path(build_lib) / "gflv2"]
+    if in_place:
+        link_folders()
+        folders.append(ROOT / "gflv2")
+        if not record["native"]["built"]:
+            # A library of an earlier build must not outlive a record that says there is none.
+            for old in (ROOT / "gflv2").glob("_native*.so"):
+                old.unlink()
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "_build.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+class PythonBuild(build_py):
+    """The build without the library (GFLV2_BUILD_NATIVE=0), whose wheel is py3-none-any; writes the record itself."""
+
+    def run(self) -> None:
+        super().run()
+        record = empty_record(self.distribution.get_version())
+        record["native"]["reason"] = record["cuda"]["reason"] = "the build was skipped: GFLV2_BUILD_NATIVE=0"
+        write_record(record, self.build_lib, self.editable_mode)
+
+
 class CMakeBuild(build_ext):
     """Builds the one extension with CMake, and writes the record beside it."""
 
     def run(self) -> None:
         super().run()
-        if self.inplace:
-            link_folders()
-        record = json.dumps(self.record, indent=2) + "\n"
-        folders = [Path(self.build_lib) / "gflv2"] + ([ROOT / "gflv2"] if self.inplace else [])
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "_build.json").write_text(record)
-        if self.inplace and not self.record["native"]["built"]:
-            # A library of an earlier build must not outlive a record that says there is none.
-            for old in (ROOT / "gflv2").glob("_native*.so"):
-                old.unlink()
+        write_record(self.record, self.build_lib, bool(self.inplace))
 
     def build_extension(self, ext: Extension) -> None:
-        self.record = {
-            "version": self.distribution.get_version(),
-            "native": {"built": False, "reason": None, "compiler": None, "instruction_sets": [], "openmp": False},
-            "cuda": {"built": False, "reason": None, "compiler": None, "architectures": []},
-        }
+        self.record = empty_record(self.distribution.get_version())
         native, cuda = self.record["native"], self.record["cuda"]
-        wanted = flag("GFLV2_BUILD_NATIVE")
-        cuda_wanted = flag("GFLV2_BUILD_CUDA")
-        if wanted is False:
-            native["reason"] = cuda["reason"] = "the build was skipped: GFLV2_BUILD_NATIVE=0"
-            return
-        nvcc = find_nvcc() if cuda_wanted is not False else None
-        if cuda_wanted is False:
-            cuda["reason"] = "the build was skipped: GFLV2_BUILD_CUDA=0"
-        elif nvcc is None:
-            cuda["reason"] = "no CUDA compiler (nvcc) was found"
-            if cuda_wanted:
-                raise SystemExit("GFLV2_BUILD_CUDA=1, but " + cuda["reason"])
+        required = flag("GFLV2_BUILD_NATIVE") or flag("GFLV2_BUILD_CUDA")
+        nvcc, cuda["reason"] = cuda_compiler()
         try:
             try:
                 self.cmake(ext, nvcc)
             except BuildFailed as error:
-                if nvcc is None or wanted or cuda_wanted:
+                if nvcc is None or required:
                     raise
                 cuda["reason"] = f"the build with nvcc failed: {error}"
                 self.cmake(ext, None)
         except BuildFailed as error:
-            if wanted or cuda_wanted:
+            if required:
                 raise SystemExit(f"the native build failed: {error}") from error
             native["reason"] = str(error)
             cuda["reason"] = cuda["reason"] or str(error)
@@ -186,11 +226,18 @@ class CMakeBuild(build_ext):
             self.record["cuda"].update(built["cuda"], built=True)
 
 
+if flag("GFLV2_BUILD_NATIVE") is False:
+    if flag("GFLV2_BUILD_CUDA"):
+        raise SystemExit("GFLV2_BUILD_CUDA=1 is a part of the native library, which GFLV2_BUILD_NATIVE=0 leaves out")
+    build = {"ext_modules": [], "cmdclass": {"build_py": PythonBuild}}
+else:
+    # `optional`: setuptools then accepts that the library may be absent.
+    extension = Extension("gflv2._native", sources=[], optional=True)
+    build = {"ext_modules": [extension], "cmdclass": {"build_ext": CMakeBuild}}
+
 # Packages are built from the top-level folders, not through the links.
 setup(
     packages=sorted({*find_packages(include=["gflv2", "gflv2.*"]), "gflv2.kernels", "gflv2.configs"}),
     package_dir={"gflv2": "gflv2", "gflv2.kernels": "kernels", "gflv2.configs": "configs"},
-    # `optional`: setuptools then accepts that the library may be absent.
-    ext_modules=[Extension("gflv2._native", sources=[], optional=True)],
-    cmdclass={"build_ext": CMakeBuild},
+    **build,
 )

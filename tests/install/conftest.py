@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,27 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, folder / name, symlinks=True, ignore=built)
         else:
             shutil.copy2(source, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tracked() -> list[str]:
+    """Every file of the repository: those that git has, and new ones that it does not ignore."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("the list of the repository's files is git's, and this is no clone")
+    return [name for name in done.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+@pytest.fixture(scope="session")
+def clone(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole repository, as a fresh clone of it would be."""
+    folder = tmp_path_factory.mktemp("clone") / "gflv2"
+    for name in tracked:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target, follow_symlinks=False)
     return folder
 
 

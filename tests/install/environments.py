@@ -7,6 +7,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,8 @@ QUICK_BUILD = {
 }
 CLEARED = (
     "GFLV2_BUILD_NATIVE",
+    "GFLV2_BUILD_CUDA",
+    "GFLV2_CUDA_ARCHS",
     "GFLV2_NATIVE_LIBRARY",
     "GFLV2_BACKEND",
     "GFLV2_CPU_ISA",
@@ -46,11 +51,23 @@ class Environment:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def build(self, source: Path, dist: Path, *options: str, **variables: str) -> None:
+        """``python -m build`` with the tools of the running environment: the sdist, and from it the wheel."""
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), *options, str(source)]
+        done = self._run(command, variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def run(self, code: str, *arguments: str, **variables: str) -> str:
         """The output of a Python program started outside the sources."""
         done = self._run([str(self.python), "-c", code, *arguments], variables)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
+
+    def gflv2(self, *arguments: str, **variables: str) -> str:
+        """What the command ``gflv2`` prints, started outside the sources."""
+        done = self._run([str(self.python.parent / "gflv2"), *arguments], variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def _run(self, command: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name not in CLEARED}
@@ -80,3 +97,29 @@ def make_environment(folder: Path) -> Environment:
 
 def has_compiler() -> bool:
     return any(map(shutil.which, ("c++", "g++", "clang++")))
+
+
+def held_by_sdist(path: Path) -> Counter[str]:
+    """The files of an sdist, each as often as it is there. Links are refused: pip may drop them."""
+    with tarfile.open(path) as archive:
+        assert not any(member.islnk() or member.issym() for member in archive)
+        return Counter(member.name.split("/", 1)[1] for member in archive if member.isfile())
+
+
+def held_by_wheel(path: Path) -> Counter[str]:
+    """The files of a wheel, each as often as it is there; its folder of facts is called DIST-INFO."""
+    with zipfile.ZipFile(path) as archive:
+        facts = "-".join(path.name.split("-")[:2]) + ".dist-info/"
+        return Counter(name.replace(facts, "DIST-INFO/") for name in archive.namelist())
+
+
+def expected_in_a_wheel() -> Counter[str]:
+    """What every wheel holds: the package with its kernels and configurations, and nothing else of the repository."""
+    package = ROOT / "gflv2"
+    modules = [path.relative_to(ROOT) for path in package.rglob("*.py")]
+    names = [str(path) for path in modules if path.parts[1] not in ("kernels", "configs")]
+    for folder in ("kernels", "configs"):
+        names += [f"gflv2/{path.relative_to(ROOT)}" for path in (ROOT / folder).iterdir() if path.is_file()]
+    names += ["gflv2/py.typed", "gflv2/_build.json"]
+    facts = "METADATA WHEEL RECORD entry_points.txt top_level.txt licenses/LICENSE".split()
+    return Counter(names + [f"DIST-INFO/{name}" for name in facts])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.install.environments import QUICK_BUILD, Environment, has_compiler
+from tests.install.environments import QUICK_BUILD, Environment, expected_in_a_wheel, has_compiler, held_by_wheel
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +48,14 @@ def probe(environment: Environment) -> dict:
     return found
 
 
+def has_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def report(environment: Environment) -> dict:
     code = "import sys; from gflv2.env import main; sys.exit(main(['--json']))"
     return json.loads(environment.run(code))
@@ -53,7 +63,17 @@ def report(environment: Environment) -> dict:
 
 @needs_compiler
 def test_plain_install_then_a_broken_library(sources: Path, environment: Environment) -> None:
-    environment.install(sources, **QUICK_BUILD)
+    # What `pip install .` does in two steps, so that the wheel can be looked into.
+    dist = environment.elsewhere / "dist"
+    done = environment.pip("wheel", "--no-deps", "--wheel-dir", str(dist), str(sources), **QUICK_BUILD)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = dist.iterdir()
+    libraries = held_by_wheel(wheel) - expected_in_a_wheel()
+    assert held_by_wheel(wheel) - libraries == expected_in_a_wheel()
+    (library,) = libraries
+    assert library.startswith("gflv2/_native.") and library.endswith(".so")
+    assert wheel.stem.split("-")[2:4] == [f"cp{sys.version_info[0]}{sys.version_info[1]}"] * 2
+    environment.install(wheel)
     found = probe(environment)
     package = Path(found["package"])
     assert package.is_relative_to(environment.python.parent.parent)
@@ -93,11 +113,17 @@ def test_editable_install(sources: Path, environment: Environment) -> None:
 def test_install_without_any_compiler(
     sources: Path, environment: Environment, without_compilers: dict[str, str]
 ) -> None:
+    nvcc = Path(without_compilers["PATH"], "nvcc")
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    nvcc.chmod(0o755)
     output = environment.install(sources, **without_compilers)
     assert "installed without its native library: no C++ compiler was found" in output
     found = probe(environment)
     assert not found["loaded"] and not found["cpu"]
     assert "no C++ compiler was found" in found["reason"]
+    told = found["build"]["cuda"]["reason"]
+    assert f"CUDA kernels: not built: {told}" in environment.gflv2("env")
+    assert ("no NVIDIA driver" in told) != has_driver()
     warned = environment.run(
         "import torch, warnings\n"
         "with warnings.catch_warnings(record=True) as told:\n"

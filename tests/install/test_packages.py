@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import tarfile
-import zipfile
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.install.environments import ROOT, Environment
+from tests.install.environments import ROOT, Environment, expected_in_a_wheel, held_by_sdist, held_by_wheel
 
 WITHOUT_LIBRARY = {"GFLV2_BUILD_NATIVE": "0"}
 KERNELS = sorted(path.name for path in (ROOT / "kernels").glob("*.py"))
+EGG_INFO = "PKG-INFO SOURCES.txt dependency_links.txt entry_points.txt requires.txt top_level.txt".split()
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
 
 PROBE = """
@@ -29,6 +28,13 @@ print(json.dumps({
     "backbone": gflv2.load_config("gflv2_lite0").model.backbone.name,
     "strangers": [n for n in ("setup", "tests", "benchmarks", "csrc") if importlib.util.find_spec("gflv2." + n)],
 }))
+"""
+
+# Two bins, the upper one with probability 1/4.
+OPERATION = """
+import gflv2, torch
+logits = torch.tensor([3.0, 1.0]).log().expand(1, 4, 2)
+print([round(value, 6) for value in gflv2.ops.integral(logits)[0].tolist()])
 """
 
 
@@ -58,42 +64,34 @@ def test_an_editable_install(sources: Path, environment: Environment) -> None:
 
 
 @pytest.mark.slow
-def test_an_sdist_and_the_wheel_built_from_it(sources: Path, environment: Environment) -> None:
+def test_the_archives_of_a_release(clone: Path, tracked: list[str], environment: Environment) -> None:
+    """What ``python -m build`` makes without the library: the sdist, and from it a wheel for every machine."""
     dist = environment.elsewhere / "dist"
-    done = environment.pip("install", "setuptools>=77")
-    assert done.returncode == 0, done.stderr
-    build = (
-        "import os, sys; os.chdir(sys.argv[1]); from setuptools import build_meta; build_meta.build_sdist(sys.argv[2])"
-    )
-    environment.run(build, str(sources), str(dist), **WITHOUT_LIBRARY)
+    environment.build(clone, dist, **WITHOUT_LIBRARY)
     (sdist,) = dist.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        assert not any(member.islnk() or member.issym() for member in archive)
-        inside = Counter(member.name.split("/", 1)[1] for member in archive if member.isfile())
-    assert held(inside, "kernels/") == KERNELS and held(inside, "configs/") == CONFIGS
-    assert not held(inside, "gflv2/kernels/") and not held(inside, "gflv2/configs/")
-
-    done = environment.pip("wheel", "--no-deps", "--wheel-dir", str(dist), str(sdist), **WITHOUT_LIBRARY)
-    assert done.returncode == 0, done.stderr
     (wheel,) = dist.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        inside = Counter(archive.namelist())
-    assert held(inside, "gflv2/kernels/") == KERNELS and held(inside, "gflv2/configs/") == CONFIGS
-    assert {name.split("/")[0] for name in inside if ".dist-info/" not in name} == {"gflv2"}
+
+    links = {"gflv2/kernels", "gflv2/configs"}
+    made = "PKG-INFO setup.cfg".split() + [f"gflv2.egg-info/{name}" for name in EGG_INFO]
+    assert sorted(held_by_sdist(sdist).elements()) == sorted([*(set(tracked) - links), *made])
+    assert {"csrc/cuda/integral.cu", "kernels/integral.py", "docs/environment.md"} <= set(held_by_sdist(sdist))
+
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert held_by_wheel(wheel) == expected_in_a_wheel()
+    assert {"gflv2/py.typed", "gflv2/kernels/integral.py", "gflv2/configs/gflv2_lite0.yaml"} <= set(
+        held_by_wheel(wheel)
+    )
+
     environment.install(wheel)
     assert check(environment).is_relative_to(environment.python.parent.parent)
+    assert "native library: the native library was not built" in environment.gflv2("env")
+    told = environment.gflv2("configs")
+    assert all(f"\n{name.removesuffix('.yaml')} " in told for name in CONFIGS)
+    for backend, variables in {"reference": {}, "triton": {"TRITON_INTERPRET": "1"}}.items():
+        assert environment.run(OPERATION, GFLV2_BACKEND=backend, **variables) == "[0.25, 0.25, 0.25, 0.25]", backend
 
     with tarfile.open(sdist) as archive:
         archive.extractall(dist, filter="data")
     unpacked = dist / sdist.name.removesuffix(".tar.gz")
     environment.install(unpacked, "--editable", **WITHOUT_LIBRARY)
     assert check(environment) == unpacked / "gflv2"
-
-
-def held(inside: Counter[str], folder: str) -> list[str]:
-    """The files directly in a folder of an archive, each as often as it is there."""
-    return sorted(
-        name.removeprefix(folder)
-        for name in inside.elements()
-        if name.startswith(folder) and "/" not in name.removeprefix(folder)
-    )

@@ -150,3 +150,10 @@ class TestFields:
     def test_values_of_another_kind(self, name: str, value: object) -> None:
         with pytest.raises((TypeError, AttributeError, RuntimeError)):
             self.call(**{name: value})
+
+
+@pytest.mark.skipif(not native.build_record().get("cuda", {}).get("built"), reason="built without its CUDA part")
+def test_the_cuda_part_is_loaded_and_says_whether_it_can_run() -> None:
+    assert native.status()["cuda_architectures"] == native.build_record()["cuda"]["architectures"]
+    problem = native.library().cuda_problem(0)
+    assert isinstance(problem, str) and bool(problem) != torch.cuda.is_available()
