@@ -275,11 +275,6 @@ def _new_results(boxes, labels, counts, ignore_boxes, points, shapes, *_: Any) -
     return index, boxes[0].new_empty(size, dtype=torch.float32), torch.empty_like(index)
 
 
-def _forward(kernels, results, *arguments: Any) -> None:
-    if results[0].numel():
-        kernels.atss(*arguments, *results)
-
-
 # `shapes`: height and width of each level. `valid`: rows and columns that count, image by image, level by level, or
 # empty.
 _atss = Operation(
@@ -290,7 +285,7 @@ _atss = Operation(
     settings="SymInt[] shapes, SymInt[] valid, float[] strides, int topk, float anchor_scale, float offset, "
     "float ignore_iof_thr",
     new_results=_new_results,
-    forward=_forward,
+    results=("index", "iou", "assigned_labels"),
     returns="(Tensor, Tensor, Tensor)",
     small=("boxes", "ignore_boxes", "points"),
     indices=("labels", "counts"),

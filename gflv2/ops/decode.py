@@ -256,7 +256,7 @@ def _refuse_on_gpu(call: backends.Call) -> str | None:
 
 def _new_results(class_logits, box_logits, *settings: Any) -> list[Tensor]:
     """Boxes, scores, points, counts, and distributions where they are wanted."""
-    pre_topk, _, _, distributions = settings[-4:]
+    pre_topk, _, _, with_distributions = settings[-4:]
     first, dtype = box_logits[0], compute_dtype(box_logits[0].dtype)
     batch, channels = first.shape[:2]
     rows = sum(torch.sym_min(pre_topk, level.shape[2] * level.shape[3]) for level in class_logits)
@@ -264,20 +264,9 @@ def _new_results(class_logits, box_logits, *settings: Any) -> list[Tensor]:
     scores = first.new_empty((batch, rows, class_logits[0].shape[1]), dtype=dtype)
     points = first.new_empty((batch, rows), dtype=torch.int64)
     results = [boxes, scores, points, points.new_empty(batch)]
-    if distributions:
+    if with_distributions:
         results.append(first.new_empty((batch, rows, 4, channels // 4), dtype=dtype))
     return results
-
-
-def _forward(kernels, results, class_logits, box_logits, *arguments: Any) -> None:
-    quality, scales, projection, *pairs, strides, pre_topk, score_thr, offset, distributions = arguments
-    boxes, _, _, counts, *_ = results
-    if not boxes.numel():
-        counts.zero_()
-        return
-    small = (quality, projection, scales, *pairs)
-    missing = [] if distributions else [None]
-    kernels.decode(class_logits, box_logits, *small, strides, pre_topk, score_thr, offset, *results, *missing)
 
 
 _decode = Operation(
@@ -285,9 +274,10 @@ _decode = Operation(
     describe=_describe,
     refusals={"cuda": _refuse_on_gpu, "triton": _refuse_on_gpu, "cpu": refuse_mixed, "reference": None},
     tensors=f"{ROWS}, Tensor? image_sizes, Tensor? scale_factors",
-    settings="float[] strides, int pre_topk, float score_thr, float offset, bool distributions",
+    settings="float[] strides, int pre_topk, float score_thr, float offset, bool with_distributions",
+    of_results=("with_distributions",),
     new_results=_new_results,
-    forward=_forward,
+    results=("boxes", "scores", "points", "counts", "distributions"),
     returns="Tensor[]",
     small=("quality", "scales", "projection", "image_sizes", "scale_factors"),
 )

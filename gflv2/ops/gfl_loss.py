@@ -23,7 +23,14 @@ from gflv2.ops.one_pass import one_pass
 from gflv2.ops.qfl import OPERATION as QFL
 from gflv2.ops.reference import gfl_loss as reference
 from gflv2.ops.reference.gfl_loss import GFLLosses, GFLTargets
-from gflv2.ops.registration import convert, prepared, refuse_double_backward, refuse_forward_mode, wants_gradient
+from gflv2.ops.registration import (
+    constant,
+    convert,
+    prepared,
+    refuse_double_backward,
+    refuse_forward_mode,
+    wants_gradient,
+)
 
 __all__ = ["GFLLosses", "gfl_loss"]
 
@@ -112,9 +119,8 @@ def gfl_loss(
         quality = head.quality_logits(backend) if targets.quality is None else targets.quality
     class_logits, box_logits, quality, scales, projection = head.rows(quality)
     constants = (targets.labels, targets.scores, targets.weights, targets.label_weights, normalisers, targets.boxes)
-    constants = [tensor.detach() if tensor.requires_grad else tensor for tensor in (projection, *constants)]
     dtype = compute_dtype(head.box.dtype)
-    projection, labels, *constants = constants
+    projection, labels, *constants = [constant(tensor) for tensor in (projection, *constants)]
     layers, (scales, quality, projection, *constants) = (
         convert(group, dtype) for group in (layers, [scales, quality, projection, *constants])
     )
@@ -184,21 +190,21 @@ class _GflLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, settings: tuple, shape: tuple, *flat: Tensor | None) -> tuple[Tensor, ...]:
         layers, (scales, quality), constants, levels = flat[:4], flat[4:6], flat[6:13], flat[13:]
-        count = len(levels) // 2
-        ctx.settings, ctx.shape = settings, shape
+        count, has_predictor = len(levels) // 2, layers[0] is not None
         rows = (levels[:count], levels[count:], quality, scales)
-        has_predictor = layers[0] is not None
-        of_class_loss = _of_class_loss(_needs(ctx, has_predictor, count), has_predictor)
+        ctx.settings, ctx.shape = settings, shape
         ctx.plain = ordinary(flat)
         ctx.hooked = ctx.plain and saving_is_observed()
-        ctx.one_pass = ctx.plain and any(of_class_loss) and one_pass(settings[-1], "sum", (quality, *levels[:count]))
+        of_class_loss = _of_class_loss(_needs(ctx, has_predictor, count), has_predictor)
+        ctx.one_pass = ctx.plain and True in of_class_loss and one_pass(settings[-1], "sum", (quality, levels[0]))
         if ctx.one_pass:
-            *losses, sides, ctx.prepared = passes.losses_and_gradients(of_class_loss, *rows, *constants, *settings)
+            found = passes.losses_and_gradients(of_class_loss, *rows, *constants, *settings)
+            ctx.prepared = found[4]
         else:
             run = passes.run if ctx.plain else passes.registered
-            *losses, sides = run(*rows, *constants, *settings)
-        ctx.save_for_backward(*flat, sides)
-        return tuple(losses)
+            found = run(*rows, *constants, *settings)
+        ctx.save_for_backward(*flat, found[3])
+        return found[0], found[1], found[2]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -208,25 +214,22 @@ class _GflLoss(torch.autograd.Function):
             saved = [*(None if tensor is None else tensor.contiguous() for tensor in saved[:13]), *saved[13:]]
         layers, (scales, quality), constants = saved[:4], saved[4:6], saved[6:12]
         levels, sides = saved[13:-1], saved[-1]
-        projection, labels, scores, _, label_weights, normalisers = constants
         count, has_predictor = len(levels) // 2, layers[0] is not None
         needs = remaining = _needs(ctx, has_predictor, count)
         _, _, beta, loss_weights, backend = ctx.settings
+        rows = (levels[:count], levels[count:], quality, scales, *constants)
 
         # 1. Of the class loss, where forward left it.
-        class_gradients, grad_quality = [], None
+        class_gradients, grad_quality = None, None
         plain = ctx.plain and ordinary(grads)
         if ctx.one_pass and plain:
             of_class_loss = _of_class_loss(needs, has_predictor)
-            class_rows = (levels[:count], quality, labels, scores, label_weights, normalisers)
-            call = passes.class_loss(class_rows, beta, loss_weights)
-            class_gradients, grad_quality = prepared(
-                ctx, grads[0], lambda: QFL.with_gradients(call, backend, of_class_loss)[1]
-            )
-            remaining = needs._replace(class_logits=False, quality=False)
+            call = passes.class_loss(*rows, beta, loss_weights)
+            again = lambda: QFL.gradients(None, call, backend, of_class_loss)  # noqa: E731
+            class_gradients, grad_quality = prepared(ctx, grads[0], again)
+            remaining = Needs(False, needs.box_logits, needs.predictor, needs.scales, False)
 
         # 2. The rest.
-        rows = (levels[:count], levels[count:], quality, scales, *constants)
         predictor = layers if has_predictor else []
         settings = (*ctx.shape, beta, loss_weights, backend, list(remaining))
         given = (*grads, *rows, sides, grad_quality, predictor, *settings)
@@ -234,14 +237,14 @@ class _GflLoss(torch.autograd.Function):
             found = passes.run_backward(*given)
         else:
             found = passes.split_gradients(passes.registered_backward(*given), count, remaining)
-        if remaining is not needs:
-            found = found._replace(class_logits=class_gradients, quality=grad_quality if needs.quality else None)
         none = [None] * count
-        levels = (*(found.class_logits or none), *(found.box_logits or none))
-        return None, None, *(found.predictor or [None] * 4), found.scales, found.quality, *[None] * 7, *levels
+        if class_gradients is None:
+            class_gradients, grad_quality = found.class_logits, found.quality
+        of_small = (*(found.predictor or [None] * 4), found.scales, grad_quality if needs.quality else None)
+        return None, None, *of_small, *[None] * 7, *(class_gradients or none), *(found.box_logits or none)
 
 
 def _needs(ctx: Any, has_predictor: bool, count: int) -> Needs:
     wanted = ctx.needs_input_grad[2:]
     classes, boxes = wanted[13 : 13 + count], wanted[13 + count :]
-    return Needs(any(classes), any(boxes), any(wanted[:4]), wanted[4], wanted[5] and not has_predictor)
+    return Needs(True in classes, True in boxes, True in wanted[:4], wanted[4], wanted[5] and not has_predictor)

@@ -62,13 +62,21 @@ def _new_results(class_logits, box_logits, quality, scales, projection, labels, 
     return qfl, torch.empty_like(qfl), torch.empty_like(qfl), weights.new_empty((*weights.shape, 4, 2), dtype=dtype)
 
 
-def class_loss(rows: Sequence[Any], beta: float, loss_weights: Sequence[float]) -> list[Any]:
-    """The arguments of `qfl` for Σ over points / N_pos, times its factor.
-
-    Args:
-        rows: class logits, quality, labels, scores, label weights, normalisers.
-    """
-    class_logits, quality, labels, scores, label_weights, normalisers = rows
+def class_loss(
+    class_logits,
+    box_logits,
+    quality,
+    scales,
+    projection,
+    labels,
+    scores,
+    weights,
+    label_weights,
+    normalisers,
+    beta: float,
+    loss_weights: Sequence[float],
+) -> list[Any]:
+    """The arguments of `qfl` for Σ over points / N_pos, times its factor."""
     divisor = 1 / loss_weights[0] if loss_weights[0] else math.inf
     form = "logits" if quality is None else "class_logits"
     # Of the normalisers `qfl` reads the first, N_pos.
@@ -100,28 +108,29 @@ def losses_and_gradients(
     backend,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     """The results, and those gradients of the class loss that are asked for, for an upstream gradient of 1."""
-    qfl, giou, dfl, sides = _new_results(class_logits, box_logits, quality, scales, projection, labels, scores, weights)
-    call = class_loss((class_logits, quality, labels, scores, label_weights, normalisers), beta, loss_weights)
+    rows = (class_logits, box_logits, quality, scales, projection, labels, scores, weights)
+    qfl, giou, dfl, sides = _new_results(*rows)
+    call = class_loss(*rows, label_weights, normalisers, beta, loss_weights)
     gradients: list[Any] = []
-    if any(of_class_loss):
-        qfl, gradients = QFL.with_gradients(call, backend, of_class_loss)
+    if True in of_class_loss:
+        gradients = QFL.gradients(None, call, backend, of_class_loss, qfl)
+    else:
+        QFL.fill(qfl, call, backend)
     if not weights.numel():
-        return qfl.zero_(), giou.zero_(), dfl.zero_(), sides, gradients
-    if not gradients:
-        QFL.fill(implementation("qfl", backend), qfl, *call)
+        return qfl, giou.zero_(), dfl.zero_(), sides, gradients
     implementation("gfl_loss", backend).box_loss_forward(
-        box_logits,
-        boxes,
-        weights,
-        normalisers,
-        strides,
-        scales,
-        projection,
-        offset,
-        _factors(loss_weights),
-        sides,
-        giou,
-        dfl,
+        box_logits=box_logits,
+        boxes=boxes,
+        weights=weights,
+        normalisers=normalisers,
+        strides=strides,
+        scales=scales,
+        projection=projection,
+        offset=offset,
+        factors=_factors(loss_weights),
+        sides=sides,
+        giou=giou,
+        dfl=dfl,
     )
     return qfl, giou, dfl, sides, gradients
 
@@ -177,25 +186,25 @@ def run_backward(
         if needs.quality or (predictor and needs.of_box_logits):
             grad_quality = wanted.quality if needs.quality else torch.empty_like(quality)
         if needs.class_logits or grad_quality is not None:
-            call = class_loss((class_logits, quality, labels, scores, label_weights, normalisers), beta, loss_weights)
-            where = (wanted.class_logits, grad_quality)
-            QFL.fill_gradients(implementation("qfl", backend), grad_qfl, where, None, *call)
+            rows = (class_logits, box_logits, quality, scales, projection, labels, scores, weights)
+            call = class_loss(*rows, label_weights, normalisers, beta, loss_weights)
+            QFL.fill_gradients((wanted.class_logits, grad_quality), grad_qfl, call, backend)
 
     # 2. The box logits, once: by way of the statistics and of the two box losses.
     if needs.of_box_logits:
         saved = (sides, weights, projection, normalisers, grad_giou, grad_dfl, _factors(loss_weights))
         implementation("gfl_loss", backend).box_loss_backward(
-            grad_quality if predictor else None,
-            box_logits,
-            predictor,
-            scales,
-            topk,
-            mean,
-            variance,
-            wanted.box_logits,
-            wanted.predictor,
-            wanted.scales,
-            SavedBoxLoss(*saved),
+            grad_quality=grad_quality if predictor else None,
+            box_logits=box_logits,
+            predictor=predictor,
+            scales=scales,
+            topk=topk,
+            mean=mean,
+            variance=variance,
+            grad_logits=wanted.box_logits,
+            grad_predictor=wanted.predictor,
+            grad_scales=wanted.scales,
+            box=SavedBoxLoss(*saved),
         )
     return wanted
 

@@ -147,39 +147,21 @@ def _new_results(class_logits, box_logits, *_: Any) -> tuple[Tensor, ...]:
     return labels, boxes, scores, weights, label_weights, first.new_empty(2, dtype=dtype)
 
 
-def _forward(
-    kernels,
-    results,
-    class_logits,
-    box_logits,
-    quality,
-    scales,
-    projection,
-    index,
-    assigned,
-    boxes,
-    valid,
-    strides,
-    offset,
-) -> None:
-    sums = results[-1]
-    if not results[0].numel():
+class _Targets(Operation):
+    def _fill_empty(self, results: Any, arguments: Sequence[Any]) -> None:
         # Each image counts as one positive point. (No tensor from the host's numbers: that copy would wait.)
-        sums.zero_()[:1].fill_(index.shape[0])
-        return
-    logits = (class_logits, box_logits)
-    kernels.gfl_targets(*logits, index, assigned, boxes, valid, strides, scales, projection, quality, offset, *results)
+        results[-1].zero_()[:1].fill_(arguments[0][0].shape[0])
 
 
 # `valid`: rows and columns that count, image by image, level by level, or empty.
-_gfl_targets = Operation(
+_gfl_targets = _Targets(
     "gfl_targets",
     describe=_describe,
     refusals={"cuda": _refuse_on_gpu, "triton": _refuse_triton, "cpu": refuse_mixed, "reference": None},
     tensors=f"{ROWS}, Tensor index, Tensor assigned, Tensor[] boxes",
     settings="SymInt[] valid, float[] strides, float offset",
     new_results=_new_results,
-    forward=_forward,
+    results=("labels", "target_boxes", "scores", "weights", "label_weights", "sums"),
     returns="(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     small=("quality", "scales", "projection", "boxes"),
     indices=("index", "assigned"),
