@@ -175,8 +175,8 @@ def check_boxes(boxes: Any, counts: Any = None, *, name: str = "boxes") -> tuple
         if not (
             isinstance(image, Tensor)
             and image.dtype in FLOATS
-            and image.dim() == 2
-            and image.shape[1] == 4
+            and len(sizes := image.shape) == 2
+            and sizes[1] == 4
             and image.device == device
         ):
             check_tensor(image, f"{name}[{index}]", shape=(None, 4), device=device)
@@ -200,8 +200,8 @@ def _check_labels(labels: Any, boxes: Any, device: torch.device) -> None:
         if not (
             isinstance(label, Tensor)
             and label.dtype in INTEGERS
-            and label.dim() == 1
-            and label.shape[0] == image.shape[0]
+            and len(sizes := label.shape) == 1
+            and sizes[0] == image.shape[0]
             and label.device == device
         ):
             check_tensor(label, f"labels[{index}]", shape=(image.shape[0],), dtypes=INTEGERS, device=device)

@@ -448,12 +448,18 @@ def _needs(ctx: Any, where: Where, places: Sequence[int]) -> list[bool]:
 
 def convert(argument: Argument, dtype: torch.dtype) -> Argument:
     """A small argument, or several, as kernels take them: contiguous, in a dtype."""
+    # Asking costs a third of what `to` does.
     if isinstance(argument, Tensor):
-        # Asking costs a third of what `to` does.
         if argument.dtype == dtype and argument.is_contiguous():
             return argument
         return argument.to(dtype).contiguous()
-    return None if argument is None else [convert(tensor, dtype) for tensor in argument]
+    if argument is None:
+        return None
+    # In one expression: a batch has a tensor for each image.
+    return [
+        tensor if tensor is not None and tensor.dtype == dtype and tensor.is_contiguous() else convert(tensor, dtype)
+        for tensor in argument
+    ]
 
 
 def first_of(argument: Tensor | None | list[Tensor]) -> Tensor | None:
