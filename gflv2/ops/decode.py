@@ -104,24 +104,15 @@ def decode(
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
-    options = {
-        "strides": strides,
-        "scales": scales,
-        "projection": projection,
-        "predictor": predictor,
-        "quality_logits": quality_logits,
-        "offset": offset,
-        "pre_topk": pre_topk,
-        "score_thr": score_thr,
-        "legacy_background": legacy_background,
-    }
-    head, call = _read(class_logits, box_logits, **options)
+    selection = {"pre_topk": pre_topk, "score_thr": score_thr, "legacy_background": legacy_background}
+    given = (class_logits, box_logits, strides, scales, projection, predictor, quality_logits, offset)
+    head, call = _read(*given, **selection)
     batch = head.points[0]
     image_sizes = _pairs(image_sizes, "image_sizes", batch, head.box.device)
     scale_factors = _pairs(scale_factors, "scale_factors", batch, head.box.device)
     backend = backends.select("decode", call)
     if backend == "reference":
-        options |= {"strides": head.strides, "offset": head.offset, "score_thr": float(score_thr)}
+        options = {**head.options(projection), **selection, "score_thr": float(score_thr)}
         options |= {"image_sizes": image_sizes, "scale_factors": scale_factors}
         with nullcontext() if backends.exporting() else torch.no_grad():
             return reference.decode(class_logits, box_logits, **options, return_distributions=return_distributions)
@@ -228,9 +219,9 @@ def _pairs(value: Any, name: str, batch: int, device: torch.device) -> Tensor | 
     return torch.tensor([[float(a), float(b)] for a, b in value]).to(device, non_blocking=True)
 
 
-def _read(class_logits: Any, box_logits: Any, **options: Any) -> tuple[Head, backends.Call]:
+def _read(*arguments: Any, **options: Any) -> tuple[Head, backends.Call]:
     """The checked head, and what decides who can take the call."""
-    head = read_head(class_logits, box_logits, **options)
+    head = read_head(*arguments, **options)
     pre_topk = options.get("pre_topk", 1000)
     check_count(pre_topk, "pre_topk")
     check_number(options.get("score_thr", 0.05), "score_thr", least=0, most=1)

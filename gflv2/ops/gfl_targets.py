@@ -70,15 +70,7 @@ def gfl_targets(
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
-    options = {
-        "strides": strides,
-        "scales": scales,
-        "projection": projection,
-        "predictor": predictor,
-        "quality_logits": quality_logits,
-        "offset": offset,
-    }
-    head = read_head(class_logits, box_logits, **options)
+    head = read_head(class_logits, box_logits, strides, scales, projection, predictor, quality_logits, offset)
     if not isinstance(assignment, Assignment):
         bad_type("assignment", "a gflv2.ops.Assignment, as atss returns it", assignment)
     check_rows(head, assignment, "assignment", _ASSIGNMENT)
@@ -88,7 +80,7 @@ def gfl_targets(
     check_padded_sizes(padded_sizes, batch)
     backend = backends.select("gfl_targets", head.call())
     if backend == "reference":
-        options |= {"strides": head.strides, "counts": counts, "padded_sizes": padded_sizes}
+        options = {**head.options(projection), "counts": counts, "padded_sizes": padded_sizes}
         return reference.gfl_targets(class_logits, box_logits, assignment, boxes, **options)
     quality = head.quality_logits(backend)
     tensors = (*head.rows(quality), assignment.index, assignment.labels, as_list(boxes))

@@ -63,6 +63,17 @@ class Head(NamedTuple):
         }
         return backends.Call(self.box.device, self.box.dtype, facts)
 
+    def options(self, projection: Tensor | None) -> dict[str, Any]:
+        """As the reference takes it, beside the logits. ``projection``: as it was given."""
+        return {
+            "strides": self.strides,
+            "scales": self.scales,
+            "projection": projection,
+            "predictor": self.predictor,
+            "quality_logits": self.quality,
+            "offset": self.offset,
+        }
+
     def rows(self, quality: Tensor | None) -> tuple[Any, ...]:
         """The arguments `ROWS`."""
         return self.class_logits, self.box.tensors, quality, self.scales, self.projection
@@ -77,7 +88,6 @@ class Head(NamedTuple):
 def read_head(
     class_logits: Any,
     box_logits: Any,
-    *,
     strides: Any,
     scales: Any = None,
     projection: Any = None,
