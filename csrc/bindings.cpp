@@ -13,16 +13,8 @@ using namespace gflv2;
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "The native kernels of gflv2, called by gflv2.ops.native.";
-    bind_atss(m);
-    bind_decode(m);
-    bind_dfl(m);
-    bind_dgqp(m);
-    bind_distribution_kl(m);
-    bind_gfl_loss(m);
-    bind_gfl_targets(m);
-    bind_giou(m);
-    bind_integral(m);
-    bind_qfl(m);
+#define GFLV2_CALL(name) bind_##name(m);
+    GFLV2_OPERATIONS(GFLV2_CALL)
     m.def("set_dtypes", &set_dtypes);
     m.def("instruction_set", [] { return std::string(instruction_set()); });
     m.def("instruction_sets", &instruction_sets);

@@ -463,7 +463,17 @@ def atss(
     iou: Tensor,
     assigned_labels: Tensor,
 ) -> None:
-    """Write the assignment of a batch into the last three; the arguments are those of ``gflv2.ops.native.atss``."""
+    """Write the assignment of a batch into the last three. All tensors are contiguous.
+
+    Args:
+        boxes: B tensors (G_i, 4) float32, or one (B, G, 4), of which the first ``counts[i]`` of image i exist.
+        labels: shaped alike, int64. counts: (B,) int64 or None.
+        ignore_boxes: B tensors (K_i, 4) float32, or one (B, K, 4), or none.
+        points: L tensors (n_l, 2) float32; none: the grid.
+        shapes: height and width of each level (points: 1 and n). valid: rows and columns that count, image by image,
+            level by level; none: all.
+        index, iou, assigned_labels: (B, A) int64, float32, int64.
+    """
     batch, total_points = index.shape
     widths = shapes[1::2]
     sizes = [height * width for height, width in zip(shapes[::2], widths, strict=True)]

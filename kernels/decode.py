@@ -314,7 +314,7 @@ def decode_boxes_kernel(
 def decode(
     class_logits: Sequence[Tensor],
     box_logits: Sequence[Tensor],
-    quality_logits: Tensor | None,
+    quality: Tensor | None,
     projection: Tensor,
     scales: Tensor | None,
     image_sizes: Tensor | None,
@@ -329,9 +329,15 @@ def decode(
     counts: Tensor,
     distributions: Tensor | None,
 ) -> None:
-    """The candidates of a batch, written to the last five; arguments as `gflv2.ops.native.decode.decode`.
+    """The candidates of a batch, written to the last five. Everything but the logits is contiguous.
 
-    Everything but the logits is contiguous, and float32 or int64.
+    Args:
+        class_logits, box_logits: 1 to 8 levels (B, C, H, W) and (B, 4·R, H, W); any strides.
+        quality: (B, A); None: J = sigmoid(c). projection: (R,). scales: (L,); None: 1. float32.
+        image_sizes, scale_factors: (B, 2) float32, or None.
+        strides: L numbers in pixels. pre_topk, score_thr, offset: as `gflv2.ops.decode`.
+        boxes, scores, distributions: (B, N, 4), (B, N, C), (B, N, 4, R) or None, float32.
+        points, counts: (B, N) and (B,) int64. N > 0.
     """
     batch, total_rows = points.shape
     classes = class_logits[0].shape[1]
@@ -355,7 +361,7 @@ def decode(
         decode_keys_kernel[(extent.programs,)](
             keys,
             *class_arguments,
-            *(quality_logits, classes, extent.blocks, extent.points),
+            *(quality, classes, extent.blocks, extent.points),
             AXIS=int(classes_last),
             TOUCHING=neighbours_touch(class_logits, classes_last),
             CLASSES=_CLASSES,
@@ -371,7 +377,7 @@ def decode(
         decode_scores_kernel[(row_blocks * batch,)](
             *(scores, counts, points, keys),
             *class_arguments,
-            *(rows, quality_logits, score_thr, classes, row_blocks, extent.points, total_rows),
+            *(rows, quality, score_thr, classes, row_blocks, extent.points, total_rows),
             CLASSES=_CLASSES,
             BLOCK=_ROWS,
             **OPTIONS,

@@ -86,7 +86,7 @@ def dfl_forward(logits: Tensor, target: Tensor, reduction: Reduction, out: Tenso
     Args:
         logits: (N, R) float32, float16 or bfloat16, any strides.
         target: (N,) float32 contiguous.
-        reduction: from ``Reduction.over``.
+        reduction: of which a mean has become a sum.
     """
     shape = shape_of_rows(_ROWS, logits)
     count = logits.shape[0]
@@ -94,15 +94,12 @@ def dfl_forward(logits: Tensor, target: Tensor, reduction: Reduction, out: Tenso
     launch_losses(dfl_forward_kernel, triton.cdiv(count, shape["BLOCK"]), reduction, out, arguments, shape)
 
 
-def dfl_backward(
-    grad: Tensor, logits: Tensor, target: Tensor, reduction: Reduction, grad_logits: Tensor, out: None = None
-) -> None:
+def dfl_backward(grad: Tensor, logits: Tensor, target: Tensor, reduction: Reduction, grad_logits: Tensor) -> None:
     """Write the gradient.
 
     Args:
         grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
         grad_logits: (N, R), in the dtype of the logits, any strides.
-        out: always None: forward and backward in one pass are the CPU's (`gflv2.ops.one_pass`).
     """
     shape = shape_of_rows(_ROWS, logits, grad_logits)
     count = logits.shape[0]

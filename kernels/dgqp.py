@@ -424,7 +424,7 @@ def dgqp_forward(
 
 
 def dgqp_backward(
-    grad_out: Tensor,
+    grad: Tensor,
     logits: Sequence[Tensor],
     predictor: Sequence[Tensor],
     scales: Tensor | None,
@@ -438,13 +438,13 @@ def dgqp_backward(
     """Write the gradients that are wanted.
 
     Args:
-        grad_out: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
+        grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
         grad_logits: tensors shaped as ``logits``, in their dtype, any strides; empty: not wanted.
         grad_predictor: like ``predictor``; empty: not wanted.
         grad_scales: (L,) float32, or None: not wanted.
     """
     statistics = (topk, mean, variance)
-    write_gradients(grad_out, logits, predictor, scales, statistics, grad_logits, grad_predictor, grad_scales, None)
+    write_gradients(grad, logits, predictor, scales, statistics, grad_logits, grad_predictor, grad_scales, None)
 
 
 def write_gradients(

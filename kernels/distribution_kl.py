@@ -101,7 +101,7 @@ def distribution_kl_forward(
     Args:
         logits: (N, R) of the student, float32, float16 or bfloat16, any strides.
         teacher: (N, R), any of these dtypes, any strides.
-        reduction: from ``Reduction.over``.
+        reduction: of which a mean has become a sum.
     """
     shape = shape_of_rows(_ROWS, logits, teacher)
     count, bins = logits.shape
@@ -118,14 +118,12 @@ def distribution_kl_backward(
     temperature: float,
     reduction: Reduction,
     grad_logits: Tensor,
-    out: None = None,
 ) -> None:
     """Write the gradient.
 
     Args:
         grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
         grad_logits: (N, R), in the dtype of the logits, any strides.
-        out: always None: forward and backward in one pass are the CPU's (`gflv2.ops.one_pass`).
     """
     shape = shape_of_rows(_ROWS, logits, teacher, grad_logits)
     count, bins = logits.shape

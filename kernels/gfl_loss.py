@@ -142,7 +142,12 @@ def box_loss_forward(
 ) -> None:
     """Write GIoU loss and DFL into ``giou`` and ``dfl``, and what their gradient needs into ``sides``.
 
-    The arguments are those of `gflv2.ops.native.gfl_loss.box_loss_forward`.
+    Args:
+        box_logits: L levels (B, 4·R, H_l, W_l), any strides.
+        boxes: (B, A, 4) in pixels, weights: (B, A), contiguous. Points with a weight of 0 do not count.
+        normalisers: (2,): N_pos and W.
+        factors: Σ weight·(1 − GIoU) and Σ weight·DFL, over points and sides, are multiplied by them and divided by W.
+        sides: (B, A, 4, 2), as `SavedBoxLoss` has them. giou, dfl: (). Contiguous. All but the logits float32.
     """
     shape = shape_of_head(box_logits)
     extent = extent_of(box_logits, shape["BLOCK"])

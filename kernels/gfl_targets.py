@@ -167,7 +167,16 @@ def gfl_targets(
     label_weights: Tensor,
     sums: Tensor,
 ) -> None:
-    """Write what every point should learn into the last six; arguments as `gflv2.ops.native.gfl_targets`."""
+    """Write what every point should learn into the last six.
+
+    Args:
+        class_logits: L levels (B, C, H_l, W_l). box_logits: L levels (B, 4·R, H_l, W_l). Any strides.
+        index, assigned: (B, A) int64, contiguous: box and class of every point, as `atss` gives them.
+        boxes: B tensors (G_i, 4), or one (B, G, 4), float32, contiguous.
+        valid: rows and columns that count, image by image, level by level; none: all.
+        scales: (L,) float32 or None. projection: (R,) float32. quality: (B, A) float32 logits or None. Contiguous.
+        labels: (B, A) int64. target_boxes: (B, A, 4). scores, weights, label_weights: (B, A). sums: (2,). float32.
+    """
     shape = shape_of_head(box_logits)
     extent = extent_of(box_logits, shape["BLOCK"])
     sizes = [size for level in box_logits for size in level.shape[2:]]

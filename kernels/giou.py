@@ -80,7 +80,7 @@ def giou_forward(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction
     Args:
         pred: (N, 4) float32, float16 or bfloat16, any strides.
         target: (N, 4) float32 contiguous.
-        reduction: from ``Reduction.over``.
+        reduction: of which a mean has become a sum.
     """
     arguments = (pred, target, eps, pred.shape[0], *pred.stride())
     shape = {"LOSS": loss, **_SHAPE}
@@ -96,14 +96,12 @@ def giou_backward(
     reduction: Reduction,
     grad_pred: Tensor | None,
     grad_target: Tensor | None,
-    out: None = None,
 ) -> None:
     """Write the gradients that are wanted.
 
     Args:
         grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
         grad_pred, grad_target: (N, 4) contiguous, in pred's dtype and float32; None: not wanted.
-        out: always None: forward and backward in one pass are the CPU's (`gflv2.ops.one_pass`).
     """
     arguments = (pred, target, grad_pred, grad_target, eps, pred.shape[0], *pred.stride())
     shape = {"LOSS": loss, **_SHAPE}

@@ -382,7 +382,7 @@ def qfl_forward(
         quality: (B, A) or (N,) float32 contiguous with form "class_logits", else None.
         labels: (B, A) or (N,) int64 contiguous; None: the target is dense.
         scores: (B, A) or (N,) float32 contiguous; dense: (N, C) float32, any strides.
-        reduction: as ``Reduction.over`` gives it.
+        reduction: of which a mean has become a sum.
     """
     levels = _as_levels(values)
     shape = _shape(levels, levels, form, beta)
@@ -404,7 +404,6 @@ def qfl_backward(
     reduction: Reduction,
     grad_values: Sequence[Tensor],
     grad_quality: Tensor | None,
-    out: None = None,
 ) -> None:
     """Write the gradients that are wanted.
 
@@ -412,7 +411,6 @@ def qfl_backward(
         grad: upstream gradient, shaped as forward's output, float32 contiguous. The other inputs as in forward.
         grad_values: tensors shaped as ``values``, in their dtype, any strides; empty: not wanted.
         grad_quality: like ``quality``, or None: not wanted.
-        out: always None: forward and backward in one pass are the CPU's (`gflv2.ops.one_pass`).
     """
     levels, gradients = _as_levels(values), _as_levels(grad_values)
     shape = _shape(levels, [*levels, *gradients], form, beta)

@@ -75,7 +75,7 @@ def launch_losses(
     Args:
         forward: its parameters begin with ``out`` (None: a total is wanted), ``partials`` (None: it is not) and
             ``weight``; ``arguments`` follow. ``shape``: its constants and options.
-        reduction: from ``Reduction.over``.
+        reduction: of which a mean has become a sum.
         out: (N,) or () float32.
     """
     partials = out.new_empty(programs) if reduction.total else None

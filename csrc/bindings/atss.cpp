@@ -73,10 +73,8 @@ AtssArguments read(Fields& fields, Call& call) {
     a.batch = result.rows;
     a.iou = static_cast<float*>(result.at);
     a.images = call.keep(read_images(a, fields, shapes));
-    fields.read("offset", a.offset);
-    fields.read("ignore_iof_thr", a.ignore_threshold);
-    fields.read("index", a.index);
-    fields.read("assigned_labels", a.labels);
+    fields.read("offset", a.offset, "ignore_iof_thr", a.ignore_threshold, "index", a.index, "assigned_labels",
+                a.labels);
     if (a.ignoring) a.ignored = static_cast<std::uint8_t*>(call.allocate(std::size_t(a.batch) * a.points));
     return a;
 }

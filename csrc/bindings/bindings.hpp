@@ -31,7 +31,7 @@ struct LevelList {
     bool gradients = false;
 };
 
-// A tensor (N, columns) with its strides, in elements; all 0 for None.
+// A tensor (N, columns) with its strides, in elements.
 struct Rows {
     void* at = nullptr;
     std::int64_t rows = 0, row_stride = 0, column_stride = 0;
@@ -72,19 +72,20 @@ private:
 // The named arguments of a call. Each is read once; one that is missing, or that nobody reads, is an error.
 class Fields {
 public:
-    Fields(const char* operation, const py::kwargs& given) : operation(operation), given(given) {}
+    Fields(const char* operation, const py::dict& given) : operation(operation), given(given) {}
 
-    // The address of a tensor, null for None. One that the kernel writes is checked: contiguous, and of `written`.
-    template <class T> void read(const char* name, T*& field) { field = static_cast<T*>(address(name)); }
-    template <class T> void read(const char* name, T*& field, Dtype written) {
-        check_dense(name, written);
-        read(name, field);
+    // Names, each with its field: the address of a tensor, null for None; or a value.
+    template <class T, class... More> void read(const char* name, T& field, More&&... more) {
+        take(name, field);
+        if constexpr (sizeof...(more) > 0) read(std::forward<More>(more)...);
     }
-    void read(const char* name, bool& field) { field = py::cast<bool>(get(name)); }
-    void read(const char* name, int& field) { field = integer(name, INT32_MIN, INT32_MAX); }
-    void read(const char* name, double& field) { field = py::cast<double>(get(name)); }
-    void read(const char* name, float& field) { field = float(py::cast<double>(get(name))); }
-    // What becomes of the losses of the rows: `reduction`, `out`, and backward `grad`.
+    // The same for tensors that the kernel writes. They are checked: contiguous, and of that dtype.
+    template <class T, class... More> void read_written(Dtype dtype, const char* name, T*& field, More&&... more) {
+        check_dense(name, dtype);
+        take(name, field);
+        if constexpr (sizeof...(more) > 0) read_written(dtype, std::forward<More>(more)...);
+    }
+    // What becomes of the losses of the rows: `reduction`, and forward `out`; backward `grad`, and `out` where it is given.
     void read_reduction(Reduction& reduction, bool backward);
 
     int integer(const char* name, int least, int most = INT32_MAX);
@@ -102,11 +103,15 @@ public:
     void finish() const;  // raises where something was given that nobody has read
 
 private:
+    template <class T> void take(const char* name, T*& field) { field = static_cast<T*>(address(name)); }
+    void take(const char* name, bool& field) { field = py::cast<bool>(get(name)); }
+    void take(const char* name, double& field) { field = py::cast<double>(get(name)); }
+    void take(const char* name, float& field) { field = float(py::cast<double>(get(name))); }
     void check_dense(const char* name, Dtype dtype);
     py::handle peek(const char* name) const;
 
     const char* operation;
-    const py::kwargs& given;
+    const py::dict& given;
     std::size_t taken = 0;
 };
 
@@ -175,13 +180,13 @@ void run(const Call& call, const Arguments& arguments, void (*on_cpu)(const Argu
 #endif
 
 // Python's function `name`: read(fields, call) gives the arguments of gflv2::cpu::name and gflv2::cuda::name.
-#define GFLV2_BIND(m, name, read)                                      \
-    m.def(#name, [](const py::tuple& place, const py::kwargs& given) { \
-        Call call(place);                                              \
-        Fields fields(#name, given);                                   \
-        auto arguments = read(fields, call);                           \
-        fields.finish();                                               \
-        GFLV2_RUN(name, call, arguments);                              \
+#define GFLV2_BIND(m, name, read)                                    \
+    m.def(#name, [](const py::tuple& place, const py::dict& given) { \
+        Call call(place);                                            \
+        Fields fields(#name, given);                                 \
+        auto arguments = read(fields, call);                         \
+        fields.finish();                                             \
+        GFLV2_RUN(name, call, arguments);                            \
     })
 
 // Memory for the partial sums of a GPU; `bytes` is evaluated there alone.
@@ -191,15 +196,11 @@ void run(const Call& call, const Arguments& arguments, void (*on_cpu)(const Argu
 #define GFLV2_WORKSPACE(call, bytes) (static_cast<void>(call), nullptr)
 #endif
 
-void bind_atss(py::module_& m);
-void bind_decode(py::module_& m);
-void bind_dfl(py::module_& m);
-void bind_dgqp(py::module_& m);
-void bind_distribution_kl(py::module_& m);
-void bind_gfl_loss(py::module_& m);
-void bind_gfl_targets(py::module_& m);
-void bind_giou(py::module_& m);
-void bind_integral(py::module_& m);
-void bind_qfl(py::module_& m);
+// The operations; `bind_atss` binds the functions of `atss`.
+#define GFLV2_OPERATIONS(apply)                                                                                \
+    apply(atss) apply(decode) apply(dfl) apply(dgqp) apply(distribution_kl) apply(gfl_loss) apply(gfl_targets) \
+        apply(giou) apply(integral) apply(qfl)
+#define GFLV2_DECLARE(name) void bind_##name(py::module_& m);
+GFLV2_OPERATIONS(GFLV2_DECLARE)
 
 }  // namespace gflv2

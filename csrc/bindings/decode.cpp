@@ -30,18 +30,10 @@ DecodeArguments read(Fields& fields, Call& call) {
         a.rows += points < a.topk ? points : a.topk;
     }
     const Dtype s = arithmetic(a.box_dtype);
-    fields.read("quality_logits", a.quality);
-    fields.read("projection", a.projection);
-    fields.read("scales", a.scales);
-    fields.read("image_sizes", a.image_sizes);
-    fields.read("scale_factors", a.scale_factors);
-    fields.read("score_thr", a.score_threshold);
-    fields.read("offset", a.offset);
-    fields.read("boxes", a.boxes, s);
-    fields.read("scores", a.scores, s);
-    fields.read("points", a.indices);
-    fields.read("counts", a.counts);
-    fields.read("distributions", a.distributions, s);
+    fields.read("quality", a.quality, "projection", a.projection, "scales", a.scales, "image_sizes", a.image_sizes,
+                "scale_factors", a.scale_factors, "score_thr", a.score_threshold, "offset", a.offset);
+    fields.read_written(s, "boxes", a.boxes, "scores", a.scores, "distributions", a.distributions);
+    fields.read("points", a.indices, "counts", a.counts);
     a.keys = call.allocate(std::size_t(a.batch) * a.points * (s == Dtype::float64 ? sizeof(double) : sizeof(float)));
     return a;
 }

@@ -6,7 +6,7 @@
 namespace gflv2 {
 namespace {
 
-DflArguments read(Fields& fields, bool backward) {
+template <bool backward> DflArguments read(Fields& fields, Call& call) {
     DflArguments a{};
     const Rows logits = fields.rows("logits");
     a.dtype = logits.dtype;
@@ -18,22 +18,15 @@ DflArguments read(Fields& fields, bool backward) {
     if (backward) take_gradient_rows(a, fields.rows("grad_logits"));
     fields.read("target", a.target);
     fields.read_reduction(a.reduction, backward);
+    if (!backward && a.reduction.total) a.workspace = GFLV2_WORKSPACE(call, cuda::dfl_workspace(a.rows));
     return a;
 }
-
-DflArguments read_forward(Fields& fields, Call& call) {
-    DflArguments a = read(fields, false);
-    if (a.reduction.total) a.workspace = GFLV2_WORKSPACE(call, cuda::dfl_workspace(a.rows));
-    return a;
-}
-
-DflArguments read_backward(Fields& fields, Call&) { return read(fields, true); }
 
 }  // namespace
 
 void bind_dfl(py::module_& m) {
-    GFLV2_BIND(m, dfl_forward, read_forward);
-    GFLV2_BIND(m, dfl_backward, read_backward);
+    GFLV2_BIND(m, dfl_forward, read<false>);
+    GFLV2_BIND(m, dfl_backward, read<true>);
 }
 
 }  // namespace gflv2

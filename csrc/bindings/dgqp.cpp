@@ -13,9 +13,7 @@ DgqpArguments read_dgqp(Fields& fields, const char* levels, const char* grad) {
     a.bins = check_bins(list.channels);
     a.grad_logits = list.gradients;
     a.topk = fields.integer("topk", 1, a.bins);
-    fields.read("scales", a.scales);
-    fields.read("mean", a.mean);
-    fields.read("variance", a.variance);
+    fields.read("scales", a.scales, "mean", a.mean, "variance", a.variance);
     // Four tensors, or none: the statistics alone.
     const auto layers = [&](const char* name) {
         const std::vector<py::object> given = fields.objects(name);
@@ -34,8 +32,7 @@ DgqpArguments read_dgqp(Fields& fields, const char* levels, const char* grad) {
     }
     if (!grad) return a;
     const Dtype s = arithmetic(a.dtype);
-    fields.read(grad, a.grad_out, s);
-    fields.read("grad_scales", a.grad_scales, s);
+    fields.read_written(s, grad, a.grad_out, "grad_scales", a.grad_scales);
     const std::vector<py::object> gradients = layers("grad_predictor");
     if (!gradients.empty()) {
         a.grad_weight1 = address_of(gradients[0]);
@@ -43,7 +40,8 @@ DgqpArguments read_dgqp(Fields& fields, const char* levels, const char* grad) {
         a.grad_weight2 = address_of(gradients[2]);
         a.grad_bias2 = address_of(gradients[3]);
     }
-    if (!a.grad_out && a.hidden > 0) throw std::invalid_argument("grad_out: expected a tensor with a predictor");
+    if (!a.grad_out && a.hidden > 0)
+        throw std::invalid_argument(std::string(grad) + ": expected a tensor with a predictor");
     return a;
 }
 
@@ -51,12 +49,12 @@ namespace {
 
 DgqpArguments read_forward(Fields& fields, Call&) {
     DgqpArguments a = read_dgqp(fields, "logits", nullptr);
-    fields.read("out", a.out, arithmetic(a.dtype));
+    fields.read_written(arithmetic(a.dtype), "out", a.out);
     return a;
 }
 
 DgqpArguments read_backward(Fields& fields, Call& call) {
-    DgqpArguments a = read_dgqp(fields, "logits", "grad_out");
+    DgqpArguments a = read_dgqp(fields, "logits", "grad");
     if (wants_sums(a))
         a.workspace =
             GFLV2_WORKSPACE(call, cuda::dgqp_workspace(a.levels, a.batch, summed_features(a), summed_hidden(a)));

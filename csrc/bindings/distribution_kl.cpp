@@ -6,7 +6,7 @@
 namespace gflv2 {
 namespace {
 
-DistributionKlArguments read(Fields& fields, bool backward) {
+template <bool backward> DistributionKlArguments read(Fields& fields, Call& call) {
     DistributionKlArguments a{};
     const Rows logits = fields.rows("logits"), teacher = fields.rows("teacher");
     check_mixed(logits.dtype, teacher.dtype);
@@ -17,22 +17,15 @@ DistributionKlArguments read(Fields& fields, bool backward) {
     if (backward) take_gradient_rows(a, fields.rows("grad_logits"));
     fields.read("temperature", a.temperature);
     fields.read_reduction(a.reduction, backward);
+    if (!backward && a.reduction.total) a.workspace = GFLV2_WORKSPACE(call, cuda::distribution_kl_workspace(a.rows));
     return a;
 }
-
-DistributionKlArguments read_forward(Fields& fields, Call& call) {
-    DistributionKlArguments a = read(fields, false);
-    if (a.reduction.total) a.workspace = GFLV2_WORKSPACE(call, cuda::distribution_kl_workspace(a.rows));
-    return a;
-}
-
-DistributionKlArguments read_backward(Fields& fields, Call&) { return read(fields, true); }
 
 }  // namespace
 
 void bind_distribution_kl(py::module_& m) {
-    GFLV2_BIND(m, distribution_kl_forward, read_forward);
-    GFLV2_BIND(m, distribution_kl_backward, read_backward);
+    GFLV2_BIND(m, distribution_kl_forward, read<false>);
+    GFLV2_BIND(m, distribution_kl_backward, read<true>);
 }
 
 }  // namespace gflv2

@@ -159,8 +159,8 @@ void Fields::read_reduction(Reduction& reduction, bool backward) {
     reduction.divisor = py::cast<double>(how.attr("divisor"));
     reduction.weight = address_of(how.attr("weight"));
     reduction.factor = address_of(how.attr("factor"));
-    read("out", reduction.out);
     if (backward) read("grad", reduction.grad_out);
+    if (!backward || given.contains("out")) read("out", reduction.out);
 }
 
 std::vector<ImageMemory> Fields::images(const char* name, std::int64_t batch, std::size_t element_size,
@@ -185,7 +185,6 @@ std::vector<ImageMemory> Fields::images(const char* name, std::int64_t batch, st
 
 Rows Fields::rows(const char* name) {
     const py::handle tensor = get(name);
-    if (tensor.is_none()) return {};
     const Numbers shape = shape_of(tensor), strides = strides_of(tensor);
     if (shape.count != 2)
         throw std::invalid_argument(std::string(name) + ": expected two dimensions, got " +

@@ -18,16 +18,10 @@ BoxLossArguments read_forward(Fields& fields, Call& call) {
     const Dtype s = arithmetic(list.dtype);
     take_levels(a, list);
     a.bins = check_bins(list.channels);
-    fields.read("scales", a.scales);
-    fields.read("projection", a.projection);
-    fields.read("offset", a.offset);
-    fields.read("boxes", a.boxes);
-    fields.read("weights", a.weights);
-    fields.read("normalisers", a.normalisers);
+    fields.read("scales", a.scales, "projection", a.projection, "offset", a.offset, "boxes", a.boxes, "weights",
+                a.weights, "normalisers", a.normalisers);
     read_factors(fields.get("factors"), a.factors);
-    fields.read("sides", a.sides, s);
-    fields.read("giou", a.losses[0], s);
-    fields.read("dfl", a.losses[1], s);
+    fields.read_written(s, "sides", a.sides, "giou", a.losses[0], "dfl", a.losses[1]);
     a.workspace = GFLV2_WORKSPACE(call, cuda::box_loss_forward_workspace(a.levels, a.batch));
     return a;
 }

@@ -18,12 +18,8 @@ GflTargetsArguments read(Fields& fields, Call& call) {
     a.bins = check_bins(boxes.channels);
     a.classes = check_classes(classes.channels);
     a.class_levels = classes.table;
-    fields.read("scales", a.scales);
-    fields.read("projection", a.projection);
-    fields.read("quality", a.quality);
-    fields.read("offset", a.offset);
-    fields.read("index", a.index);
-    fields.read("assigned", a.assigned);
+    fields.read("scales", a.scales, "projection", a.projection, "quality", a.quality, "offset", a.offset, "index",
+                a.index, "assigned", a.assigned);
 
     std::vector<std::int64_t> shapes;
     for (int l = 0; l < a.levels.count; ++l)
@@ -41,11 +37,8 @@ GflTargetsArguments read(Fields& fields, Call& call) {
     a.images = call.keep(std::move(images));
 
     fields.read("labels", a.labels);
-    fields.read("target_boxes", a.boxes, s);
-    fields.read("scores", a.scores, s);
-    fields.read("weights", a.weights, s);
-    fields.read("label_weights", a.label_weights, s);
-    fields.read("sums", a.sums, s);
+    fields.read_written(s, "target_boxes", a.boxes, "scores", a.scores, "weights", a.weights, "label_weights",
+                        a.label_weights, "sums", a.sums);
     a.workspace = GFLV2_WORKSPACE(call, cuda::gfl_targets_workspace(a.levels, a.batch));
     return a;
 }

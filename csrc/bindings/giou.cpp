@@ -6,7 +6,7 @@
 namespace gflv2 {
 namespace {
 
-GiouArguments read(Fields& fields, bool backward) {
+template <bool backward> GiouArguments read(Fields& fields, Call& call) {
     GiouArguments a{};
     const Rows pred = fields.rows("pred");
     a.dtype = pred.dtype;
@@ -14,31 +14,22 @@ GiouArguments read(Fields& fields, bool backward) {
     a.pred = pred.at;
     a.row_stride = pred.row_stride;
     a.side_stride = pred.column_stride;
-    fields.read("target", a.target);
-    fields.read("loss", a.loss);
-    fields.read("eps", a.eps);
+    fields.read("target", a.target, "loss", a.loss, "eps", a.eps);
     fields.read_reduction(a.reduction, backward);
-    return a;
-}
-
-GiouArguments read_forward(Fields& fields, Call& call) {
-    GiouArguments a = read(fields, false);
-    if (a.reduction.total) a.workspace = GFLV2_WORKSPACE(call, cuda::giou_workspace(a.rows));
-    return a;
-}
-
-GiouArguments read_backward(Fields& fields, Call&) {
-    GiouArguments a = read(fields, true);
-    fields.read("grad_pred", a.grad_pred, a.dtype);
-    fields.read("grad_target", a.grad_target, arithmetic(a.dtype));
+    if (backward) {
+        fields.read_written(a.dtype, "grad_pred", a.grad_pred);
+        fields.read_written(arithmetic(a.dtype), "grad_target", a.grad_target);
+    } else if (a.reduction.total) {
+        a.workspace = GFLV2_WORKSPACE(call, cuda::giou_workspace(a.rows));
+    }
     return a;
 }
 
 }  // namespace
 
 void bind_giou(py::module_& m) {
-    GFLV2_BIND(m, giou_forward, read_forward);
-    GFLV2_BIND(m, giou_backward, read_backward);
+    GFLV2_BIND(m, giou_forward, read<false>);
+    GFLV2_BIND(m, giou_backward, read<true>);
 }
 
 }  // namespace gflv2

@@ -6,34 +6,20 @@
 namespace gflv2 {
 namespace {
 
-IntegralArguments read(Fields& fields, bool backward) {
+template <bool backward> IntegralArguments read(Fields& fields, Call& call) {
     IntegralArguments a{};
     const std::vector<double> strides = fields.numbers("strides");
     const LevelList list = fields.levels("logits", backward ? "grad_logits" : nullptr, 4, strides);
     take_levels(a, list);
     a.bins = check_bins(list.channels);
     a.grad_logits = list.gradients;
-    fields.read("projection", a.projection);
-    fields.read("scales", a.scales);
-    fields.read("points", a.row_points);
-    fields.read("point_strides", a.row_strides);
-    fields.read("offset", a.offset);
+    fields.read("projection", a.projection, "scales", a.scales, "points", a.row_points, "point_strides", a.row_strides,
+                "offset", a.offset);
     a.decode = a.row_points != nullptr || !strides.empty();
-    return a;
-}
-
-IntegralArguments read_forward(Fields& fields, Call&) {
-    IntegralArguments a = read(fields, false);
-    fields.read("out", a.out, arithmetic(a.dtype));
-    return a;
-}
-
-IntegralArguments read_backward(Fields& fields, Call& call) {
-    IntegralArguments a = read(fields, true);
     const Dtype s = arithmetic(a.dtype);
-    fields.read("grad_out", a.grad_out, s);
-    fields.read("grad_projection", a.grad_projection, s);
-    fields.read("grad_scales", a.grad_scales, s);
+    if (backward)
+        fields.read_written(s, "grad", a.grad_out, "grad_projection", a.grad_projection, "grad_scales", a.grad_scales);
+    else fields.read_written(s, "out", a.out);
     if (a.grad_projection || a.grad_scales)
         a.workspace =
             GFLV2_WORKSPACE(call, cuda::integral_workspace(a.levels, a.batch, a.grad_projection ? a.bins : 0));
@@ -43,8 +29,8 @@ IntegralArguments read_backward(Fields& fields, Call& call) {
 }  // namespace
 
 void bind_integral(py::module_& m) {
-    GFLV2_BIND(m, integral_forward, read_forward);
-    GFLV2_BIND(m, integral_backward, read_backward);
+    GFLV2_BIND(m, integral_forward, read<false>);
+    GFLV2_BIND(m, integral_backward, read<true>);
 }
 
 }  // namespace gflv2

@@ -13,15 +13,14 @@ QflForm form_of(const std::string& name) {
     throw std::invalid_argument("form: expected logits, class_logits or probabilities, got " + name);
 }
 
-QflArguments read(Fields& fields, bool backward) {
+template <bool backward> QflArguments read(Fields& fields, Call& call) {
     QflArguments a{};
     const LevelList list = fields.levels("values", backward ? "grad_values" : nullptr, 1);
     take_levels(a, list);
     a.classes = check_classes(list.channels);
     a.grad_logits = list.gradients;
     a.form = form_of(py::cast<std::string>(fields.get("form")));
-    fields.read("quality", a.quality);
-    fields.read("labels", a.labels);
+    fields.read("quality", a.quality, "labels", a.labels, "beta", a.beta);
     if (a.labels) {
         fields.read("scores", a.scores);
     } else {
@@ -32,28 +31,17 @@ QflArguments read(Fields& fields, bool backward) {
         a.score_row = scores.row_stride;
         a.score_class = scores.column_stride;
     }
-    fields.read("beta", a.beta);
     fields.read_reduction(a.reduction, backward);
-    return a;
-}
-
-QflArguments read_forward(Fields& fields, Call& call) {
-    QflArguments a = read(fields, false);
-    if (a.reduction.total) a.workspace = GFLV2_WORKSPACE(call, cuda::qfl_workspace(a.levels, a.batch));
-    return a;
-}
-
-QflArguments read_backward(Fields& fields, Call&) {
-    QflArguments a = read(fields, true);
-    fields.read("grad_quality", a.grad_quality, arithmetic(a.dtype));
+    if (backward) fields.read_written(arithmetic(a.dtype), "grad_quality", a.grad_quality);
+    else if (a.reduction.total) a.workspace = GFLV2_WORKSPACE(call, cuda::qfl_workspace(a.levels, a.batch));
     return a;
 }
 
 }  // namespace
 
 void bind_qfl(py::module_& m) {
-    GFLV2_BIND(m, qfl_forward, read_forward);
-    GFLV2_BIND(m, qfl_backward, read_backward);
+    GFLV2_BIND(m, qfl_forward, read<false>);
+    GFLV2_BIND(m, qfl_backward, read<true>);
 }
 
 }  // namespace gflv2

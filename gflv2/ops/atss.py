@@ -175,8 +175,8 @@ def check_boxes(boxes: Any, counts: Any = None, *, name: str = "boxes") -> tuple
         if not (
             isinstance(image, Tensor)
             and image.dtype in FLOATS
-            and image.dim() == 2
-            and image.shape[1] == 4
+            and len(sizes := image.shape) == 2
+            and sizes[1] == 4
             and image.device == device
         ):
             check_tensor(image, f"{name}[{index}]", shape=(None, 4), device=device)
@@ -200,8 +200,8 @@ def _check_labels(labels: Any, boxes: Any, device: torch.device) -> None:
         if not (
             isinstance(label, Tensor)
             and label.dtype in INTEGERS
-            and label.dim() == 1
-            and label.shape[0] == image.shape[0]
+            and len(sizes := label.shape) == 1
+            and sizes[0] == image.shape[0]
             and label.device == device
         ):
             check_tensor(label, f"labels[{index}]", shape=(image.shape[0],), dtypes=INTEGERS, device=device)
@@ -275,11 +275,6 @@ def _new_results(boxes, labels, counts, ignore_boxes, points, shapes, *_: Any) -
     return index, boxes[0].new_empty(size, dtype=torch.float32), torch.empty_like(index)
 
 
-def _forward(kernels, results, *arguments: Any) -> None:
-    if results[0].numel():
-        kernels.atss(*arguments, *results)
-
-
 # `shapes`: height and width of each level. `valid`: rows and columns that count, image by image, level by level, or
 # empty.
 _atss = Operation(
@@ -290,7 +285,7 @@ _atss = Operation(
     settings="SymInt[] shapes, SymInt[] valid, float[] strides, int topk, float anchor_scale, float offset, "
     "float ignore_iof_thr",
     new_results=_new_results,
-    forward=_forward,
+    results=("index", "iou", "assigned_labels"),
     returns="(Tensor, Tensor, Tensor)",
     small=("boxes", "ignore_boxes", "points"),
     indices=("labels", "counts"),

@@ -104,24 +104,15 @@ def decode(
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
-    options = {
-        "strides": strides,
-        "scales": scales,
-        "projection": projection,
-        "predictor": predictor,
-        "quality_logits": quality_logits,
-        "offset": offset,
-        "pre_topk": pre_topk,
-        "score_thr": score_thr,
-        "legacy_background": legacy_background,
-    }
-    head, call = _read(class_logits, box_logits, **options)
+    selection = {"pre_topk": pre_topk, "score_thr": score_thr, "legacy_background": legacy_background}
+    given = (class_logits, box_logits, strides, scales, projection, predictor, quality_logits, offset)
+    head, call = _read(*given, **selection)
     batch = head.points[0]
     image_sizes = _pairs(image_sizes, "image_sizes", batch, head.box.device)
     scale_factors = _pairs(scale_factors, "scale_factors", batch, head.box.device)
     backend = backends.select("decode", call)
     if backend == "reference":
-        options |= {"strides": head.strides, "offset": head.offset, "score_thr": float(score_thr)}
+        options = {**head.options(projection), **selection, "score_thr": float(score_thr)}
         options |= {"image_sizes": image_sizes, "scale_factors": scale_factors}
         with nullcontext() if backends.exporting() else torch.no_grad():
             return reference.decode(class_logits, box_logits, **options, return_distributions=return_distributions)
@@ -228,9 +219,9 @@ def _pairs(value: Any, name: str, batch: int, device: torch.device) -> Tensor | 
     return torch.tensor([[float(a), float(b)] for a, b in value]).to(device, non_blocking=True)
 
 
-def _read(class_logits: Any, box_logits: Any, **options: Any) -> tuple[Head, backends.Call]:
+def _read(*arguments: Any, **options: Any) -> tuple[Head, backends.Call]:
     """The checked head, and what decides who can take the call."""
-    head = read_head(class_logits, box_logits, **options)
+    head = read_head(*arguments, **options)
     pre_topk = options.get("pre_topk", 1000)
     check_count(pre_topk, "pre_topk")
     check_number(options.get("score_thr", 0.05), "score_thr", least=0, most=1)
@@ -256,7 +247,7 @@ def _refuse_on_gpu(call: backends.Call) -> str | None:
 
 def _new_results(class_logits, box_logits, *settings: Any) -> list[Tensor]:
     """Boxes, scores, points, counts, and distributions where they are wanted."""
-    pre_topk, _, _, distributions = settings[-4:]
+    pre_topk, _, _, with_distributions = settings[-4:]
     first, dtype = box_logits[0], compute_dtype(box_logits[0].dtype)
     batch, channels = first.shape[:2]
     rows = sum(torch.sym_min(pre_topk, level.shape[2] * level.shape[3]) for level in class_logits)
@@ -264,20 +255,9 @@ def _new_results(class_logits, box_logits, *settings: Any) -> list[Tensor]:
     scores = first.new_empty((batch, rows, class_logits[0].shape[1]), dtype=dtype)
     points = first.new_empty((batch, rows), dtype=torch.int64)
     results = [boxes, scores, points, points.new_empty(batch)]
-    if distributions:
+    if with_distributions:
         results.append(first.new_empty((batch, rows, 4, channels // 4), dtype=dtype))
     return results
-
-
-def _forward(kernels, results, class_logits, box_logits, *arguments: Any) -> None:
-    quality, scales, projection, *pairs, strides, pre_topk, score_thr, offset, distributions = arguments
-    boxes, _, _, counts, *_ = results
-    if not boxes.numel():
-        counts.zero_()
-        return
-    small = (quality, projection, scales, *pairs)
-    missing = [] if distributions else [None]
-    kernels.decode(class_logits, box_logits, *small, strides, pre_topk, score_thr, offset, *results, *missing)
 
 
 _decode = Operation(
@@ -285,9 +265,10 @@ _decode = Operation(
     describe=_describe,
     refusals={"cuda": _refuse_on_gpu, "triton": _refuse_on_gpu, "cpu": refuse_mixed, "reference": None},
     tensors=f"{ROWS}, Tensor? image_sizes, Tensor? scale_factors",
-    settings="float[] strides, int pre_topk, float score_thr, float offset, bool distributions",
+    settings="float[] strides, int pre_topk, float score_thr, float offset, bool with_distributions",
+    of_results=("with_distributions",),
     new_results=_new_results,
-    forward=_forward,
+    results=("boxes", "scores", "points", "counts", "distributions"),
     returns="Tensor[]",
     small=("quality", "scales", "projection", "image_sizes", "scale_factors"),
 )

@@ -9,9 +9,9 @@ from torch import Tensor
 from gflv2.ops import backends
 from gflv2.ops.checks import bad_value, check_tensor, values_are_checked
 from gflv2.ops.levels import check_bins
-from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
+from gflv2.ops.reduction import Loss, read_reduction
 from gflv2.ops.reference import dfl as reference
-from gflv2.ops.registration import Operation, like_map, with_result
+from gflv2.ops.registration import constant, like_map
 
 
 def dfl(
@@ -40,15 +40,15 @@ def dfl(
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
     call = _describe(logits)
-    check_tensor(target, "target", shape=(logits.shape[0],), device=logits.device)
-    check_reduction(weight, avg_factor, reduction, shape=logits.shape[:1], device=logits.device)
+    rows = logits.shape[:1]
+    check_tensor(target, "target", shape=rows, device=call.device)
+    how = read_reduction(weight, avg_factor, reduction, shape=rows, device=call.device)
     if values_are_checked() and bool(((target < 0) | (target > logits.shape[1] - 1)).any()):
         bad_value("target", f"distances in [0, {logits.shape[1] - 1}] bins", [float(target.min()), float(target.max())])
     backend = backends.select("dfl", call)
     if backend == "reference":
         return reference.dfl(logits, target, weight=weight, avg_factor=avg_factor, reduction=reduction)
-    weight, factor, *how = resolve(weight, avg_factor, reduction)
-    return _dfl((logits, target.detach(), weight, factor), (*how, backend))
+    return _dfl.of((logits, constant(target)), (), how, backend)
 
 
 def _describe(logits: Any, *_: Any, **__: Any) -> backends.Call:
@@ -56,27 +56,10 @@ def _describe(logits: Any, *_: Any, **__: Any) -> backends.Call:
     return backends.Call(logits.device, logits.dtype, {"bins": logits.shape[1]})
 
 
-def _new_results(logits, target, *how: Any) -> Tensor:
-    return Reduction(*how).new_result(logits.shape[:1], logits)
-
-
-def _forward(kernels, out, logits, target, *how: Any) -> None:
-    kernels.dfl_forward(logits, target, Reduction(*how).over(logits.shape[:1]), out)
-
-
-def _backward(kernels, grad, gradients, out, logits, target, *how: Any) -> None:
-    kernels.dfl_backward(grad, logits, target, Reduction(*how).over(logits.shape[:1]), *gradients, *with_result(out))
-
-
-_dfl = Operation(
+_dfl = Loss(
     "dfl",
     describe=_describe,
-    tensors=f"Tensor logits, Tensor target, {TENSORS}",
-    settings=SETTINGS,
-    new_results=_new_results,
-    forward=_forward,
-    small=("target", "weight", "factor"),
+    tensors="Tensor logits, Tensor target",
+    small=("target",),
     gradients={"logits": like_map},
-    backward=_backward,
-    together=True,
 )

@@ -176,26 +176,9 @@ def _new_quality(logits, *_: Any) -> Tensor:
     return logits[0].new_empty(rows_of(logits), dtype=compute_dtype(logits[0].dtype))
 
 
-def _forward(kernels, out, *arguments: Any) -> None:
-    kernels.dgqp_forward(*arguments, out)
-
-
-def _backward(kernels, grad, gradients, _, *arguments: Any) -> None:
-    kernels.dgqp_backward(grad, *arguments, *gradients)
-
-
 def _new_statistics(logits, scales, topk, mean, variance) -> Tensor:
     shape = (*rows_of(logits), 4 * (topk + mean + variance))
     return logits[0].new_empty(shape, dtype=compute_dtype(logits[0].dtype))
-
-
-def _forward_statistics(kernels, out, logits, *arguments: Any) -> None:
-    kernels.dgqp_forward(logits, [], *arguments, out)
-
-
-def _backward_statistics(kernels, grad, gradients, _, logits, *arguments: Any) -> None:
-    grad_logits, grad_scales = gradients
-    kernels.dgqp_backward(grad, logits, [], *arguments, grad_logits, [], grad_scales)
 
 
 _dgqp = Operation(
@@ -205,20 +188,17 @@ _dgqp = Operation(
     tensors="Tensor[] logits, Tensor[] predictor, Tensor? scales",
     settings="int topk, bool mean, bool variance",
     new_results=_new_quality,
-    forward=_forward,
     small=("predictor", "scales"),
     gradients={"logits": like_map, "predictor": as_rows, "scales": as_rows},
-    backward=_backward,
 )
 _statistics = Operation(
     "dgqp_statistics",
     describe=_describe,
-    module="dgqp",
+    kernels="dgqp",
+    fixed={"predictor": []},
     tensors="Tensor[] logits, Tensor? scales",
     settings="int topk, bool mean, bool variance",
     new_results=_new_statistics,
-    forward=_forward_statistics,
     small=("scales",),
     gradients={"logits": like_map, "scales": as_rows},
-    backward=_backward_statistics,
 )

@@ -9,9 +9,9 @@ from torch import Tensor
 from gflv2.ops import backends
 from gflv2.ops.checks import check_number, check_tensor, compute_dtype
 from gflv2.ops.levels import check_bins
-from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
+from gflv2.ops.reduction import Loss, read_reduction
 from gflv2.ops.reference import distribution_kl as reference
-from gflv2.ops.registration import Operation, like_map, with_result
+from gflv2.ops.registration import constant, like_map
 
 
 def distribution_kl(
@@ -45,16 +45,15 @@ def distribution_kl(
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
     call = _describe(logits, teacher_logits, temperature=temperature)
-    check_reduction(weight, avg_factor, reduction, shape=logits.shape[:1], device=logits.device)
+    how = read_reduction(weight, avg_factor, reduction, shape=logits.shape[:1], device=logits.device)
     backend = backends.select("distribution_kl", call)
     if backend == "reference":
         options = {"weight": weight, "avg_factor": avg_factor, "reduction": reduction}
         return reference.distribution_kl(logits, teacher_logits, temperature=temperature, **options)
-    teacher, dtype = teacher_logits.detach(), compute_dtype(logits.dtype)
+    teacher, dtype = constant(teacher_logits), compute_dtype(logits.dtype)
     if compute_dtype(teacher.dtype) != dtype:
         teacher = teacher.to(dtype)  # the kernels take any dtype beside another, but not float64
-    weight, factor, *how = resolve(weight, avg_factor, reduction)
-    return _distribution_kl((logits, teacher, weight, factor), (float(temperature), *how, backend))
+    return _distribution_kl.of((logits, teacher), (float(temperature),), how, backend)
 
 
 def _describe(logits: Any, teacher_logits: Any, *, temperature: Any = 10.0, **_: Any) -> backends.Call:
@@ -64,31 +63,10 @@ def _describe(logits: Any, teacher_logits: Any, *, temperature: Any = 10.0, **_:
     return backends.Call(logits.device, logits.dtype, {"bins": logits.shape[1]})
 
 
-def _new_results(logits, teacher, weight, factor, temperature, *how: Any) -> Tensor:
-    return Reduction(weight, factor, *how).new_result(logits.shape[:1], logits)
-
-
-def _inputs(logits, teacher, weight, factor, temperature, *how: Any) -> tuple[Any, ...]:
-    return logits, teacher, temperature, Reduction(weight, factor, *how).over(logits.shape[:1])
-
-
-def _forward(kernels, out, *arguments: Any) -> None:
-    kernels.distribution_kl_forward(*_inputs(*arguments), out)
-
-
-def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
-    kernels.distribution_kl_backward(grad, *_inputs(*arguments), *gradients, *with_result(out))
-
-
-_distribution_kl = Operation(
+_distribution_kl = Loss(
     "distribution_kl",
     describe=_describe,
-    tensors=f"Tensor logits, Tensor teacher, {TENSORS}",
-    settings=f"float temperature, {SETTINGS}",
-    new_results=_new_results,
-    forward=_forward,
-    small=("weight", "factor"),
+    tensors="Tensor logits, Tensor teacher",
+    settings="float temperature",
     gradients={"logits": like_map},
-    backward=_backward,
-    together=True,
 )

@@ -16,14 +16,21 @@ from gflv2.ops import backends
 from gflv2.ops import gfl_loss_passes as passes
 from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, values_are_checked
 from gflv2.ops.dgqp import Predictor, refuse_triton
-from gflv2.ops.gfl_loss_passes import Needs
+from gflv2.ops.gfl_loss_passes import Needs, Rows
 from gflv2.ops.head import Head, check_rows, read_head, refuse_mixed
 from gflv2.ops.observed import ordinary, saving_is_observed
 from gflv2.ops.one_pass import one_pass
 from gflv2.ops.qfl import OPERATION as QFL
 from gflv2.ops.reference import gfl_loss as reference
 from gflv2.ops.reference.gfl_loss import GFLLosses, GFLTargets
-from gflv2.ops.registration import convert, prepared, refuse_double_backward, refuse_forward_mode, wants_gradient
+from gflv2.ops.registration import (
+    constant,
+    convert,
+    prepared,
+    refuse_double_backward,
+    refuse_forward_mode,
+    wants_gradient,
+)
 
 __all__ = ["GFLLosses", "gfl_loss"]
 
@@ -76,15 +83,7 @@ def gfl_loss(
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
-    options = {
-        "strides": strides,
-        "scales": scales,
-        "projection": projection,
-        "predictor": predictor,
-        "quality_logits": quality_logits,
-        "offset": offset,
-    }
-    head = read_head(class_logits, box_logits, **options)
+    head = read_head(class_logits, box_logits, strides, scales, projection, predictor, quality_logits, offset)
     _check_targets(head, targets)
     check_tensor(normalisers, "normalisers", shape=(2,), device=head.box.device)
     check_number(beta, "beta", least=0)
@@ -100,7 +99,7 @@ def gfl_loss(
             bad_value("projection", expected, projection.tolist())
     backend = backends.select("gfl_loss", head.call())
     if backend == "reference":
-        options |= {"strides": head.strides, "beta": float(beta), "loss_weights": loss_weights}
+        options = {**head.options(projection), "beta": float(beta), "loss_weights": loss_weights}
         return reference.gfl_loss(class_logits, box_logits, targets, normalisers, **options)
 
     refuse_forward_mode("gfl_loss", (class_logits, box_logits, scales, quality_logits, (predictor or ())[:4]))
@@ -112,9 +111,8 @@ def gfl_loss(
         quality = head.quality_logits(backend) if targets.quality is None else targets.quality
     class_logits, box_logits, quality, scales, projection = head.rows(quality)
     constants = (targets.labels, targets.scores, targets.weights, targets.label_weights, normalisers, targets.boxes)
-    constants = [tensor.detach() if tensor.requires_grad else tensor for tensor in (projection, *constants)]
     dtype = compute_dtype(head.box.dtype)
-    projection, labels, *constants = constants
+    projection, labels, *constants = [constant(tensor) for tensor in (projection, *constants)]
     layers, (scales, quality, projection, *constants) = (
         convert(group, dtype) for group in (layers, [scales, quality, projection, *constants])
     )
@@ -183,22 +181,22 @@ class _GflLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, settings: tuple, shape: tuple, *flat: Tensor | None) -> tuple[Tensor, ...]:
-        layers, (scales, quality), constants, levels = flat[:4], flat[4:6], flat[6:13], flat[13:]
+        (scales, quality), levels, has_predictor = flat[4:6], flat[13:], flat[0] is not None
         count = len(levels) // 2
+        rows = Rows(levels[:count], levels[count:], quality, scales, *flat[6:12])
         ctx.settings, ctx.shape = settings, shape
-        rows = (levels[:count], levels[count:], quality, scales)
-        has_predictor = layers[0] is not None
-        of_class_loss = _of_class_loss(_needs(ctx, has_predictor, count), has_predictor)
         ctx.plain = ordinary(flat)
         ctx.hooked = ctx.plain and saving_is_observed()
-        ctx.one_pass = ctx.plain and any(of_class_loss) and one_pass(settings[-1], "sum", (quality, *levels[:count]))
+        of_class_loss = _of_class_loss(_needs(ctx, has_predictor, count), has_predictor)
+        ctx.one_pass = ctx.plain and True in of_class_loss and one_pass(settings[-1], "sum", (quality, levels[0]))
         if ctx.one_pass:
-            *losses, sides, ctx.prepared = passes.losses_and_gradients(of_class_loss, *rows, *constants, *settings)
+            found = passes.losses_and_gradients(of_class_loss, rows, flat[12], *settings)
+            ctx.prepared = found[4]
         else:
             run = passes.run if ctx.plain else passes.registered
-            *losses, sides = run(*rows, *constants, *settings)
-        ctx.save_for_backward(*flat, sides)
-        return tuple(losses)
+            found = run(*rows, flat[12], *settings)
+        ctx.save_for_backward(*flat, found[3])
+        return found[0], found[1], found[2]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -206,42 +204,37 @@ class _GflLoss(torch.autograd.Function):
         saved = ctx.saved_tensors  # asked for once: under activation checkpointing each time computes forward anew
         if ctx.hooked:  # a hook may give back equal tensors with other strides
             saved = [*(None if tensor is None else tensor.contiguous() for tensor in saved[:13]), *saved[13:]]
-        layers, (scales, quality), constants = saved[:4], saved[4:6], saved[6:12]
-        levels, sides = saved[13:-1], saved[-1]
-        projection, labels, scores, _, label_weights, normalisers = constants
+        layers, (scales, quality), levels = saved[:4], saved[4:6], saved[13:-1]
         count, has_predictor = len(levels) // 2, layers[0] is not None
+        rows = Rows(levels[:count], levels[count:], quality, scales, *saved[6:12])
         needs = remaining = _needs(ctx, has_predictor, count)
         _, _, beta, loss_weights, backend = ctx.settings
 
         # 1. Of the class loss, where forward left it.
-        class_gradients, grad_quality = [], None
+        class_gradients, grad_quality = None, None
         plain = ctx.plain and ordinary(grads)
         if ctx.one_pass and plain:
             of_class_loss = _of_class_loss(needs, has_predictor)
-            class_rows = (levels[:count], quality, labels, scores, label_weights, normalisers)
-            call = passes.class_loss(class_rows, beta, loss_weights)
-            class_gradients, grad_quality = prepared(
-                ctx, grads[0], lambda: QFL.with_gradients(call, backend, of_class_loss)[1]
-            )
-            remaining = needs._replace(class_logits=False, quality=False)
+            call = passes.class_loss(rows, beta, loss_weights)
+            again = lambda: QFL.gradients(None, call, backend, of_class_loss)  # noqa: E731
+            class_gradients, grad_quality = prepared(ctx, grads[0], again)
+            remaining = Needs(False, needs.box_logits, needs.predictor, needs.scales, False)
 
         # 2. The rest.
-        rows = (levels[:count], levels[count:], quality, scales, *constants)
         predictor = layers if has_predictor else []
-        settings = (*ctx.shape, beta, loss_weights, backend, list(remaining))
-        given = (*grads, *rows, sides, grad_quality, predictor, *settings)
+        given = (saved[-1], grad_quality, predictor, *ctx.shape, beta, loss_weights, backend, list(remaining))
         if plain:
-            found = passes.run_backward(*given)
+            found = passes.run_backward(grads, rows, *given)
         else:
-            found = passes.split_gradients(passes.registered_backward(*given), count, remaining)
-        if remaining is not needs:
-            found = found._replace(class_logits=class_gradients, quality=grad_quality if needs.quality else None)
+            found = passes.split_gradients(passes.registered_backward(*grads, *rows, *given), count, remaining)
         none = [None] * count
-        levels = (*(found.class_logits or none), *(found.box_logits or none))
-        return None, None, *(found.predictor or [None] * 4), found.scales, found.quality, *[None] * 7, *levels
+        if class_gradients is None:
+            class_gradients, grad_quality = found.class_logits, found.quality
+        of_small = (*(found.predictor or [None] * 4), found.scales, grad_quality if needs.quality else None)
+        return None, None, *of_small, *[None] * 7, *(class_gradients or none), *(found.box_logits or none)
 
 
 def _needs(ctx: Any, has_predictor: bool, count: int) -> Needs:
     wanted = ctx.needs_input_grad[2:]
     classes, boxes = wanted[13 : 13 + count], wanted[13 + count :]
-    return Needs(any(classes), any(boxes), any(wanted[:4]), wanted[4], wanted[5] and not has_predictor)
+    return Needs(True in classes, True in boxes, True in wanted[:4], wanted[4], wanted[5] and not has_predictor)

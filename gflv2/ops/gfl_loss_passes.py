@@ -21,6 +21,21 @@ from gflv2.ops.qfl import OPERATION as QFL
 from gflv2.ops.registration import as_rows, convert, flatten, register
 
 
+class Rows(NamedTuple):
+    """What both passes read, in the order of the registered operations."""
+
+    class_logits: Sequence[Tensor]
+    box_logits: Sequence[Tensor]
+    quality: Tensor | None
+    scales: Tensor | None
+    projection: Tensor
+    labels: Tensor
+    scores: Tensor
+    weights: Tensor
+    label_weights: Tensor
+    normalisers: Tensor  # N_pos and W
+
+
 class Needs(NamedTuple):
     """Which gradients are needed."""
 
@@ -55,24 +70,20 @@ def split_gradients(gradients: Sequence[Tensor], count: int, needs: Sequence[boo
     return Gradients(*parts[:3], *(part[0] if part else None for part in parts[3:]))
 
 
-def _new_results(class_logits, box_logits, quality, scales, projection, labels, scores, weights, *_: Any):
+def _new_results(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The three losses, and what backward needs of the box losses (`SavedBoxLoss.sides`)."""
-    dtype = compute_dtype(box_logits[0].dtype)
+    weights, dtype = arguments[7], compute_dtype(arguments[1][0].dtype)
     qfl = weights.new_empty((), dtype=dtype)
     return qfl, torch.empty_like(qfl), torch.empty_like(qfl), weights.new_empty((*weights.shape, 4, 2), dtype=dtype)
 
 
-def class_loss(rows: Sequence[Any], beta: float, loss_weights: Sequence[float]) -> list[Any]:
-    """The arguments of `qfl` for Σ over points / N_pos, times its factor.
-
-    Args:
-        rows: class logits, quality, labels, scores, label weights, normalisers.
-    """
-    class_logits, quality, labels, scores, label_weights, normalisers = rows
+def class_loss(rows: Rows, beta: float, loss_weights: Sequence[float]) -> list[Any]:
+    """The arguments of `qfl` for Σ over points / N_pos, times its factor."""
     divisor = 1 / loss_weights[0] if loss_weights[0] else math.inf
-    form = "logits" if quality is None else "class_logits"
+    form = "logits" if rows.quality is None else "class_logits"
     # Of the normalisers `qfl` reads the first, N_pos.
-    return [class_logits, quality, labels, scores, label_weights, normalisers, form, beta, divisor, "sum"]
+    tensors = (rows.class_logits, rows.quality, rows.labels, rows.scores, rows.label_weights, rows.normalisers)
+    return [*tensors, form, beta, divisor, "sum"]
 
 
 def _factors(loss_weights: Sequence[float]) -> tuple[float, float]:
@@ -81,79 +92,52 @@ def _factors(loss_weights: Sequence[float]) -> tuple[float, float]:
 
 
 def losses_and_gradients(
-    of_class_loss: Sequence[bool],
-    class_logits,
-    box_logits,
-    quality,
-    scales,
-    projection,
-    labels,
-    scores,
-    weights,
-    label_weights,
-    normalisers,
-    boxes,
-    strides,
-    offset,
-    beta,
-    loss_weights,
-    backend,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    of_class_loss: Sequence[bool], rows: Rows, boxes, strides, offset, beta, loss_weights, backend
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Any]]:
     """The results, and those gradients of the class loss that are asked for, for an upstream gradient of 1."""
-    qfl, giou, dfl, sides = _new_results(class_logits, box_logits, quality, scales, projection, labels, scores, weights)
-    call = class_loss((class_logits, quality, labels, scores, label_weights, normalisers), beta, loss_weights)
+    qfl, giou, dfl, sides = _new_results(*rows)
+    call = class_loss(rows, beta, loss_weights)
     gradients: list[Any] = []
-    if any(of_class_loss):
-        qfl, gradients = QFL.with_gradients(call, backend, of_class_loss)
-    if not weights.numel():
-        return qfl.zero_(), giou.zero_(), dfl.zero_(), sides, gradients
-    if not gradients:
-        QFL.fill(implementation("qfl", backend), qfl, *call)
+    if True in of_class_loss:
+        gradients = QFL.gradients(None, call, backend, of_class_loss, qfl)
+    else:
+        QFL.fill(qfl, call, backend)
+    if not rows.weights.numel():
+        return qfl, giou.zero_(), dfl.zero_(), sides, gradients
     implementation("gfl_loss", backend).box_loss_forward(
-        box_logits,
-        boxes,
-        weights,
-        normalisers,
-        strides,
-        scales,
-        projection,
-        offset,
-        _factors(loss_weights),
-        sides,
-        giou,
-        dfl,
+        box_logits=rows.box_logits,
+        boxes=boxes,
+        weights=rows.weights,
+        normalisers=rows.normalisers,
+        strides=strides,
+        scales=rows.scales,
+        projection=rows.projection,
+        offset=offset,
+        factors=_factors(loss_weights),
+        sides=sides,
+        giou=giou,
+        dfl=dfl,
     )
     return qfl, giou, dfl, sides, gradients
 
 
 def run(*arguments: Any) -> tuple[Tensor, ...]:
-    return losses_and_gradients((), *arguments)[:4]
+    return losses_and_gradients((), Rows(*arguments[:10]), *arguments[10:])[:4]
 
 
-def _new_gradients(class_logits, box_logits, quality, scales, predictor, needs: Needs) -> Gradients:
+def _new_gradients(rows: Rows, predictor: Sequence[Tensor], needs: Needs) -> Gradients:
     return Gradients(
-        [torch.empty_like(level) for level in class_logits] if needs.class_logits else [],
-        [torch.empty_like(level) for level in box_logits] if needs.box_logits else [],
+        [torch.empty_like(level) for level in rows.class_logits] if needs.class_logits else [],
+        [torch.empty_like(level) for level in rows.box_logits] if needs.box_logits else [],
         [as_rows(tensor) for tensor in predictor] if needs.predictor else [],
-        as_rows(scales) if needs.scales else None,
-        as_rows(quality) if needs.quality else None,
+        as_rows(rows.scales) if needs.scales else None,
+        as_rows(rows.quality) if needs.quality else None,
     )
 
 
 def run_backward(
-    grad_qfl,
-    grad_giou,
-    grad_dfl,
-    class_logits,
-    box_logits,
-    quality,
-    scales,
-    projection,
-    labels,
-    scores,
-    weights,
-    label_weights,
-    normalisers,
+    grads: Sequence[Tensor],
+    rows: Rows,
     sides,
     grad_quality,
     predictor,
@@ -165,9 +149,11 @@ def run_backward(
     backend,
     needs,
 ) -> Gradients:
+    """Args: ``grads``: of the three losses. The others are those of the registered operation."""
+    grad_qfl, grad_giou, grad_dfl = grads
     needs = Needs(*needs)
-    wanted = _new_gradients(class_logits, box_logits, quality, scales, predictor, needs)
-    if not weights.numel():
+    wanted = _new_gradients(rows, predictor, needs)
+    if not rows.weights.numel():
         for gradient in flatten(wanted):
             gradient.zero_()
         return wanted
@@ -175,35 +161,32 @@ def run_backward(
     # 1. The class logits, and the quality.
     if grad_quality is None:
         if needs.quality or (predictor and needs.of_box_logits):
-            grad_quality = wanted.quality if needs.quality else torch.empty_like(quality)
+            grad_quality = wanted.quality if needs.quality else torch.empty_like(rows.quality)
         if needs.class_logits or grad_quality is not None:
-            call = class_loss((class_logits, quality, labels, scores, label_weights, normalisers), beta, loss_weights)
-            where = (wanted.class_logits, grad_quality)
-            QFL.fill_gradients(implementation("qfl", backend), grad_qfl, where, None, *call)
+            call = class_loss(rows, beta, loss_weights)
+            QFL.fill_gradients((wanted.class_logits, grad_quality), grad_qfl, call, backend)
 
     # 2. The box logits, once: by way of the statistics and of the two box losses.
     if needs.of_box_logits:
-        saved = (sides, weights, projection, normalisers, grad_giou, grad_dfl, _factors(loss_weights))
+        saved = (sides, rows.weights, rows.projection, rows.normalisers, grad_giou, grad_dfl, _factors(loss_weights))
         implementation("gfl_loss", backend).box_loss_backward(
-            grad_quality if predictor else None,
-            box_logits,
-            predictor,
-            scales,
-            topk,
-            mean,
-            variance,
-            wanted.box_logits,
-            wanted.predictor,
-            wanted.scales,
-            SavedBoxLoss(*saved),
+            grad_quality=grad_quality if predictor else None,
+            box_logits=rows.box_logits,
+            predictor=predictor,
+            scales=rows.scales,
+            topk=topk,
+            mean=mean,
+            variance=variance,
+            grad_logits=wanted.box_logits,
+            grad_predictor=wanted.predictor,
+            grad_scales=wanted.scales,
+            box=SavedBoxLoss(*saved),
         )
     return wanted
 
 
 def _fake_backward(*arguments: Any) -> list[Tensor]:
-    class_logits, box_logits, quality, scales = arguments[3:7]
-    predictor, needs = arguments[15], Needs(*arguments[-1])
-    return flatten(_new_gradients(class_logits, box_logits, quality, scales, predictor, needs))
+    return flatten(_new_gradients(Rows(*arguments[3:13]), arguments[15], Needs(*arguments[-1])))
 
 
 def _converted(*arguments: Any) -> tuple[Tensor, ...]:
@@ -220,7 +203,8 @@ def _converted(*arguments: Any) -> tuple[Tensor, ...]:
 def _converted_backward(*arguments: Any) -> list[Tensor]:
     maps, small, settings = arguments[:5], arguments[5:16], arguments[16:]
     converted = (convert(tensor, torch.int64 if place == 3 else small[8].dtype) for place, tensor in enumerate(small))
-    gradients = flatten(run_backward(*maps, *converted, *settings))
+    rows = Rows(*maps[3:], *(next(converted) for _ in range(8)))
+    gradients = flatten(run_backward(maps[:3], rows, *converted, *settings))
     needs, (class_logits, box_logits), (quality, scales) = Needs(*arguments[-1]), maps[3:], small[:2]
     every = zip((class_logits, box_logits, small[10], [scales], [quality]), needs, strict=True)
     given = [tensor for group, need in every if need for tensor in group]

@@ -70,15 +70,7 @@ def gfl_targets(
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
-    options = {
-        "strides": strides,
-        "scales": scales,
-        "projection": projection,
-        "predictor": predictor,
-        "quality_logits": quality_logits,
-        "offset": offset,
-    }
-    head = read_head(class_logits, box_logits, **options)
+    head = read_head(class_logits, box_logits, strides, scales, projection, predictor, quality_logits, offset)
     if not isinstance(assignment, Assignment):
         bad_type("assignment", "a gflv2.ops.Assignment, as atss returns it", assignment)
     check_rows(head, assignment, "assignment", _ASSIGNMENT)
@@ -88,7 +80,7 @@ def gfl_targets(
     check_padded_sizes(padded_sizes, batch)
     backend = backends.select("gfl_targets", head.call())
     if backend == "reference":
-        options |= {"strides": head.strides, "counts": counts, "padded_sizes": padded_sizes}
+        options = {**head.options(projection), "counts": counts, "padded_sizes": padded_sizes}
         return reference.gfl_targets(class_logits, box_logits, assignment, boxes, **options)
     quality = head.quality_logits(backend)
     tensors = (*head.rows(quality), assignment.index, assignment.labels, as_list(boxes))
@@ -147,39 +139,21 @@ def _new_results(class_logits, box_logits, *_: Any) -> tuple[Tensor, ...]:
     return labels, boxes, scores, weights, label_weights, first.new_empty(2, dtype=dtype)
 
 
-def _forward(
-    kernels,
-    results,
-    class_logits,
-    box_logits,
-    quality,
-    scales,
-    projection,
-    index,
-    assigned,
-    boxes,
-    valid,
-    strides,
-    offset,
-) -> None:
-    sums = results[-1]
-    if not results[0].numel():
+class _Targets(Operation):
+    def _fill_empty(self, results: Any, arguments: Sequence[Any]) -> None:
         # Each image counts as one positive point. (No tensor from the host's numbers: that copy would wait.)
-        sums.zero_()[:1].fill_(index.shape[0])
-        return
-    logits = (class_logits, box_logits)
-    kernels.gfl_targets(*logits, index, assigned, boxes, valid, strides, scales, projection, quality, offset, *results)
+        results[-1].zero_()[:1].fill_(arguments[0][0].shape[0])
 
 
 # `valid`: rows and columns that count, image by image, level by level, or empty.
-_gfl_targets = Operation(
+_gfl_targets = _Targets(
     "gfl_targets",
     describe=_describe,
     refusals={"cuda": _refuse_on_gpu, "triton": _refuse_triton, "cpu": refuse_mixed, "reference": None},
     tensors=f"{ROWS}, Tensor index, Tensor assigned, Tensor[] boxes",
     settings="SymInt[] valid, float[] strides, float offset",
     new_results=_new_results,
-    forward=_forward,
+    results=("labels", "target_boxes", "scores", "weights", "label_weights", "sums"),
     returns="(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     small=("quality", "scales", "projection", "boxes"),
     indices=("index", "assigned"),

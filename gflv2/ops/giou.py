@@ -8,9 +8,9 @@ from torch import Tensor
 
 from gflv2.ops import backends
 from gflv2.ops.checks import check_number, check_tensor
-from gflv2.ops.reduction import SETTINGS, TENSORS, Reduction, check_reduction, resolve
+from gflv2.ops.reduction import UNREDUCED, Loss, read_reduction
 from gflv2.ops.reference import giou as reference
-from gflv2.ops.registration import Operation, as_rows, with_result
+from gflv2.ops.registration import as_rows
 
 
 def giou(
@@ -42,11 +42,11 @@ def giou(
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
     call = _describe(pred, target, eps=eps)
-    check_reduction(weight, avg_factor, reduction, shape=pred.shape[:1], device=pred.device)
+    how = read_reduction(weight, avg_factor, reduction, shape=pred.shape[:1], device=pred.device)
     backend = backends.select("giou", call)
     if backend == "reference":
         return reference.giou(pred, target, weight=weight, avg_factor=avg_factor, reduction=reduction, eps=eps)
-    return _run(pred, target, True, eps, resolve(weight, avg_factor, reduction), backend)
+    return _giou.of((pred, target), (True, float(eps)), how, backend)
 
 
 def iou(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
@@ -65,12 +65,7 @@ def iou(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
     backend = backends.select("iou", _describe(pred, target, eps=eps))
     if backend == "reference":
         return reference.iou(pred, target, eps=eps)
-    return _run(pred, target, False, eps, resolve(None, None, "none"), backend)
-
-
-def _run(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction: Reduction, backend: str) -> Tensor:
-    weight, factor, *how = reduction
-    return _giou((pred, target, weight, factor), (loss, float(eps), *how, backend))
+    return _giou.of((pred, target), (False, float(eps)), UNREDUCED, backend)
 
 
 def _describe(pred: Any, target: Any, *_: Any, eps: float = 1e-6, **__: Any) -> backends.Call:
@@ -83,32 +78,12 @@ def _describe(pred: Any, target: Any, *_: Any, eps: float = 1e-6, **__: Any) -> 
 backends.register("iou", backends.EVERYWHERE, _describe)  # it runs the operation of `giou`
 
 
-def _new_results(pred, target, weight, factor, loss, eps, *how: Any) -> Tensor:
-    return Reduction(weight, factor, *how).new_result(pred.shape[:1], pred)
-
-
-def _inputs(pred, target, weight, factor, loss, eps, *how: Any) -> tuple[Any, ...]:
-    return pred, target, loss, eps, Reduction(weight, factor, *how).over(pred.shape[:1])
-
-
-def _forward(kernels, out, *arguments: Any) -> None:
-    kernels.giou_forward(*_inputs(*arguments), out)
-
-
-def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
-    kernels.giou_backward(grad, *_inputs(*arguments), *gradients, *with_result(out))
-
-
 # `loss`: 1 − GIoU; else the IoU.
-_giou = Operation(
+_giou = Loss(
     "giou",
     describe=_describe,
-    tensors=f"Tensor pred, Tensor target, {TENSORS}",
-    settings=f"bool loss, float eps, {SETTINGS}",
-    new_results=_new_results,
-    forward=_forward,
-    small=("target", "weight", "factor"),
+    tensors="Tensor pred, Tensor target",
+    settings="bool loss, float eps",
+    small=("target",),
     gradients={"pred": as_rows, "target": as_rows},
-    backward=_backward,
-    together=True,
 )

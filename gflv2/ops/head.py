@@ -34,7 +34,7 @@ class Head(NamedTuple):
         box: L levels (B, 4·R, H_l, W_l).
         strides: of the levels, in pixels.
         scales: (L,) or None.
-        projection: (R,), or None: 0, 1, …, R − 1.
+        projection: (R,).
         predictor: or None.
         quality: (B, A) quality logits that were given instead of a predictor, or None.
         offset: of the point in its cell.
@@ -45,27 +45,38 @@ class Head(NamedTuple):
     box: BoxLogits
     strides: list[float]
     scales: Tensor | None
-    projection: Tensor | None
+    projection: Tensor
     predictor: Predictor | None
     quality: Tensor | None
     offset: float
     points: tuple[int, ...]
 
     def call(self) -> backends.Call:
-        predictor = self.predictor
+        predictor, first = self.predictor, self.class_logits[0]
         facts = {
             "bins": self.box.bins,
-            "classes": self.class_logits[0].shape[1],
-            "class_dtype": self.class_logits[0].dtype,
+            "classes": first.shape[1],
+            "class_dtype": first.dtype,
             "topk": None if predictor is None else predictor.topk,
             "hidden": 0 if predictor is None else predictor.weight1.shape[0],
             "projection_learns": wants_gradient(self.projection),
         }
         return backends.Call(self.box.device, self.box.dtype, facts)
 
+    def options(self, projection: Tensor | None) -> dict[str, Any]:
+        """As the reference takes it, beside the logits. ``projection``: as it was given."""
+        return {
+            "strides": self.strides,
+            "scales": self.scales,
+            "projection": projection,
+            "predictor": self.predictor,
+            "quality_logits": self.quality,
+            "offset": self.offset,
+        }
+
     def rows(self, quality: Tensor | None) -> tuple[Any, ...]:
         """The arguments `ROWS`."""
-        return self.class_logits, self.box.tensors, quality, self.scales, check_projection(self.projection, self.box)
+        return self.class_logits, self.box.tensors, quality, self.scales, self.projection
 
     def quality_logits(self, backend: str) -> Tensor | None:
         """(B, A): what the predictor says, without gradients; or what was given."""
@@ -77,7 +88,6 @@ class Head(NamedTuple):
 def read_head(
     class_logits: Any,
     box_logits: Any,
-    *,
     strides: Any,
     scales: Any = None,
     projection: Any = None,
@@ -100,8 +110,7 @@ def read_head(
     points = rows_of(box.tensors)
     strides = check_strides(strides, len(box.tensors))
     scales = check_scales(scales, box)
-    if projection is not None:
-        check_tensor(projection, "projection", shape=(box.bins,), device=box.device)
+    projection = check_projection(projection, box)
     if predictor is not None:
         check_predictor(predictor, box)
         if quality_logits is not None:

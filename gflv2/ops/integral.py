@@ -89,22 +89,12 @@ def _new_results(logits, *_: Any) -> Tensor:
     return logits[0].new_empty((*rows_of(logits), 4), dtype=compute_dtype(logits[0].dtype))
 
 
-def _forward(kernels, out, *arguments: Any) -> None:
-    kernels.integral_forward(*arguments, out)
-
-
-def _backward(kernels, grad, gradients, _, *arguments: Any) -> None:
-    kernels.integral_backward(grad, *arguments, *gradients)
-
-
 _integral = Operation(
     "integral",
     describe=_describe,
     tensors="Tensor[] logits, Tensor projection, Tensor? scales, Tensor? points, Tensor? point_strides",
     settings="float[] strides, float offset",
     new_results=_new_results,
-    forward=_forward,
     small=("projection", "scales", "points", "point_strides"),
     gradients={"logits": like_map, "projection": as_rows, "scales": as_rows},
-    backward=_backward,
 )

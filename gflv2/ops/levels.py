@@ -38,9 +38,7 @@ def rows_of(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     return (first[0], points_of(tensors)) if len(first) == 4 else (first[0],)
 
 
-def check_levels(
-    value: Any, name: str, channels: int | None = None, like: Sequence[Tensor] | None = None
-) -> list[Tensor]:
+def check_levels(value: Any, name: str, like: Sequence[Tensor] | None = None) -> list[Tensor]:
     """Check a list of level tensors (B, channels, H_l, W_l): same batch, channels, dtype and device.
 
     Args:
@@ -49,8 +47,6 @@ def check_levels(
     if not _are_levels(value):
         _refuse_levels(value, name)
     levels = list(value)
-    if channels is not None and levels[0].shape[1] != channels:
-        bad_value(name, f"{channels} channels", levels[0])
     if like is not None:
         if len(levels) != len(like):
             bad_value(name, f"{len(like)} levels like the other arguments", len(levels))

@@ -20,7 +20,8 @@ from torch.nn import Parameter
 _PLAIN = (Tensor, Parameter)
 _modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._functorch.peek_interpreter_stack
-_is_batched = torch._C._functorch.is_legacy_batchedtensor
+_included = torch._C._dispatch_tls_is_dispatch_key_included
+_OLD_VMAP = torch._C._dispatch_key_parse("VmapMode")  # of `is_grads_batched`
 _saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _tracing_state = torch._C._get_tracing_state
 
@@ -31,19 +32,23 @@ def ordinary(arguments: Iterable[Any]) -> bool:
     Args:
         arguments: tensors, None, and lists of tensors.
     """
-    if torch.compiler.is_compiling() or _modes() > 0 or _transforms() is not None:
+    if torch.compiler.is_compiling() or _modes() > 0 or _transforms() is not None or _included(_OLD_VMAP):
         return False
     if _tracing_state() is not None or profiler._is_profiler_enabled:
         return False
     # A tensor may be negated lazily (the imaginary part of a conjugate): only the dispatcher reads it as what it means.
     for argument in arguments:
-        if isinstance(argument, Tensor):
-            if type(argument) not in _PLAIN or _is_batched(argument) or argument.is_neg():
+        if argument is None:
+            continue
+        if type(argument) in _PLAIN:
+            if argument.is_neg():
                 return False
-        elif argument is not None:
+        elif isinstance(argument, (list, tuple)):
             for tensor in argument:
-                if type(tensor) not in _PLAIN or _is_batched(tensor) or tensor.is_neg():
+                if type(tensor) not in _PLAIN or tensor.is_neg():
                     return False
+        else:
+            return False
     return True
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from gflv2.ops import backends
 from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, values_are_checked
 from gflv2.ops.levels import check_levels, rows_of
-from gflv2.ops.reduction import INTEGERS, SETTINGS, TENSORS, Reduction, check_reduction, resolve
+from gflv2.ops.reduction import INTEGERS, Loss, read_reduction
 from gflv2.ops.reference import qfl as reference
-from gflv2.ops.registration import Operation, as_rows, convert, like_map, with_result
+from gflv2.ops.registration import as_rows, convert, like_map
 
 FORMS = ("logits", "class_logits", "probabilities")
 
@@ -71,7 +71,7 @@ def qfl(
     scores = _read(forms, quality_logits)
     _check_target(target, scores)
     check_number(beta, "beta", least=0)
-    check_reduction(weight, avg_factor, reduction, shape=scores.shape, device=scores.device)
+    how = read_reduction(weight, avg_factor, reduction, shape=scores.shape, device=scores.device)
     if values_are_checked():
         _check_values(target, scores)
     backend = backends.select("qfl", scores.call())
@@ -86,11 +86,9 @@ def qfl(
             reduction=reduction,
         )
     labels, y = (None, target) if isinstance(target, Tensor) else target
-    weight, factor, *how = resolve(weight, avg_factor, reduction)
     y, dtype = y.detach(), compute_dtype(scores.tensors[0].dtype)
     y = y.to(dtype) if labels is None else convert(y, dtype)  # a dense target keeps its strides
-    tensors = (scores.tensors, quality_logits, labels, y, weight, factor)
-    return OPERATION(tensors, (scores.form, float(beta), *how, backend))
+    return OPERATION.of((scores.tensors, quality_logits, labels, y), (scores.form, float(beta)), how, backend)
 
 
 @dataclass
@@ -159,33 +157,13 @@ def _describe(_: Any = None, *, quality_logits: Any = None, **arguments: Any) ->
     return _read({name: arguments.get(name) for name in FORMS}, quality_logits).call()
 
 
-def _new_results(values, quality, labels, scores, weight, factor, form, beta, *how: Any) -> Tensor:
-    return Reduction(weight, factor, *how).new_result(rows_of(values), values[0])
-
-
-def _inputs(values, quality, labels, scores, weight, factor, form, beta, *how: Any) -> tuple[Any, ...]:
-    return values, quality, labels, scores, form, beta, Reduction(weight, factor, *how).over(rows_of(values))
-
-
-def _forward(kernels, out, *arguments: Any) -> None:
-    kernels.qfl_forward(*_inputs(*arguments), out)
-
-
-def _backward(kernels, grad, gradients, out, *arguments: Any) -> None:
-    kernels.qfl_backward(grad, *_inputs(*arguments), *gradients, *with_result(out))
-
-
 # `values`: levels (B, C, H, W), or one tensor (N, C). `labels` None: `scores` is the dense target (N, C).
-OPERATION = Operation(
+OPERATION = Loss(
     "qfl",
     describe=_describe,
-    tensors=f"Tensor[] values, Tensor? quality, Tensor? labels, Tensor scores, {TENSORS}",
-    settings=f"str form, float beta, {SETTINGS}",
-    new_results=_new_results,
-    forward=_forward,
-    small=("quality", "weight", "factor"),
+    tensors="Tensor[] values, Tensor? quality, Tensor? labels, Tensor scores",
+    settings="str form, float beta",
+    small=("quality",),
     indices=("labels",),
     gradients={"values": like_map, "quality": as_rows},
-    backward=_backward,
-    together=True,
 )

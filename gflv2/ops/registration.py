@@ -16,11 +16,11 @@ from gflv2.ops import backends
 from gflv2.ops.checks import compute_dtype
 from gflv2.ops.implementation import implementation
 from gflv2.ops.observed import ordinary, saving_is_observed
-from gflv2.ops.one_pass import one_pass
 
 _LIBRARY = torch.library.Library("gflv2", "FRAGMENT")
 _KEYS = ("CPU", "CUDA")
 Argument = Any  # of a registered operation: Tensor | None | list[Tensor], or a setting
+Where = Sequence[Any] | None  # see `regroup`
 REFERENCE_INSTEAD = 'use gflv2.use_backend("reference") for it'
 
 
@@ -92,15 +92,12 @@ def as_rows(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor) if tensor.is_contiguous() else tensor.new_empty(tensor.shape)
 
 
-def with_result(result: Tensor | None) -> tuple[Tensor, ...]:
-    """The last argument of a kernel's backward pass, where it forms the result too; kernels on a GPU do not."""
-    return () if result is None else (result,)
-
-
 class Operation:
     """A fused operation as torch knows it: ``gflv2::name``, ``gflv2::name_backward``, and how autograd joins them.
 
-    A call has tensors first (each a tensor, None, or a list of tensors), then settings, then the backend.
+    A call has tensors first (each a tensor, None, or a list of tensors), then settings, then the backend. Kernels get
+    them by the names that the schema gives them, with the results, and in backward ``grad`` and ``grad_NAME`` of each
+    tensor NAME that has a gradient.
     """
 
     def __init__(
@@ -110,16 +107,16 @@ class Operation:
         describe: Callable[..., backends.Call],
         tensors: str,
         settings: str,
+        results: Sequence[str] = ("out",),
         new_results: Callable[..., Any],
-        forward: Callable[..., None],
         returns: str = "Tensor",
         small: Sequence[str] = (),
         indices: Sequence[str] = (),
         arithmetic: Callable[[torch.dtype], torch.dtype] = compute_dtype,
         gradients: dict[str, Callable[[Tensor], Tensor]] | None = None,
-        backward: Callable[..., None] | None = None,
-        module: str | None = None,
-        together: bool = False,
+        kernels: str | None = None,
+        fixed: dict[str, Any] | None = None,
+        of_results: Sequence[str] = (),
         refusals: dict[str, Callable[[backends.Call], str | None] | None] = backends.EVERYWHERE,
     ) -> None:
         """Register it.
@@ -127,39 +124,43 @@ class Operation:
         Args:
             describe: turns the arguments of the public function into a `Call`, as `backends.register` has it.
             tensors, settings: their schemas.
+            results: their names; those that a call does not have are None to the kernels.
             new_results: takes a call's arguments without the backend, and returns the results' memory.
-            forward: (kernels, results, *arguments) fills it. ``kernels`` is the backend's module.
             small: the tensors that a call makes contiguous and converts to the dtype of the arithmetic, whatever theirs
                 is. Autograd records that, so that their gradient is rounded once.
             indices: those that it converts to int64.
             arithmetic: gives this dtype from that of the first tensor.
-            gradients: the differentiable tensors, in the order of ``tensors``, and the layout of their gradients.
-            backward: (kernels, grad, gradients, results, *arguments) fills the gradients; those that are not wanted
-                are None, or empty lists. With ``grad`` None it means 1, and the results are filled too.
-            module: file name of the kernels, where it is not the operation's.
-            together: on a CPU value and gradient come from one pass (`gflv2.ops.one_pass`); the settings then end
-                with the reduction.
+            gradients: the differentiable tensors, in the order of ``tensors``, and the layout of their gradients. The
+                kernels are NAME_forward and NAME_backward then; gradients that are not wanted are None, or empty lists.
+            kernels: NAME, where it is not the operation's.
+            fixed: empty lists of tensors that the kernels get beside the arguments.
+            of_results: settings that decide on the results alone, which the kernels do not get.
             refusals: the backends that have it, and why each cannot take a call, as `backends.register` has them.
         """
         backends.register(name, refusals, describe)
         OPERATIONS[name] = self
-        self.name = name
-        self.module = module or name
-        self.new_results, self.fill, self.fill_gradients = new_results, forward, backward
+        self.name, self.new_results = name, new_results
+        self._module = kernels or name
+        self._forward = f"{self._module}_forward" if gradients else self._module
+        self._backward = f"{self._module}_backward"
         names = [argument.split()[-1] for argument in tensors.split(", ")]
         self._has_lists = "Tensor[]" in tensors
         self._small, self._indices = ([names.index(name) for name in group] for group in (small, indices))
         self._arithmetic = arithmetic
+        self._names = names + [argument.split()[-1] for argument in settings.split(", ") if argument]
+        self._results, self._fixed, self._of_results = results, fixed or {}, of_results
+        self._fixed_gradients = {f"grad_{name}": value for name, value in self._fixed.items()}
         self.layouts = [(names.index(name), layout) for name, layout in (gradients or {}).items()]
+        self._gradients = [f"grad_{name}" for name in gradients or ()]
         arguments = ", ".join(part for part in (tensors, settings, "str backend") if part)
         self.call = register(name, f"({arguments}) -> {returns}", self._registered, self._fake)
         # A gradient that comes as one tensor, not as a list, can be batched by torch (is_grads_batched).
         self._one_gradient = len(self.layouts) == 1 and f"Tensor[] {names[self.layouts[0][0]]}" not in tensors
-        if backward is not None:
+        if gradients:
             schema = f"(Tensor grad, {arguments}, bool[] needs) -> Tensor{'' if self._one_gradient else '[]'}"
             run, fake = self._registered_backward, self._fake_backward
             self.call_backward = register(f"{name}_backward", schema, run, fake, vmap=True)
-            self._function = _function_of(self, together)
+            self._function = _function_of(self)
 
     def __call__(self, tensors: Sequence[Argument], settings: Sequence[Any]) -> Any:
         """Run it, recorded by autograd where one of the tensors needs that.
@@ -169,59 +170,132 @@ class Operation:
             settings: the backend last.
         """
         refuse_forward_mode(self.name, tensors)
-        if not (torch.is_grad_enabled() and wants_gradient(*[tensors[place] for place, _ in self.layouts])):
+        if not (torch.is_grad_enabled() and self._wants_gradient(tensors)):
             return self.constant(tensors, settings)
         tensors = self._converted(tensors)
         # Flat: a list given to `apply` would get no gradient, silently.
         if not self._has_lists:
             return self._function.apply(None, settings, *tensors)
-        counts: list[int | None] = []
+        where: list[int | tuple[int, int]] = []
         flat: list[Tensor | None] = []
         for tensor in tensors:
             if isinstance(tensor, (list, tuple)):
-                counts.append(len(tensor))
+                where.append((len(flat), len(flat) + len(tensor)))
                 flat += tensor
             else:
-                counts.append(None)
+                where.append(len(flat))
                 flat.append(tensor)
-        return self._function.apply(counts, settings, *flat)
+        return self._function.apply(where, settings, *flat)
+
+    def _wants_gradient(self, tensors: Sequence[Argument]) -> bool:
+        for place, _ in self.layouts:
+            if wants_gradient(tensors[place]):
+                return True
+        return False
 
     def constant(self, tensors: Sequence[Argument], settings: Sequence[Any]) -> Any:
         """Run it without gradients, whatever the tensors need."""
         tensors = self._converted(tensors)
         if ordinary(tensors):
-            return self._run(*tensors, *settings)
+            return self.run(*tensors, *settings)
         with torch.no_grad():
             return self.call(*tensors, *settings)
 
     def _converted(self, tensors: Sequence[Argument]) -> list[Argument]:
         """The tensors of a call, with the `small` ones as the kernels take them."""
-        dtype, converted = self._arithmetic(_first(tensors[0]).dtype), list(tensors)
+        dtype, converted = self._arithmetic(first_of(tensors[0]).dtype), list(tensors)
         for place in self._small:
             if converted[place] is not None:
                 converted[place] = convert(converted[place], dtype)
         for place in self._indices:
-            if converted[place] is not None:
-                converted[place] = convert(converted[place], torch.int64)
+            converted[place] = convert(converted[place], torch.int64)
         return converted
 
-    def with_gradients(self, arguments: Sequence[Argument], backend: str, needs: Sequence[bool]) -> tuple[Any, list]:
-        """Results, and gradients for an upstream gradient of 1, from one pass; where `one_pass` allows it.
+    def in_one_pass(self, settings: Sequence[Any], tensors: Sequence[Argument]) -> bool:
+        """Whether value and gradient come from one pass, in a call that nobody observes: no, but for a `Loss`."""
+        return False
+
+    # --- What the kernels do ---
+
+    def run(self, *arguments: Argument) -> Any:
+        """The results. The backend is the last argument."""
+        results = self.new_results(*arguments[:-1])
+        self.fill(results, arguments[:-1], arguments[-1])
+        return results
+
+    def fill(self, results: Any, arguments: Sequence[Argument], backend: str) -> None:
+        """Write the results."""
+        if self._is_empty(results, arguments):
+            return self._fill_empty(results, arguments)
+        fields = self._fields(arguments)
+        self._add_results(fields, results)
+        getattr(implementation(self._module, backend), self._forward)(**fields)
+
+    def gradients(
+        self,
+        grad: Tensor | None,
+        arguments: Sequence[Argument],
+        backend: str,
+        needs: Sequence[bool],
+        results: Any = None,
+    ) -> list[Argument]:
+        """Gradients in the order of their arguments and as these are; those not needed None, or an empty list.
 
         Args:
-            needs: which differentiable arguments need a gradient. The gradients come in this order, as their arguments
-                do: those that are not needed None, or an empty list.
+            grad: upstream, in any layout; None, where `in_one_pass` allows it: 1, and the ``results`` are written too.
+            needs: which differentiable arguments need a gradient.
         """
-        results, gradients = self.new_results(*arguments), self._new_gradients(arguments, needs)
-        if _has_elements(arguments[0]):
-            self.fill_gradients(implementation(self.module, backend), None, gradients, results, *arguments)
-        else:
-            _zero(results, *gradients)
-        return results, gradients
+        gradients = self._new_gradients(arguments, needs)
+        self.fill_gradients(gradients, grad, arguments, backend, results)
+        return gradients
+
+    def fill_gradients(
+        self,
+        gradients: Sequence[Argument],
+        grad: Tensor | None,
+        arguments: Sequence[Argument],
+        backend: str,
+        results: Any = None,
+    ) -> None:
+        """`gradients`, in memory that is there already."""
+        if not has_elements(arguments[0]):
+            return _zero(results, *gradients)
+        fields = self._fields(arguments)
+        fields["grad"] = None if grad is None else grad.contiguous()
+        if self._fixed:
+            fields.update(self._fixed_gradients)
+        fields.update(zip(self._gradients, gradients))  # noqa: B905
+        if results is not None:
+            self._add_results(fields, results)
+        getattr(implementation(self._module, backend), self._backward)(**fields)
+
+    def _fields(self, arguments: Sequence[Argument]) -> dict[str, Argument]:
+        """Arguments by name, as the kernels take them."""
+        fields = dict(zip(self._names, arguments))  # noqa: B905 (strict= costs time in every call)
+        if self._fixed:
+            fields.update(self._fixed)
+        for name in self._of_results:
+            del fields[name]
+        return fields
+
+    def _add_results(self, fields: dict[str, Argument], results: Any) -> None:
+        if isinstance(results, Tensor):
+            fields[self._results[0]] = results
+            return
+        fields.update(zip(self._results, results))  # noqa: B905
+        for name in self._results[len(results) :]:
+            fields[name] = None
+
+    def _is_empty(self, results: Any, arguments: Sequence[Argument]) -> bool:
+        return first_of(results).numel() == 0
+
+    def _fill_empty(self, results: Any, arguments: Sequence[Argument]) -> None:
+        """The results where no kernel runs."""
+        _zero(results)
 
     def _new_gradients(self, arguments: Sequence[Argument], needs: Sequence[bool]) -> list[Argument]:
         gradients: list[Argument] = []
-        for (place, new), need in zip(self.layouts, needs, strict=True):
+        for (place, new), need in zip(self.layouts, needs):  # noqa: B905
             argument = arguments[place]
             if isinstance(argument, (list, tuple)):
                 gradients.append([new(tensor) for tensor in argument] if need else [])
@@ -229,36 +303,17 @@ class Operation:
                 gradients.append(new(argument) if need else None)
         return gradients
 
-    def run_backward(self, grad: Tensor, arguments: Sequence[Argument], backend: str, needs: Sequence[bool]) -> list:
-        """The gradients of `with_gradients`, for any upstream gradient."""
-        gradients = self._new_gradients(arguments, needs)
-        if _has_elements(arguments[0]):
-            kernels = implementation(self.module, backend)
-            self.fill_gradients(kernels, grad.contiguous(), gradients, None, *arguments)
-        else:
-            _zero(*gradients)
-        return gradients
-
-    def _run(self, *arguments: Argument) -> Any:
-        *arguments, backend = arguments
-        results = self.new_results(*arguments)
-        if self.layouts and not _has_elements(arguments[0]):
-            _zero(results)  # a loss of nothing
-        else:
-            self.fill(implementation(self.module, backend), results, *arguments)
-        return results
-
     # --- What torch calls. Somebody may call it by hand: small tensors in another dtype must not be misread. ---
 
     def _registered(self, *arguments: Argument) -> Any:
-        return self._run(*self._converted(arguments))
+        return self.run(*self._converted(arguments))
 
     def _fake(self, *arguments: Argument) -> Any:
         return self.new_results(*arguments[:-1])
 
     def _registered_backward(self, grad: Tensor, *arguments: Argument) -> Tensor | list[Tensor]:
         *arguments, backend, needs = arguments
-        gradients = flatten(self.run_backward(grad, self._converted(arguments), backend, needs))
+        gradients = flatten(self.gradients(grad, self._converted(arguments), backend, needs))
         given = flatten([arguments[place] for (place, _), need in zip(self.layouts, needs, strict=True) if need])
         gradients = [gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, given, strict=True)]
         return gradients[0] if self._one_gradient else gradients
@@ -273,65 +328,74 @@ class Operation:
 OPERATIONS: dict[str, Operation] = {}
 
 
-def _function_of(operation: Operation, together: bool) -> type[torch.autograd.Function]:
+def _function_of(operation: Operation) -> type[torch.autograd.Function]:
     """The autograd.Function of an operation.
 
-    Its inputs: how many tensors belong to each argument (see `regroup`), the settings, the tensors.
+    Its inputs: where the tensors of each argument are (see `regroup`), the settings, the tensors.
     """
     name = operation.name
     places = [place for place, _ in operation.layouts]
 
     class Function(torch.autograd.Function):
         @staticmethod
-        def forward(
-            ctx: Any, counts: Sequence[int | None] | None, settings: Sequence[Any], *flat: Tensor | None
-        ) -> Any:
+        def forward(ctx: Any, where: Where, settings: Sequence[Any], *flat: Tensor | None) -> Any:
             operation = OPERATIONS[name]
             ctx.save_for_backward(*flat)
-            ctx.counts, ctx.settings = counts, settings
-            arguments, backend = regroup(flat, counts), settings[-1]
-            ctx.plain = ordinary(flat)
+            ctx.where, ctx.settings = where, settings
+            arguments = regroup(flat, where)
+            ctx.plain = plain = ordinary(flat)
             # A hook may give back an equal tensor with other strides.
-            ctx.hooked = ctx.plain and saving_is_observed()
-            ctx.one_pass = False
-            if together and ctx.plain and backend == "cpu":
-                trained = flatten([arguments[place] for place in places])
-                ctx.one_pass = one_pass(backend, settings[-2], trained)
+            ctx.hooked = plain and saving_is_observed()
+            ctx.one_pass = plain and operation.in_one_pass(settings, arguments)
             if ctx.one_pass:
-                needs = _needs(ctx, counts, places)[0]
-                result, ctx.prepared = operation.with_gradients((*arguments, *settings[:-1]), backend, needs)
+                given = (*arguments, *settings[:-1])
+                result = operation.new_results(*given)
+                ctx.prepared = operation.gradients(None, given, settings[-1], _needs(ctx, where, places), result)
                 return result
-            run = operation._run if ctx.plain else operation.call
-            return run(*arguments, *settings)
+            return operation.run(*arguments, *settings) if plain else operation.call(*arguments, *settings)
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             refuse_double_backward(name)
             operation = OPERATIONS[name]
-            # Asked for once: under activation checkpointing each time computes forward anew.
-            arguments = regroup(ctx.saved_tensors, ctx.counts)
-            if ctx.hooked:
-                arguments = operation._converted(arguments)
-            *settings, backend = ctx.settings
-            needs, spans = _needs(ctx, ctx.counts, places)
-            given = (*arguments, *settings)
-            if not (ctx.plain and ordinary((grad,))):
-                gradients = operation.call_backward(grad, *given, backend, needs)
-                gradients = [gradients] if isinstance(gradients, Tensor) else gradients
-            elif ctx.one_pass:
-                gradients = flatten(prepared(ctx, grad, lambda: operation.with_gradients(given, backend, needs)[1]))
+            # Asked for once: under activation checkpointing each time computes forward anew. And always: torch refuses
+            # tensors that have changed since.
+            saved = ctx.saved_tensors
+            if ctx.one_pass and ordinary((grad,)):
+                gradients = prepared(ctx, grad, lambda: _gradients(ctx, saved, operation, None, places))
             else:
-                gradients = flatten(operation.run_backward(grad, given, backend, needs))
-            inputs: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-            first = 0
-            for (begin, end), need in zip(spans, needs, strict=True):
-                if need:
-                    inputs[begin:end] = gradients[first : first + end - begin]
-                    first += end - begin
-            return tuple(inputs)
+                gradients = _gradients(ctx, saved, operation, grad, places)
+            inputs: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 2)
+            for place, gradient in zip(places, gradients):  # noqa: B905
+                at = place if ctx.where is None else ctx.where[place]
+                if isinstance(at, int):
+                    inputs[at] = gradient
+                elif gradient:
+                    inputs[at[0] : at[1]] = gradient
+            return (None, None, *inputs)
 
     Function.__name__ = Function.__qualname__ = f"{name}_function"
     return Function
+
+
+def _gradients(
+    ctx: Any, saved: Sequence[Tensor | None], operation: Operation, grad: Tensor | None, places: Sequence[int]
+) -> list[Argument]:
+    """As `Operation.gradients`, for what forward has saved."""
+    needs, backend = _needs(ctx, ctx.where, places), ctx.settings[-1]
+    arguments = regroup(saved, ctx.where)
+    given = [*(operation._converted(arguments) if ctx.hooked else arguments), *ctx.settings[:-1]]
+    if ctx.plain and (grad is None or ordinary((grad,))):
+        return operation.gradients(grad, given, backend, needs)
+    found = operation.call_backward(grad, *given, backend, needs)
+    flat = iter([found] if isinstance(found, Tensor) else found)
+    gradients: list[Argument] = []
+    for place, need in zip(places, needs, strict=True):
+        if isinstance(arguments[place], (list, tuple)):
+            gradients.append([next(flat) for _ in arguments[place]] if need else [])
+        else:
+            gradients.append(next(flat) if need else None)
+    return gradients
 
 
 def prepared(ctx: Any, upstream: Tensor, again: Callable[[], list[Argument]]) -> list[Argument]:
@@ -351,23 +415,16 @@ def prepared(ctx: Any, upstream: Tensor, again: Callable[[], list[Argument]]) ->
     return found
 
 
-def regroup(flat: Sequence[Tensor | None], counts: Sequence[int | None] | None) -> Sequence[Argument]:
+def regroup(flat: Sequence[Tensor | None], where: Where) -> Sequence[Argument]:
     """Flat tensors as the arguments of a registered operation.
 
     Args:
-        counts: how many tensors belong to each argument; None: one, and no list. Without counts no argument is a list.
+        where: the place of each argument's tensor; of an argument that is a list, the first place and the one behind
+            the last. None: no argument is a list.
     """
-    if counts is None:
+    if where is None:
         return flat
-    arguments, first = [], 0
-    for count in counts:
-        if count is None:
-            arguments.append(flat[first])
-            first += 1
-        else:
-            arguments.append(list(flat[first : first + count]))
-            first += count
-    return arguments
+    return [flat[at] if isinstance(at, int) else list(flat[at[0] : at[1]]) for at in where]
 
 
 def flatten(arguments: Sequence[Argument]) -> list[Tensor]:
@@ -381,40 +438,41 @@ def flatten(arguments: Sequence[Argument]) -> list[Tensor]:
     return flat
 
 
-def _needs(
-    ctx: Any, counts: Sequence[int | None] | None, places: Sequence[int]
-) -> tuple[list[bool], list[tuple[int, int]]]:
-    """Which differentiable arguments need a gradient, and where they stand among the inputs of the Function."""
-    wanted, first = ctx.needs_input_grad, 2
-    if counts is None:
-        return [wanted[first + place] for place in places], [(first + place, first + place + 1) for place in places]
-    starts = []
-    for count in counts:
-        starts.append((first, first + (1 if count is None else count)))
-        first = starts[-1][1]
-    spans = [starts[place] for place in places]
-    return [True in wanted[begin:end] for begin, end in spans], spans
+def _needs(ctx: Any, where: Where, places: Sequence[int]) -> list[bool]:
+    """Which differentiable arguments need a gradient."""
+    wanted = ctx.needs_input_grad[2:]
+    if where is None:
+        return [wanted[place] for place in places]
+    return [wanted[at] if isinstance(at, int) else True in wanted[at[0] : at[1]] for at in (where[p] for p in places)]
 
 
 def convert(argument: Argument, dtype: torch.dtype) -> Argument:
     """A small argument, or several, as kernels take them: contiguous, in a dtype."""
-    if isinstance(argument, (list, tuple)):
-        return [tensor if _is_converted(tensor, dtype) else convert(tensor, dtype) for tensor in argument]
-    if _is_converted(argument, dtype):
-        return argument
-    return argument.to(dtype).contiguous()
-
-
-def _is_converted(tensor: Tensor | None, dtype: torch.dtype) -> bool:
     # Asking costs a third of what `to` does.
-    return tensor is None or (tensor.dtype == dtype and tensor.is_contiguous())
+    if isinstance(argument, Tensor):
+        if argument.dtype == dtype and argument.is_contiguous():
+            return argument
+        return argument.to(dtype).contiguous()
+    if argument is None:
+        return None
+    # In one expression: a batch has a tensor for each image.
+    return [
+        tensor if tensor is not None and tensor.dtype == dtype and tensor.is_contiguous() else convert(tensor, dtype)
+        for tensor in argument
+    ]
 
 
-def _first(argument: Tensor | list[Tensor]) -> Tensor:
+def first_of(argument: Tensor | None | list[Tensor]) -> Tensor | None:
+    """An argument that is no list, or the first of a list."""
     return argument[0] if isinstance(argument, (list, tuple)) else argument
 
 
-def _has_elements(argument: Tensor | list[Tensor]) -> bool:
+def constant(tensor: Tensor) -> Tensor:
+    """The tensor, to which no gradient flows."""
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def has_elements(argument: Tensor | list[Tensor]) -> bool:
     if isinstance(argument, Tensor):
         return argument.numel() > 0
     for tensor in argument:

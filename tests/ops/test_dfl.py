@@ -158,13 +158,14 @@ class TestMemory:
             like = logits if layout != "bins apart" else logits.contiguous().T.contiguous().T
             written = [guarded(want["output"]), guarded(like)]
             (out, _), (grad, _) = written
-            kernels.dfl_forward(logits, target, how, out)
-            kernels.dfl_backward(upstream(out), logits, target, how, grad)
+            inputs = {"logits": logits, "target": target, "reduction": how}
+            kernels.dfl_forward(**inputs, out=out)
+            kernels.dfl_backward(grad=upstream(out), **inputs, grad_logits=grad)
             assert_written(written, want.values())
             if together:
                 written = [guarded(want["output"]), guarded(like)]
                 (out, _), (grad, _) = written
-                kernels.dfl_backward(None, logits, target, how, grad, out)
+                kernels.dfl_backward(grad=None, **inputs, grad_logits=grad, out=out)
                 assert_written(written, want.values())
 
 

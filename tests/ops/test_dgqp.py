@@ -292,7 +292,8 @@ class TestMemory:
             layers = [tensor.detach() for tensor in inputs.predictor]
             if layers:
                 layers[2] = layers[2].flatten()
-            arguments = (logits, layers, inputs.scales.detach(), case.topk, case.mean, case.variance)
+            arguments = {"logits": logits, "predictor": layers, "scales": inputs.scales.detach()}
+            arguments |= {"topk": case.topk, "mean": case.mean, "variance": case.variance}
 
             expected = [want["output"], *(want[name] for name in inputs.leaves())]
             watched = [guarded(tensor) for tensor in expected]
@@ -300,8 +301,9 @@ class TestMemory:
             levels, parts = written[: len(logits)], written[len(logits) : -1]
             if parts:
                 parts[2] = parts[2].view(-1)
-            kernels.dgqp_forward(*arguments, out)
-            kernels.dgqp_backward(inputs.cotangent.to(out), *arguments, levels, parts, written[-1])
+            kernels.dgqp_forward(**arguments, out=out)
+            gradients = {"grad_logits": levels, "grad_predictor": parts, "grad_scales": written[-1]}
+            kernels.dgqp_backward(grad=inputs.cotangent.to(out), **arguments, **gradients)
         for (tensor, guards), wanted in zip(watched, expected, strict=True):
             torch.testing.assert_close(tensor, wanted, rtol=0, atol=0)
             assert all(bool((part == GUARD).all()) for part in guards), "bytes beside an output were overwritten"

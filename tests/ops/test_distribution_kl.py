@@ -203,17 +203,18 @@ class TestMemory:
             upstream = torch.ones_like if together else cotangent
             want = results(distribution_kl, call, upstream=upstream)
             kernels = implementation("distribution_kl", backend)
-            inputs = (*(tensor.detach() for tensor in call.tensors.values()), case.temperature)
+            logits, teacher = (tensor.detach() for tensor in call.tensors.values())
             how = Reduction(call.keywords["weight"], None, 1.0, reduction)
-            written = [guarded(want["output"]), guarded(inputs[0])]
+            inputs = {"logits": logits, "teacher": teacher, "temperature": case.temperature, "reduction": how}
+            written = [guarded(want["output"]), guarded(logits)]
             (out, _), (grad, _) = written
-            kernels.distribution_kl_forward(*inputs, how, out)
-            kernels.distribution_kl_backward(upstream(out), *inputs, how, grad)
+            kernels.distribution_kl_forward(**inputs, out=out)
+            kernels.distribution_kl_backward(grad=upstream(out), **inputs, grad_logits=grad)
             assert_written(written, want.values())
             if together:
-                written = [guarded(want["output"]), guarded(inputs[0])]
+                written = [guarded(want["output"]), guarded(logits)]
                 (out, _), (grad, _) = written
-                kernels.distribution_kl_backward(None, *inputs, how, grad, out)
+                kernels.distribution_kl_backward(grad=None, **inputs, grad_logits=grad, out=out)
                 assert_written(written, want.values())
 
 

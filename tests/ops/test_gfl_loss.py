@@ -344,18 +344,20 @@ class TestMemory:
             want = inputs.targets()
             outputs = [want.labels, want.boxes, want.scores, want.weights, want.label_weights, want.sums]
             watched = [guarded(tensor) for tensor in outputs]
+            names = ("labels", "target_boxes", "scores", "weights", "label_weights", "sums")
             implementation("gfl_targets", backend).gfl_targets(
-                inputs.class_logits,
-                inputs.box_logits,
-                *inputs.assignment[::2],
-                inputs.boxes,
-                [],
-                list(STRIDES),
-                inputs.arguments["scales"],
-                torch.arange(17.0, device=device),
-                want.quality,
-                0.0,
-                *(tensor for tensor, _ in watched),
+                class_logits=inputs.class_logits,
+                box_logits=inputs.box_logits,
+                index=inputs.assignment.index,
+                assigned=inputs.assignment.labels,
+                boxes=inputs.boxes,
+                valid=[],
+                strides=list(STRIDES),
+                scales=inputs.arguments["scales"],
+                projection=torch.arange(17.0, device=device),
+                quality=want.quality,
+                offset=0.0,
+                **{name: tensor for name, (tensor, _) in zip(names, watched, strict=True)},
             )
         for (tensor, guards), expected in zip(watched, outputs, strict=True):
             assert torch.equal(tensor, expected)
@@ -374,8 +376,18 @@ class TestMemory:
             outputs = [guarded(torch.empty(size, device=device)) for size in (shape, (), ())]
             sides, giou, dfl = (tensor for tensor, _ in outputs)
             implementation("gfl_loss", backend).box_loss_forward(
-                *(box_logits, targets.boxes, targets.weights, normalisers, list(STRIDES), scales, projection, 0.0),
-                *((2.0, 0.0625), sides, giou, dfl),
+                box_logits=box_logits,
+                boxes=targets.boxes,
+                weights=targets.weights,
+                normalisers=normalisers,
+                strides=list(STRIDES),
+                scales=scales,
+                projection=projection,
+                offset=0.0,
+                factors=(2.0, 0.0625),
+                sides=sides,
+                giou=giou,
+                dfl=dfl,
             )
             assert torch.isfinite(sides).all() and not sides[targets.weights == 0].any()
             assert torch.equal(giou, want["giou"]) and torch.equal(dfl, want["dfl"])
@@ -385,8 +397,16 @@ class TestMemory:
             *levels, grad_scales = (tensor for tensor, _ in watched)
             upstream = torch.tensor([-1.3, 2.0], device=device).unbind()
             box = SavedBoxLoss(sides, targets.weights, projection, normalisers, *upstream, (2.0, 0.0625))
+            statistics = {"topk": 4, "mean": False, "variance": False}
+            gradients = {"grad_logits": levels, "grad_predictor": [], "grad_scales": grad_scales}
             implementation("gfl_loss", backend).box_loss_backward(
-                None, box_logits, [], scales, 4, False, False, levels, [], grad_scales, box
+                grad_quality=None,
+                box_logits=box_logits,
+                predictor=[],
+                scales=scales,
+                **statistics,
+                **gradients,
+                box=box,
             )
         for index, level in enumerate(levels):
             assert torch.equal(level, want[f"grad of logits {index}"])

@@ -156,14 +156,15 @@ class TestMemory:
             kernels = implementation("giou", backend)
             written = [guarded(tensor) for tensor in (want, *grads)]
             out, *found = (tensor for tensor, _ in written)
-            kernels.giou_forward(pred, target, loss, 1e-6, how, out)
-            kernels.giou_backward(cotangent(want), pred, target, loss, 1e-6, how, *found)
+            inputs = {"pred": pred, "target": target, "loss": loss, "eps": 1e-6, "reduction": how}
+            kernels.giou_forward(**inputs, out=out)
+            kernels.giou_backward(grad=cotangent(want), **inputs, grad_pred=found[0], grad_target=found[1])
             assert_written(written, [want, *grads])
             if backend == "cpu":
                 grads = torch.ops.gflv2.giou_backward(torch.ones_like(want), *arguments, [True, True])
                 written = [guarded(tensor) for tensor in (want, *grads)]
                 out, *found = (tensor for tensor, _ in written)
-                kernels.giou_backward(None, pred, target, loss, 1e-6, how, *found, out)
+                kernels.giou_backward(grad=None, **inputs, grad_pred=found[0], grad_target=found[1], out=out)
                 assert_written(written, [want, *grads])
 
 

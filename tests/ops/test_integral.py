@@ -185,16 +185,24 @@ class TestMemory:
             kernels = implementation("integral", backend)
             point_strides = inputs.strides if case.by_rows else None
             strides = [] if case.by_rows else inputs.strides
-            arguments = (inputs.tensors, inputs.projection, inputs.scales, inputs.points, point_strides, strides, 0.5)
-            arguments = _detached(arguments)
+            arguments = {
+                "logits": inputs.tensors,
+                "projection": inputs.projection,
+                "scales": inputs.scales,
+                "points": inputs.points,
+                "point_strides": point_strides,
+            }
+            arguments = {name: _detached(value) for name, value in arguments.items()}
+            arguments |= {"strides": strides, "offset": 0.5}
 
             out, guards = guarded(want["output"])
-            kernels.integral_forward(*arguments, out)
+            kernels.integral_forward(**arguments, out=out)
             gradients = [want[name] for name in inputs.leaves()]
             watched = [guarded(gradient) for gradient in gradients]
             written = [tensor for tensor, _ in watched]
-            levels = written[: len(inputs.tensors)]
-            kernels.integral_backward(cotangent(out), *arguments, levels, *written[len(levels) :])
+            *levels, grad_projection, grad_scales = written
+            of_small = {"grad_projection": grad_projection, "grad_scales": grad_scales}
+            kernels.integral_backward(grad=cotangent(out), **arguments, grad_logits=levels, **of_small)
         for tensor, expected in zip([out, *written], [want["output"], *gradients], strict=True):
             torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
         for _, guard in [(out, guards), *watched]:

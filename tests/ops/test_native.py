@@ -11,7 +11,7 @@ from torch import Tensor
 
 import gflv2
 from gflv2.ops import integral, native
-from gflv2.ops.native.integral import integral_forward
+from gflv2.ops.native.calling import NATIVE
 from gflv2.ops.reference import integral as reference
 
 pytestmark = pytest.mark.skipif(native.unavailable("cpu") is not None, reason=str(native.unavailable("cpu")))
@@ -91,10 +91,10 @@ def test_works_in_a_forked_process() -> None:
 
 
 def test_arguments_of_the_wrong_kind_are_errors() -> None:
-    rows = torch.randn(3, 4, 17)
-    projection = torch.arange(17.0)
+    missing = dict.fromkeys(["scales", "points", "point_strides"])
+    given = {"logits": [torch.randn(3, 4, 17)], "projection": torch.arange(17.0), "strides": [], "offset": 0.0}
     with pytest.raises(ValueError, match="out: expected a contiguous torch.float32 tensor"):
-        integral_forward([rows], projection, None, None, None, [], 0.0, torch.empty(3, 4, dtype=torch.float64))
+        NATIVE.integral_forward(**given, **missing, out=torch.empty(3, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match="backend: expected"):
         native.unavailable("tpu")
 
@@ -116,7 +116,7 @@ class TestFields:
 
     def call(self, **changes: object) -> Tensor:
         given = {name: value for name, value in (self.fields() | changes).items() if value is not ...}
-        native.library().integral_forward((-1, 1, None), **given)
+        native.library().integral_forward((-1, 1, None), given)
         return given["out"]
 
     def test_all_of_them(self) -> None:

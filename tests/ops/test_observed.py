@@ -20,7 +20,8 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter's process t
     [
         "_C._len_torch_dispatch_stack",
         "_C._functorch.peek_interpreter_stack",
-        "_C._functorch.is_legacy_batchedtensor",
+        "_C._dispatch_key_parse",
+        "_C._dispatch_tls_is_dispatch_key_included",
         "_C._autograd._top_saved_tensors_default_hooks",
         "_C._get_tracing_state",
         "autograd.profiler._is_profiler_enabled",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from gflv2.ops import dfl, native, registration
+from gflv2.ops import dfl, native, reduction
 from gflv2.ops.implementation import implementation
 from gflv2.ops.one_pass import one_pass
 from gflv2.ops.registration import flatten
@@ -80,7 +80,7 @@ class TestChoice:
     def test_without_gradients_none_are_formed(self, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
         kernel = "qfl" if op == "gfl_loss" else op
 
-        def refuse(*_: object) -> None:
+        def refuse(**_: object) -> None:
             raise AssertionError("called")
 
         monkeypatch.setattr(implementation(kernel, "cpu"), f"{kernel}_backward", refuse)
@@ -200,7 +200,7 @@ class TestPrepared:
         with running("cpu"):
             loss = total(op, arguments)
             found = gradients(loss, arguments, -0.3)
-            for module in (registration, sys.modules["gflv2.ops.gfl_loss"]):
+            for module in (reduction, sys.modules["gflv2.ops.gfl_loss"]):
                 monkeypatch.setattr(module, "one_pass", lambda *_: False)
             other = total(op, arguments)
             assert not node_of(op, other).one_pass

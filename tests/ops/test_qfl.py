@@ -361,16 +361,18 @@ class TestMemory:
             want = results(fused, call, upstream=upstream)
             kernels = implementation("qfl", backend)
             how = Reduction(call.keywords["weight"], None, 1.0, reduction)
-            inputs = (values, quality, labels, scores, "class_logits", 2.0, how)
+            inputs = {"values": values, "quality": quality, "labels": labels, "scores": scores}
+            inputs |= {"form": "class_logits", "beta": 2.0, "reduction": how}
             written = [guarded(tensor) for tensor in want.values()]
             out, *grad_values, grad_quality = (tensor for tensor, _ in written)
-            kernels.qfl_forward(*inputs, out)
-            kernels.qfl_backward(upstream(out), *inputs, grad_values, grad_quality)
+            kernels.qfl_forward(**inputs, out=out)
+            kernels.qfl_backward(grad=upstream(out), **inputs, grad_values=grad_values, grad_quality=grad_quality)
             assert_written(written, want.values())
             if together:
                 written = [guarded(tensor) for tensor in want.values()]
                 out, *grad_values, grad_quality = (tensor for tensor, _ in written)
-                kernels.qfl_backward(None, *inputs, grad_values, grad_quality, out)
+                gradients = {"grad_values": grad_values, "grad_quality": grad_quality}
+                kernels.qfl_backward(grad=None, **inputs, **gradients, out=out)
                 assert_written(written, want.values())
 
 

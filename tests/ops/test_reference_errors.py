@@ -20,6 +20,7 @@ LOGITS = torch.zeros(4, 3)
 TARGET = (torch.zeros(4, dtype=torch.int64), torch.zeros(4))
 BOXES = [torch.zeros(2, 4), torch.zeros(0, 4)]
 LABELS = [torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)]
+ELSEWHERE = [image.to("meta") for image in BOXES]
 
 
 def layers(index: int, value: Any) -> list:
@@ -47,6 +48,7 @@ def atss_call(**changes: Any) -> Callable[[], Any]:
     return lambda: ops.atss(**{**arguments, **changes})
 
 
+PADDED = {"boxes": torch.zeros(2, 3, 4), "labels": torch.zeros(2, 3, dtype=torch.int64)}
 CASES = {
     # dgqp
     "dgqp rows of the wrong shape": (
@@ -147,7 +149,32 @@ CASES = {
         "padded_sizes.*None with points",
     ),
     "atss ignore": (atss_call(ignore_boxes=[torch.zeros(1, 4)]), ValueError, "ignore_boxes.*2 images"),
+    "atss ignore elsewhere": (
+        atss_call(ignore_boxes=ELSEWHERE),
+        ValueError,
+        "^ignore_boxes: expected boxes of 2 images on cpu like boxes, got [^\n]* on meta]$",
+    ),
+    "atss ignore elsewhere, one": (
+        atss_call(ignore_boxes=[BOXES[0], ELSEWHERE[1]]),
+        ValueError,
+        r"^ignore_boxes.1.: expected a tensor on cpu [^\n]* on meta$",
+    ),
+    "atss ignore elsewhere, padded": (
+        atss_call(**PADDED, ignore_boxes=PADDED["boxes"].to("meta")),
+        ValueError,
+        "^ignore_boxes: expected boxes of 2 images on cpu like boxes, got [^\n]* on meta$",
+    ),
     # the heads
+    "targets boxes elsewhere": (
+        head_call("gfl_targets", boxes=ELSEWHERE),
+        ValueError,
+        "^boxes: expected boxes of 2 images on cpu like the logits, got [^\n]* on meta]$",
+    ),
+    "targets counts elsewhere": (
+        head_call("gfl_targets", boxes=PADDED["boxes"], counts=torch.ones(2, dtype=torch.int64, device="meta")),
+        ValueError,
+        "^counts: expected a tensor on cpu [^\n]* on meta$",
+    ),
     "targets rows": (head_call("gfl_targets", box_logits=ROWS), TypeError, "box_logits.*list of level tensors"),
     "targets classes": (
         head_call("gfl_targets", class_logits=[torch.zeros(2, 3, 4, 6)]),

@@ -13,7 +13,7 @@ from gflv2.ops import backends, integral, native
 from gflv2.ops.backends import BackendError
 from gflv2.ops.implementation import implementation
 from gflv2.ops.native import loading
-from gflv2.ops.native.tensors import place
+from gflv2.ops.native.calling import EMULATION, NATIVE
 from gflv2.ops.reference import integral as reference
 from tests.ops.under_test import running
 from tests.simt.building import VARIABLE, emulation_expected
@@ -53,24 +53,22 @@ def test_never_chosen_unasked() -> None:
 @emulated
 def test_calls_go_to_the_emulation_and_no_others() -> None:
     with running("simt"):
-        seen: list[object] = []
-        module = implementation("integral", "simt")
-        module._module.probe = lambda: seen.append((loading.emulating.get(), place(LEVELS[0])[:2], loading.library()))
-        try:
-            module.probe()
-        finally:
-            del module._module.probe
-        assert seen == [(True, (0, 0), loading._emulation()[0])]
-        assert not loading.emulating.get() and place(LEVELS[0])[0] == -1
+        assert implementation("integral", "simt") is EMULATION and implementation("integral", "cpu") is NATIVE
+        assert EMULATION._library() is loading._emulation()[0] and EMULATION._place(LEVELS[0])[:2] == (0, 0)
+        assert NATIVE._place(LEVELS[0])[0] == -1
+        if native.unavailable("cpu") is None:
+            assert NATIVE._library() is loading._load()[0] is not EMULATION._library()
+
+
+def arguments(level: torch.Tensor) -> dict[str, object]:
+    missing = dict.fromkeys(["scales", "points", "point_strides"])
+    return {"logits": [level], "projection": torch.arange(17.0), "strides": [], "offset": 0.0, **missing}
 
 
 @emulated
-def test_an_error_ends_the_emulation() -> None:
+def test_an_error_is_that_of_the_binding() -> None:
     with running("simt"), pytest.raises(ValueError, match="out: expected"):
-        implementation("integral", "simt").integral_forward(
-            LEVELS, torch.arange(17.0), None, None, None, [], 0.0, torch.empty(1, 35, 4, dtype=torch.float64)
-        )
-    assert not loading.emulating.get()
+        EMULATION.integral_forward(**arguments(LEVELS[0]), out=torch.empty(1, 35, 4, dtype=torch.float64))
 
 
 @emulated
@@ -88,9 +86,7 @@ def test_threads_that_use_several_backends() -> None:
         def work(index: int) -> None:
             for _ in range(20):
                 outs[index].fill_(torch.nan)
-                rooms[index].integral_forward(
-                    [logits[index]], torch.arange(17.0), None, None, None, [], 0.0, outs[index]
-                )
+                rooms[index].integral_forward(**arguments(logits[index]), out=outs[index])
                 if not torch.allclose(outs[index], want[index], rtol=1e-5, atol=1e-5):
                     wrong.append(f"thread {index}")
 

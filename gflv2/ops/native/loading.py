@@ -5,7 +5,6 @@ A library that is missing or broken is a reason to state, never an exception at 
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import importlib
 import importlib.machinery
@@ -14,13 +13,11 @@ import json
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 _RECORD = Path(__file__).resolve().parents[2] / "_build.json"
-# Do calls in this context go to the emulation of the CUDA sources? See `gflv2.ops.implementation`.
-emulating: contextvars.ContextVar[bool] = contextvars.ContextVar("emulating", default=False)
 
 
 def _import() -> ModuleType:
@@ -81,15 +78,23 @@ def build_record() -> dict[str, Any]:
 
 
 def library() -> ModuleType:
-    """The extension module that serves the calls of this context.
+    """The extension module.
 
     Raises:
         RuntimeError: it is missing or broken; the message says why.
     """
-    module, reason = _emulation() if emulating.get() else _load()
-    if module is None:
-        raise RuntimeError(f"gflv2: {reason}")
-    return module
+    module, reason = _load()
+    return module or _refuse(reason)
+
+
+def emulation() -> ModuleType:
+    """As `library`, the one that runs the CUDA sources on a CPU."""
+    module, reason = _emulation()
+    return module or _refuse(reason)
+
+
+def _refuse(reason: str | None) -> NoReturn:
+    raise RuntimeError(f"gflv2: {reason}")
 
 
 @functools.cache
