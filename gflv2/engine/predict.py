@@ -17,16 +17,18 @@ from torch import Tensor
 from gflv2.data.batch import collate
 from gflv2.data.files import IMAGE_SUFFIXES
 from gflv2.data.transforms import preprocess
+from gflv2.engine.export.onnx_detector import OnnxDetector
 from gflv2.engine.image_sources import ImageError, read_source
 from gflv2.engine.results import Result
 from gflv2.models.dense_head import DenseHead, shapes_of
 from gflv2.models.detector import SingleStageDetector
+from gflv2.ops import Detections
 
 __all__ = ["FilesReport", "ImageError", "expand", "predict", "predict_files"]
 
 
 def predict(
-    model: SingleStageDetector,
+    model: SingleStageDetector | OnnxDetector,
     source: Any,
     *,
     score_thr: float | None = None,
@@ -38,7 +40,8 @@ def predict(
     """Detect objects in one image or several.
 
     Args:
-        model: a ``GFLV2``. Runs on its own device in evaluation mode, which is undone afterwards.
+        model: a ``GFLV2``, which runs on its own device in evaluation mode, undone afterwards; or an exported file as
+            ``gflv2.engine.export.OnnxDetector``, whose results have no distributions.
         source: a path, a PIL image, a uint8 array (H, W, 3) in RGB order (also (H, W), (H, W, 1), (H, W, 4)), a uint8
             tensor (3, H, W), or a list or tuple of these. Files and PIL images are turned upright by their EXIF
             orientation.
@@ -74,11 +77,16 @@ def predict(
 
 
 def _predict_batch(
-    model: SingleStageDetector, images: Sequence[tuple[Tensor, Path | None]], limits: dict[str, Any]
+    model: SingleStageDetector | OnnxDetector, images: Sequence[tuple[Tensor, Path | None]], limits: dict[str, Any]
 ) -> list[Result]:
     data = model.config.data
+    batch = collate([preprocess(image, data) for image, _ in images], data.pad_divisor)
+    if isinstance(model, OnnxDetector):
+        found = model.detect(batch.images, batch.image_sizes, batch.scale_factors, **limits)
+        pairs = zip(images, found, strict=True)
+        return [_without_distributions(detections, model, image, path) for (image, path), detections in pairs]
     device = next(model.parameters()).device
-    batch = collate([preprocess(image, data) for image, _ in images], data.pad_divisor).to(device)
+    batch = batch.to(device)
     head = model.bbox_head
     has_distributions = hasattr(head, "integral")
     with _evaluating(model), torch.inference_mode():
@@ -91,7 +99,7 @@ def _predict_batch(
     results = []
     for (image, path), detections, factors in zip(images, found, batch.scale_factors.cpu(), strict=True):
         boxes = detections.boxes.cpu()
-        solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        solid = _have_area(boxes)
         # Indexing outside of inference mode also makes ordinary tensors of them.
         points, strides, levels = _locate(detections.points.cpu()[solid], shapes_of(output.class_logits), head)
         results.append(
@@ -110,6 +118,17 @@ def _predict_batch(
             )
         )
     return results
+
+
+def _without_distributions(detections: Detections, model: OnnxDetector, image: Tensor, path: Path | None) -> Result:
+    """The result of an exported file, which gives boxes, scores and labels alone."""
+    solid = _have_area(detections.boxes)
+    boxes, scores, labels = (value[solid] for value in detections[:3])
+    return Result(boxes, scores, labels, tuple(model.class_names), image.permute(1, 2, 0).numpy(), path)
+
+
+def _have_area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
 def _locate(flat: Tensor, shapes: list[tuple[int, int]], head: DenseHead) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +210,7 @@ def expand(patterns: str | Path | Sequence[str | Path]) -> tuple[list[Path], dic
 
 
 def predict_files(
-    model: SingleStageDetector,
+    model: SingleStageDetector | OnnxDetector,
     patterns: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
@@ -229,6 +248,8 @@ def predict_files(
     if not files:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items()) or "no pattern was given"
         raise FileNotFoundError(f"nothing to predict ({reasons})")
+    if distributions and isinstance(model, OnnxDetector):
+        raise ValueError("distributions: an exported file gives none; predict with the checkpoint")
     output = Path(output)
     targets = _picture_paths(files, output) if pictures else {}
     output.mkdir(parents=True, exist_ok=True)
