@@ -43,7 +43,9 @@ def quantise(
     onnx, _ = need("onnx", "onnxruntime", what="Quantising")
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
+    mine = onnx.ModelProto()
+    mine.CopyFrom(proto)  # onnxruntime moves the weights of what it is given into a temporary file
+    convolutions = [node for node in mine.graph.node if node.op_type == "Conv"]
     for number, node in enumerate(convolutions):
         node.name = node.name or f"conv_{number}"
     left_out = [node.name for node in convolutions if any(part in node.input[1] for part in LEFT_IN_FLOAT)]
@@ -54,7 +56,7 @@ def quantise(
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "int8.onnx"
             quantize_static(
-                proto,
+                mine,
                 str(path),
                 _Calibration(model, data, image_dir, images, sizes, progress),
                 quant_format=QuantFormat.QDQ,

@@ -39,10 +39,8 @@ class OnnxDetector(nn.Module):
             raise FileNotFoundError(f"{str(self.path)!r}: no such file")
         try:
             self.session = onnx_file.session(str(self.path), device)
-        except (ModuleNotFoundError, ValueError):
-            raise
-        except Exception as error:  # onnxruntime's own errors have no common class
-            raise ValueError(f"{self.path}: onnxruntime cannot read it: {str(error).splitlines()[0]}") from error
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
         self.metadata = metadata.from_texts(self.session.get_modelmeta().custom_metadata_map, self.path)
         if self.metadata["outputs"] == "raw":
             raise ValueError(f"{self.path} gives raw logits, which are not decoded here: export it without --raw")

@@ -17,8 +17,9 @@ from torch import Tensor
 from gflv2.engine.export.graph import Sizes
 from gflv2.extras import missing_package
 
-# The exporter's functions are written in this version, so nothing is converted; older engines read it too.
-OPSET = 18
+# The exporter's functions are written in this version, so nothing is converted; older engines read it too. Deformable
+# convolution came with 19, and 20 is the first after it that all of torch's exporters since 2.9 write.
+OPSET, DEFORMABLE_OPSET = 18, 20
 
 
 def need(*names: str, what: str) -> list[Any]:
@@ -29,7 +30,7 @@ def need(*names: str, what: str) -> list[Any]:
         raise missing_package(error, what) from error
 
 
-def to_onnx(program: torch.export.ExportedProgram, sizes: Sizes, output_names: Sequence[str]) -> Any:
+def to_onnx(program: torch.export.ExportedProgram, sizes: Sizes, output_names: Sequence[str], opset: int) -> Any:
     """The ``onnx.ModelProto`` of a traced graph: input ``images``, the outputs' names, open sizes with names."""
     need("onnx", "onnxscript", what="Writing ONNX")
     log = logging.getLogger("torch.onnx")
@@ -41,7 +42,7 @@ def to_onnx(program: torch.export.ExportedProgram, sizes: Sizes, output_names: S
             written = torch.onnx.export(
                 program,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=["images"],
                 output_names=list(output_names),
                 verbose=False,
@@ -92,7 +93,7 @@ def session(model: bytes | str, device: str = "cpu") -> Any:
     """An onnxruntime session of a file or of its bytes, with as many threads as PyTorch has.
 
     Raises:
-        ModuleNotFoundError: onnxruntime is not installed. ValueError: not on this device.
+        ModuleNotFoundError: onnxruntime is not installed. ValueError: not on this device, or not a model that it runs.
     """
     (runtime,) = need("onnxruntime", what="Running an ONNX file")
     options = runtime.SessionOptions()
@@ -103,7 +104,11 @@ def session(model: bytes | str, device: str = "cpu") -> Any:
     if kind not in providers or providers[kind][0] not in runtime.get_available_providers():
         have = ", ".join(runtime.get_available_providers())
         raise ValueError(f"device: {device!r} is none that this onnxruntime runs ONNX files on (it has {have})")
-    return runtime.InferenceSession(model, options, providers=providers[kind])
+    try:
+        return runtime.InferenceSession(model, options, providers=providers[kind])
+    except Exception as error:  # onnxruntime's own errors have no common class
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"onnxruntime cannot run it: {lines[0]}") from error
 
 
 def run(runtime_session: Any, **inputs: Tensor) -> list[Tensor]:

@@ -18,6 +18,7 @@ from gflv2.engine.export.check import TOLERANCES, Tolerance, compare_candidates,
 from gflv2.engine.export.graph import ExportedGraph, Sizes, step_of, trace
 from gflv2.engine.export.nms import append_nms
 from gflv2.files import write_whole
+from gflv2.models.deform_conv import DeformConv2d
 from gflv2.models.detector import SingleStageDetector
 from gflv2.ops import Decoded, batched_nms
 from gflv2.ops.checks import bad_value, check_choice, check_count
@@ -132,22 +133,23 @@ def export(
         metadata.describe(model, outputs=outputs, precision=precision, step=sizes.step, test=test)
     )
     report = ExportReport(path, 0)
+    deformable = any(isinstance(module, DeformConv2d) for module in model.modules())
+    opset = onnx_file.DEFORMABLE_OPSET if deformable else onnx_file.OPSET
     try:
         program = trace(graph, sizes)
-        proto = onnx_file.to_onnx(program, sizes, graph.output_names()) if kind == "onnx" else None
+        proto = onnx_file.to_onnx(program, sizes, graph.output_names(), opset) if kind == "onnx" else None
+        session = None if proto is None else onnx_file.session(proto.SerializeToString())
     except (RuntimeError, ValueError) as error:  # torch.export's and torch.onnx's own errors are RuntimeErrors
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportError(f"{path} is not written: torch cannot export this network: {lines[-1]}") from error
+        raise ExportError(f"{path} is not written: this network cannot be exported: {lines[-1]}") from error
+    run = program.module() if proto is None else partial(onnx_file.run_images, session)
     with torch.inference_mode():
+        _check(reference, run, sizes, TOLERANCES[precision], report)
         if proto is None:
-            _check(reference, program.module(), sizes, TOLERANCES[precision], report)
             buffer = io.BytesIO()
             torch.export.save(program, buffer, extra_files={"gflv2.json": json.dumps(texts)})
             content = buffer.getvalue()
         else:
-            session = onnx_file.session(proto.SerializeToString())
-            run = partial(onnx_file.run_images, session)
-            _check(reference, run, sizes, TOLERANCES[precision], report)
             if precision == "int8":
                 from gflv2.engine.export.int8 import quantise
 

@@ -38,15 +38,15 @@ def test_detections_at_other_batches_and_sizes(model: GFLV2, open_file: Path, ba
     images, sizes = pictures(batch, size), [(size[0] - 9, size[1] - 5)] * batch
     factors = torch.tensor([[0.5, 0.4]]).repeat(batch, 1)
     assert_same(detector.detect(images, sizes, factors), model.detect(images, sizes, factors))
-    options = {"score_thr": 0.3, "iou_thr": 0.4, "max_detections": 7}
+    options = {"score_thr": 0.15, "iou_thr": 0.4, "max_detections": 7}
     assert_same(detector.detect(images, **options), model.detect(images, **options))
 
 
 def test_a_level_with_fewer_cells_than_top_k_is_filled_up(model: GFLV2, open_file: Path) -> None:
     session = onnx_file.session(str(open_file))
     boxes, scores = onnx_file.run(session, images=pictures(1, (64, 64)))
-    assert boxes.shape == (1, 200, 4) and scores.shape == (1, 200, 5)  # 256 and 64 cells, of each 100 rows
-    assert [int((part > 0).any(-1).sum()) for part in scores[0].split(100)] == [100, 64]
+    assert boxes.shape == (1, 600, 4) and scores.shape == (1, 600, 5)  # 1024 and 256 cells, of each 300 rows
+    assert [int((part > 0).any(-1).sum()) for part in scores[0].split(300)] == [300, 256]
 
 
 def test_what_the_file_says_about_itself(model: GFLV2, open_file: Path) -> None:
@@ -54,7 +54,7 @@ def test_what_the_file_says_about_itself(model: GFLV2, open_file: Path) -> None:
     onnx.checker.check_model(proto, full_check=True)
     texts = {entry.key: json.loads(entry.value) for entry in proto.metadata_props}
     data = model.config.data
-    assert texts["names"] == list(model.class_names) and texts["strides"] == [4, 8]
+    assert texts["names"] == list(model.class_names) and texts["strides"] == [2, 4]
     assert (texts["mean"], texts["std"]) == (data.mean, data.std)
     assert (texts["short_side"], texts["long_side"], texts["size_multiple"]) == (96, 160, 32)
     assert (texts["score_thr"], texts["iou_thr"], texts["max_detections"]) == (0.1, 0.6, 100)
@@ -69,7 +69,7 @@ def test_what_the_file_says_about_itself(model: GFLV2, open_file: Path) -> None:
     assert len(tops) >= 2 and all(node.input[1] in constants for node in tops)
 
 
-@pytest.mark.parametrize("score_thr", [0.1, 0.4, 1.0])
+@pytest.mark.parametrize("score_thr", [0.1, 0.15, 1.0])
 def test_nms_inside(model: GFLV2, open_file: Path, score_thr: float) -> None:
     """Also where images of a batch have none, some and too many detections."""
     program = append_nms(onnx.load(str(open_file)), score_thr=score_thr, iou_thr=0.6, max_detections=20)
@@ -126,17 +126,18 @@ def test_float16_with_softmax_and_integral_in_float32_and_nms(model: GFLV2, tmp_
 )
 def test_raw_logits_of_every_head(head: dict) -> None:
     model = small_model(**head)
-    graph = ExportedGraph(model, "raw", pre_topk=100, half=False, open_size=False)
+    graph = ExportedGraph(model, "raw", pre_topk=300, half=False, open_size=False)
     images = pictures(1, (64, 64))
     found, output = dict(zip(graph.output_names(), graph(images), strict=True)), model(images)
-    torch.testing.assert_close(found["class_logits_8"], output.class_logits[1])
-    torch.testing.assert_close(found["box_logits_8"], output.box_logits[1] * output.scales[1])
-    joint = found["class_logits_4"].sigmoid()
-    if "quality_logits_4" in found:
-        joint = joint * found["quality_logits_4"].sigmoid()
+    torch.testing.assert_close(found["class_logits_4"], output.class_logits[1])
+    torch.testing.assert_close(found["box_logits_4"], output.box_logits[1] * output.scales[1])
+    joint = found["class_logits_2"].sigmoid()
+    if "quality_logits_2" in found:
+        joint = joint * found["quality_logits_2"].sigmoid()
     torch.testing.assert_close(joint, model.bbox_head.joint_scores(output)[0])
 
 
+@pytest.mark.slow
 def test_raw_logits_by_torch_export(model: GFLV2, tmp_path: Path) -> None:
     path = tmp_path / "raw.pt2"
     export(model, path, outputs="raw", image_size=(64, 64))
@@ -155,8 +156,8 @@ def test_torch_export_for_any_batch_and_size(model: GFLV2, tmp_path: Path) -> No
     program = torch.export.load(path).module()
     for batch, size in ((1, (96, 160)), (4, (160, 64))):
         boxes, scores = program(pictures(batch, size))
-        expected = model.bbox_head.decode(model(pictures(batch, size)), pre_topk=100, score_thr=0.0)
-        assert boxes.shape == (batch, 200, 4)
+        expected = model.bbox_head.decode(model(pictures(batch, size)), pre_topk=300, score_thr=0.0)
+        assert boxes.shape == (batch, 600, 4)
         torch.testing.assert_close(scores.amax((1, 2)), expected.scores.amax((1, 2)))
         torch.testing.assert_close(scores.sum((1, 2)), expected.scores.sum((1, 2)), rtol=1e-4, atol=1e-4)
 
@@ -180,7 +181,7 @@ def test_a_file_that_differs_is_not_left(model: GFLV2, open_file: Path, tmp_path
     assert export(model, path, dynamic_batch=True, dynamic_size=True).boxes < 1e-3
     path.unlink()
     monkeypatch.setattr(onnx_file, "run_images", shifted)
-    with pytest.raises(ExportError, match="1 of 100 boxes at stride 4 have no equal within 0.001 pixels"):
+    with pytest.raises(ExportError, match="1 of 300 boxes at stride 2 have no equal within 0.0005 pixels"):
         export(model, path, dynamic_batch=True, dynamic_size=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -205,7 +206,7 @@ def test_wrong_arguments(model: GFLV2, tmp_path: Path, monkeypatch) -> None:
 
 def test_files_that_are_none_of_ours(open_file: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    with pytest.raises(ValueError, match="broken.onnx: onnxruntime cannot read it"):
+    with pytest.raises(ValueError, match="broken.onnx: onnxruntime cannot run it"):
         OnnxDetector(tmp_path / "broken.onnx")
     proto = onnx.load(str(open_file))
     onnx_file.set_metadata(proto, {"outputs": '"raw"'})
@@ -227,7 +228,7 @@ def test_int8(model: GFLV2, open_file: Path, sample_set, tmp_path: Path, monkeyp
     computed = {output for node in proto.graph.node for output in node.output}
     in_float = [n for n in proto.graph.node if n.op_type == "Conv" and n.input[1] not in computed]
     quantised = [n for n in proto.graph.node if n.op_type == "Conv" and n.input[1] in computed]
-    assert len(quantised) == report.quantised > 10
+    assert len(quantised) == report.quantised > 5
     assert len(in_float) == 4 and all("bbox_head.gfl_" in node.input[1] for node in in_float)  # two a level
     detector, images = OnnxDetector(path), pictures(2, (96, 96))
     best = [image.scores[:5] for image in detector.detect(images)]
