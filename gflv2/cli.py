@@ -495,6 +495,9 @@ def _add_predict(verbs: Any) -> None:
     parser.add_argument("--output", default="predictions", metavar="FOLDER", help="default: predictions")
     parser.add_argument("--threshold", type=float, default=0.3, metavar="SCORE", help="least score that is drawn (0.3)")
     parser.add_argument("--distributions", action="store_true", help="draw the distributions of each image's best box")
+    parser.add_argument(
+        "--formats", nargs="+", default=(), choices=("yolo", "voc", "csv"), help="write the detections in these too"
+    )
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="write the JSON file only")
     _add_model_options(parser)
 

@@ -11,6 +11,7 @@ _EXTRA_OF = {
         "train",
     ),
     **dict.fromkeys("onnx onnxscript onnxruntime".split(), "export"),
+    "supervision": "supervision",
 }
 
 

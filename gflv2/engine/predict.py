@@ -18,6 +18,7 @@ from gflv2.data.batch import collate
 from gflv2.data.files import IMAGE_SUFFIXES
 from gflv2.data.transforms import preprocess
 from gflv2.engine.export.onnx_detector import OnnxDetector
+from gflv2.engine.formats import LabelFiles
 from gflv2.engine.image_sources import ImageError, read_source
 from gflv2.engine.results import Result
 from gflv2.models.dense_head import DenseHead, shapes_of
@@ -221,6 +222,7 @@ def predict_files(
     batch_size: int = 1,
     distributions: bool = False,
     pictures: bool = True,
+    formats: Sequence[str] = (),
     progress: bool = True,
 ) -> FilesReport:
     """Predict files, folders and patterns; write a picture of each image and one COCO-style JSON file.
@@ -236,6 +238,7 @@ def predict_files(
         threshold: least score of the boxes that are drawn. The JSON file holds all above ``score_thr``.
         distributions: draw the distributions of each image's best box beside it.
         pictures: False writes the JSON file only.
+        formats: further formats, "yolo", "voc", "csv" (`gflv2.engine.formats.LabelFiles`).
         progress: show a progress bar.
 
     Raises:
@@ -254,6 +257,7 @@ def predict_files(
     targets = _picture_paths(files, output) if pictures else {}
     output.mkdir(parents=True, exist_ok=True)
     names = model.class_names
+    labels = LabelFiles(output, formats, names)
     content: dict[str, list] = {"images": [], "categories": [], "annotations": []}
     content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
     written = []
@@ -270,6 +274,7 @@ def predict_files(
             for (file, _), result in zip(images, results, strict=True):
                 result.path = file
                 _record(content, result)
+                labels.add(result)
                 if pictures:
                     written.append(result.save(targets[file], threshold, distributions))
             bar.update(len(part))

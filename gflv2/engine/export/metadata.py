@@ -19,9 +19,10 @@ def describe(
 ) -> dict[str, Any]:
     """The entries, as plain values.
 
-    ``names``, ``mean``, ``std`` (RGB, 0–255), ``strides``, ``long_side``, ``short_side`` (limits of the resized image),
-    ``size_multiple`` (padded sizes are a multiple of it), ``outputs``, ``precision``, ``pre_topk``, ``score_thr``,
-    ``iou_thr``, ``max_detections``, ``config``; and the format's name and version.
+    ``names``, ``mean``, ``std`` (RGB, 0–255), ``strides``, ``point_offset`` and ``point_shift`` (the point of cell
+    (i, j) lies at ((j + offset)·stride + shift, (i + offset)·stride + shift)), ``long_side``, ``short_side`` (limits of
+    the resized image), ``size_multiple`` (padded sizes are a multiple of it), ``outputs``, ``precision``,
+    ``pre_topk``, ``score_thr``, ``iou_thr``, ``max_detections``, ``config``; and the format's name and version.
     """
     data = model.config.data
     return {
@@ -32,6 +33,8 @@ def describe(
         "mean": list(data.mean),
         "std": list(data.std),
         "strides": list(model.bbox_head.strides),
+        "point_offset": model.bbox_head.grid.offset,
+        "point_shift": model.bbox_head.grid.shift,
         "long_side": data.long_side,
         "short_side": data.test_short_side,
         "size_multiple": step,
