@@ -176,10 +176,27 @@ def _predict(options: argparse.Namespace) -> int:
     from gflv2.engine.predict import predict_files
 
     config, weights = _published(options.config, options.weights)
+    from gflv2.engine.video import is_video
+
+    is_film = any(is_video(pattern) for pattern in options.patterns)
+    if is_film and (len(options.patterns) > 1 or options.distributions or options.formats):
+        raise UsageError("a video or camera stands alone, without images, --distributions and --formats")
     model = _detector(config or weights, weights, options.overrides, options.device)
+    if is_film:
+        return _predict_film(options, model)
+    del options.max_frames
     report = _hand_on(predict_files, options, model)
     print(report)
     return 1 if report.failures else 0  # the other images were predicted all the same
+
+
+def _predict_film(options: argparse.Namespace, model: GFLV2 | OnnxDetector) -> int:
+    from gflv2.engine.video import predict_video
+
+    (options.source,) = options.patterns
+    del options.patterns, options.distributions, options.formats
+    print(_hand_on(predict_video, options, model))
+    return 0
 
 
 def _published(config: str | None, weights: str | None) -> tuple[str | None, str | None]:
@@ -484,7 +501,9 @@ def _add_val(verbs: Any) -> None:
 def _add_predict(verbs: Any) -> None:
     note = "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.2."
     parser = _verb(verbs, "predict", _predict, "detect objects in images: pictures and one JSON file", epilog=note)
-    parser.add_argument("patterns", nargs="+", metavar="FILE|FOLDER|PATTERN", help="images")
+    parser.add_argument(
+        "patterns", nargs="+", metavar="FILE|FOLDER|PATTERN", help="images; or one video, or camera[:NUMBER]"
+    )
     parser.add_argument(
         "--weights",
         metavar="FILE|NAME",
@@ -498,6 +517,13 @@ def _add_predict(verbs: Any) -> None:
     parser.add_argument(
         "--formats", nargs="+", default=(), choices=("yolo", "voc", "csv"), help="write the detections in these too"
     )
+    parser.add_argument(
+        "--tiles", type=_positive, metavar="PIXELS", help="cut large images into squares of this side, and merge"
+    )
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, metavar="SHARE", help="least part that neighbouring tiles share (0.2)"
+    )
+    parser.add_argument("--max-frames", type=_positive, metavar="N", help="of a video or camera")
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="write the JSON file only")
     _add_model_options(parser)
 

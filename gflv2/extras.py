@@ -12,6 +12,7 @@ _EXTRA_OF = {
     ),
     **dict.fromkeys("onnx onnxscript onnxruntime".split(), "export"),
     "supervision": "supervision",
+    "av": "video",
 }
 
 

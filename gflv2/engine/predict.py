@@ -21,6 +21,7 @@ from gflv2.engine.export.onnx_detector import OnnxDetector
 from gflv2.engine.formats import LabelFiles
 from gflv2.engine.image_sources import ImageError, read_source
 from gflv2.engine.results import Result
+from gflv2.engine.tiles import merge, tiles_of
 from gflv2.models.dense_head import DenseHead, shapes_of
 from gflv2.models.detector import SingleStageDetector
 from gflv2.ops import Detections
@@ -37,6 +38,8 @@ def predict(
     max_detections: int | None = None,
     batch_size: int = 1,
     bgr: bool = False,
+    tiles: int | None = None,
+    overlap: float = 0.2,
 ) -> Result | list[Result]:
     """Detect objects in one image or several.
 
@@ -52,6 +55,9 @@ def predict(
         batch_size: images that go through the network together. Smaller images of a batch are padded to the
             largest, which changes their results a little; with 1 each result depends on its own image only.
         bgr: the channels of arrays and tensors are blue, green, red (OpenCV's order).
+        tiles: cut each image into squares of this side in pixels, predict each as an image of its own, and merge
+            (`gflv2.engine.tiles`): for small objects in large images. None: images as a whole.
+        overlap: least part of their side that neighbouring tiles share; objects should be smaller than that part.
 
     Returns:
         A ``Result``, for a list or tuple one ``Result`` each. Boxes are in pixels of the original image; those
@@ -67,6 +73,12 @@ def predict(
     limits = model.config.test.options(score_thr=score_thr, iou_thr=iou_thr, max_detections=max_detections)
     if not 0 <= limits["score_thr"] <= 1:
         raise ValueError(f"score_thr: expected a number from 0 to 1, got {limits['score_thr']!r}")
+    if tiles is not None:
+        size = (tiles, overlap, batch_size)
+        if not isinstance(source, (list, tuple)):
+            return _predict_tiles(model, *read_source(source, bgr=bgr), *size, limits)
+        images = (read_source(item, bgr=bgr, name=f"source[{number}]") for number, item in enumerate(source))
+        return [_predict_tiles(model, *image, *size, limits) for image in images]
     if isinstance(source, (list, tuple)):
         results = []
         for start in range(0, len(source), batch_size):
@@ -75,6 +87,23 @@ def predict(
             results += _predict_batch(model, images, limits)
         return results
     return _predict_batch(model, [read_source(source, bgr=bgr)], limits)[0]
+
+
+def _predict_tiles(
+    model: SingleStageDetector | OnnxDetector,
+    image: Tensor,
+    path: Path | None,
+    side: int,
+    overlap: float,
+    batch_size: int,
+    limits: dict[str, Any],
+) -> Result:
+    places = tiles_of(image.shape[1], image.shape[2], side, overlap)
+    parts: list[Result] = []
+    for start in range(0, len(places), batch_size):
+        parts += _predict_batch(model, [(tile.of(image), None) for tile in places[start : start + batch_size]], limits)
+    options = {name: limits[name] for name in ("iou_thr", "max_detections")}
+    return merge(parts, places, image.permute(1, 2, 0).numpy(), path, **options)
 
 
 def _predict_batch(
@@ -223,6 +252,8 @@ def predict_files(
     distributions: bool = False,
     pictures: bool = True,
     formats: Sequence[str] = (),
+    tiles: int | None = None,
+    overlap: float = 0.2,
     progress: bool = True,
 ) -> FilesReport:
     """Predict files, folders and patterns; write a picture of each image and one COCO-style JSON file.
@@ -230,7 +261,7 @@ def predict_files(
     A file that cannot be read does not stop the others: it is listed in the report.
 
     Args:
-        model, score_thr, iou_thr, max_detections, batch_size: as ``predict``.
+        model, score_thr, iou_thr, max_detections, batch_size, tiles, overlap: as ``predict``.
         patterns: see ``expand``.
         output: folder, created where missing: ``detections.json`` (``images``, ``categories`` and ``annotations``
             with their ``score``; category ids are 1, 2, 3, … in the order of the classes) and a JPEG named after
@@ -262,6 +293,7 @@ def predict_files(
     content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
     written = []
     settings = {"score_thr": score_thr, "iou_thr": iou_thr, "max_detections": max_detections, "batch_size": batch_size}
+    settings |= {"tiles": tiles, "overlap": overlap}
     with tqdm(total=len(files), unit="image", disable=not progress) as bar:
         for start in range(0, len(files), batch_size):
             part, images = files[start : start + batch_size], []

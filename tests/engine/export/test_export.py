@@ -26,9 +26,13 @@ def pictures(batch: int, size: tuple[int, int]) -> torch.Tensor:
 def assert_same(found: list, expected: list) -> None:
     assert len(found) == len(expected) and sum(len(image.scores) for image in expected) > 3 * len(expected)
     for mine, theirs in zip(found, expected, strict=True):
-        assert torch.equal(mine.labels, theirs.labels)
-        torch.testing.assert_close(mine.boxes, theirs.boxes, rtol=0, atol=1e-3)
+        assert len(mine.scores) == len(theirs.scores)
         torch.testing.assert_close(mine.scores, theirs.scores, rtol=0, atol=1e-4)
+        # Of two whose scores are the same up to rounding, either may come first.
+        distance = (mine.boxes[None] - theirs.boxes[:, None]).abs().amax(2)
+        distance += 1e3 * (mine.labels[None] != theirs.labels[:, None])
+        nearest, rows = distance.min(1)
+        assert nearest.max() < 1e-3 and len(set(rows.tolist())) == len(rows)
 
 
 @pytest.mark.parametrize("size", SIZES)
