@@ -47,12 +47,21 @@ def weights(model: GFLV2, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def open_file(weights: Path) -> Path:
-    """The file for any batch and size, with decoded boxes and scores, by the command line."""
+def traced(weights: Path) -> tuple[Path, Any]:
+    """The ONNX file for any batch and size, with decoded boxes and scores, by the command line; and its trace."""
     from gflv2.cli import main
+    from gflv2.engine.export import writing
 
-    assert main(["export", str(weights), "--dynamic-batch", "--dynamic-size"]) == 0
-    return weights.with_suffix(".onnx")
+    programs, trace = [], writing.trace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "trace", lambda *arguments: programs.append(trace(*arguments)) or programs[0])
+        assert main(["export", str(weights), "--dynamic-batch", "--dynamic-size"]) == 0
+    return weights.with_suffix(".onnx"), programs[0]
+
+
+@pytest.fixture(scope="session")
+def open_file(traced: tuple[Path, Any]) -> Path:
+    return traced[0]
 
 
 @pytest.fixture(scope="session")
