@@ -22,7 +22,8 @@ class Tolerance(NamedTuple):
     logits: float
 
 
-# float32: another order of additions. float16: 11 bits a value; measured on a trained gflv2_lite0 and random R50.
+# float32: another order of additions. float16: 11 bits a value. Measured on random images: 0.18
+# pixels and 0.002 in score of a trained gflv2_lite0, 0.54 and 0.001 of an R50 with random weights.
 _FLOAT32 = Tolerance(2e-3, 1e-4, 1e-4)
 TOLERANCES = {"32": _FLOAT32, "16": Tolerance(0.5, 0.02, 0.02), "int8": _FLOAT32}  # int8: before it is quantised
 

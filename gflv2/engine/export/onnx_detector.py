@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gflv2.config import load_config
+from gflv2.data.image import say_once
 from gflv2.engine.export import metadata, onnx_file
 from gflv2.models.dense_head import to_original
 from gflv2.ops import Decoded, Detections, batched_nms
@@ -117,6 +118,11 @@ class OnnxDetector(nn.Module):
                 f"{self.path} takes images of {want_height}×{want_width} (H×W), but the resized and padded image has "
                 f"{height}×{width}: export it with --dynamic-size, or set data.long_side and data.test_short_side"
             )
+        if want_height > height or want_width > width:
+            text = (
+                "%s takes %d×%d, so images of %d×%d are padded; normalisation layers see that, which may cost accuracy"
+            )
+            say_once(f"padded for {self.path}", text % (self.path, want_height, want_width, height, width))
         return nn.functional.pad(images, (0, want_width - width, 0, want_height - height))
 
     def _parts(self, count: int) -> list[tuple[int, int]]:

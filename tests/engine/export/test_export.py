@@ -96,7 +96,7 @@ def test_nms_inside(model: GFLV2, open_file: Path, score_thr: float) -> None:
 
 
 @pytest.mark.slow
-def test_float16_with_softmax_and_integral_in_float32_and_nms(model: GFLV2, tmp_path: Path) -> None:
+def test_float16_with_softmax_and_integral_in_float32_and_nms(model: GFLV2, tmp_path: Path, caplog) -> None:
     path = tmp_path / "half.onnx"
     report = export(model, path, outputs="nms", precision="16", image_size=(96, 160), batch_size=2)
     assert report.size < 0.7 * sum(p.numel() for p in model.parameters()) * 4
@@ -121,6 +121,9 @@ def test_float16_with_softmax_and_integral_in_float32_and_nms(model: GFLV2, tmp_
     assert max(len(image.scores) for image in detector.detect(images, sizes, max_detections=2)) == 2
     with pytest.raises(ValueError, match="image_sizes: expected a size for each image"):
         detector.detect(images)
+    assert "are padded" not in caplog.text
+    detector.detect(images[:, :, :64], sizes)
+    assert "half.onnx takes 96×160, so images of 64×160 are padded" in caplog.text
     with pytest.raises(ValueError, match="takes images of 96×160"):
         detector.detect(pictures(1, (160, 96)), sizes[:1])
 
