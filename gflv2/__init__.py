@@ -15,6 +15,7 @@ _LAZY = {
     "list_models": ("gflv2.config", "list_models"),
     "load_config": ("gflv2.config", "load_config"),
     "use_backend": ("gflv2.ops.backends", "use_backend"),
+    "export": ("gflv2.engine.export", "export"),
     "explain": ("gflv2.ops.backends", "explain"),
     "nn": ("gflv2.nn", None),
     "ops": ("gflv2.ops", None),
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from gflv2 import nn, ops
     from gflv2.config import list_models, load_config
     from gflv2.detector import GFLV2
+    from gflv2.engine.export import export
     from gflv2.ops.backends import explain, use_backend
 
-__all__ = ["GFLV2", "__version__", "explain", "list_models", "load_config", "nn", "ops", "use_backend"]
+__all__ = ["GFLV2", "__version__", "explain", "export", "list_models", "load_config", "nn", "ops", "use_backend"]
 
 
 def __getattr__(name: str) -> Any:

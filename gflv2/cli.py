@@ -23,6 +23,7 @@ from gflv2.version import __version__
 
 if TYPE_CHECKING:
     from gflv2.detector import GFLV2
+    from gflv2.engine.export import OnnxDetector
 
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 _NAMES = "a name (`gflv2 models`; coco: the configuration's)"
@@ -167,7 +168,7 @@ def _train(options: argparse.Namespace) -> None:
 def _val(options: argparse.Namespace) -> None:
     from gflv2.engine.evaluate import evaluate
 
-    model = _model(options.config, options.weights, options.overrides, options.device)
+    model = _detector(options.config, options.weights, options.overrides, options.device)
     _show(_hand_on(evaluate, options, model), options.json)
     if options.output is not None:
         print(f"\ncurves and confusion matrix: {options.output}")
@@ -177,10 +178,27 @@ def _predict(options: argparse.Namespace) -> int:
     from gflv2.engine.predict import predict_files
 
     config, weights = _published(options.config, options.weights)
-    model = _model(config or weights, weights, options.overrides, options.device)
+    from gflv2.engine.video import is_video
+
+    is_film = any(is_video(pattern) for pattern in options.patterns)
+    if is_film and (len(options.patterns) > 1 or options.distributions or options.formats):
+        raise UsageError("a video or camera stands alone, without images, --distributions and --formats")
+    model = _detector(config or weights, weights, options.overrides, options.device)
+    if is_film:
+        return _predict_film(options, model)
+    del options.max_frames
     report = _hand_on(predict_files, options, model)
     print(report)
     return 1 if report.failures else 0  # the other images were predicted all the same
+
+
+def _predict_film(options: argparse.Namespace, model: GFLV2 | OnnxDetector) -> int:
+    from gflv2.engine.video import predict_video
+
+    (options.source,) = options.patterns
+    del options.patterns, options.distributions, options.formats
+    print(_hand_on(predict_video, options, model))
+    return 0
 
 
 def _published(config: str | None, weights: str | None) -> tuple[str | None, str | None]:
@@ -202,6 +220,23 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"wrote {_hand_on(convert, options)}")
 
 
+def _export(options: argparse.Namespace) -> None:
+    from gflv2.engine.export import export
+
+    options.outputs = "raw" if options.raw else "nms" if options.nms else "decoded"
+    named = options.weights if options.weights and Path(options.weights).is_file() else options.config
+    output = options.path or Path(named).with_suffix(".pt2" if options.format == "torch" else ".onnx")
+    ending = {"onnx": ".onnx", "torch": ".pt2"}[options.format or {".pt2": "torch"}.get(output.suffix, "onnx")]
+    if output.suffix != ending:
+        raise UsageError(f"--output: expected a file that ends in {ending} for --format {options.format}, got {output}")
+    if output.exists() and output.samefile(named):
+        raise UsageError(f"--output: expected another file than the weights {named}")
+    options.path = output
+    model = _model(options.config, options.weights, options.overrides, "cpu")
+    del options.raw, options.nms, options.format
+    print(_hand_on(export, options, model))
+
+
 def _bench(options: argparse.Namespace) -> None:
     from gflv2.engine.bench import bench
 
@@ -215,6 +250,22 @@ def _show(result: Any, path: Path | None) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result.to_dict(), indent=2))
+
+
+def _detector(
+    source: str | Path, weights: str | None, overrides: dict[str, Any], device: str | None
+) -> GFLV2 | OnnxDetector:
+    """As ``_model``; or what `gflv2 export` wrote as ONNX."""
+    from gflv2.engine.export.metadata import is_exported
+
+    file = str(source if weights is None else weights)
+    if not is_exported(file):
+        return _model(source, weights, overrides, device)
+    if weights is not None and weights != source:
+        raise UsageError(f"--config: expected none with {file!r}, which carries its configuration, got {str(source)!r}")
+    from gflv2.engine.export import OnnxDetector
+
+    return OnnxDetector(file, device=device or "cpu", overrides=overrides)
 
 
 def _model(
@@ -325,6 +376,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_val(verbs)
     _add_predict(verbs)
+    _add_export(verbs)
     _add_bench(verbs)
     _add_convert(verbs)
     _add_configs(verbs)
@@ -428,7 +480,9 @@ def _add_val(verbs: Any) -> None:
     )
     parser = _verb(verbs, "val", _val, "evaluate a detector as COCO does: overall, per size, per class", epilog=note)
     parser.add_argument(
-        "config", metavar="CONFIG|WEIGHTS", help="a checkpoint of gflv2, or a configuration with --weights"
+        "config",
+        metavar="CONFIG|WEIGHTS",
+        help="a checkpoint of gflv2 or an exported .onnx file, or a configuration with --weights",
     )
     parser.add_argument(
         "--data", required=True, metavar="DATA", help="a COCO JSON file, a YOLO YAML file, or a folder (docs/data.md)"
@@ -464,18 +518,66 @@ def _add_predict(verbs: Any) -> None:
         "image: --test.tta.flip true --test.tta.scales [0.8,1,1.25]."
     )
     parser = _verb(verbs, "predict", _predict, "detect objects in images: pictures and one JSON file", epilog=note)
-    parser.add_argument("patterns", nargs="+", metavar="FILE|FOLDER|PATTERN", help="images")
+    parser.add_argument(
+        "patterns", nargs="+", metavar="FILE|FOLDER|PATTERN", help="images; or one video, or camera[:NUMBER]"
+    )
     parser.add_argument(
         "--weights",
         metavar="FILE|NAME",
-        help=f"checkpoint (those of gflv2 carry their configuration), or {_NAMES} (default: those of gflv2_nanodet_m)",
+        help="checkpoint (those of gflv2 carry their configuration), exported .onnx file, "
+        f"or {_NAMES} (default: those of gflv2_nanodet_m)",
     )
     parser.add_argument("--config", metavar="CONFIG", help="configuration for a checkpoint that carries none")
     parser.add_argument("--output", default="predictions", metavar="FOLDER", help="default: predictions")
     parser.add_argument("--threshold", type=float, default=0.3, metavar="SCORE", help="least score that is drawn (0.3)")
     parser.add_argument("--distributions", action="store_true", help="draw the distributions of each image's best box")
+    parser.add_argument(
+        "--formats", nargs="+", default=(), choices=("yolo", "voc", "csv"), help="write the detections in these too"
+    )
+    parser.add_argument(
+        "--tiles", type=_positive, metavar="PIXELS", help="cut large images into squares of this side, and merge"
+    )
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, metavar="SHARE", help="least part that neighbouring tiles share (0.2)"
+    )
+    parser.add_argument("--max-frames", type=_positive, metavar="N", help="of a video or camera")
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="write the JSON file only")
     _add_model_options(parser)
+
+
+def _add_export(verbs: Any) -> None:
+    note = "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.2. See docs/export.md."
+    about = "write a detector to a file for other programs: ONNX or torch.export, checked against PyTorch"
+    parser = _verb(verbs, "export", _export, about, epilog=note)
+    parser.set_defaults(takes_overrides=True)
+    parser.add_argument(
+        "config", metavar="WEIGHTS|CONFIG", help="a checkpoint of gflv2, or a configuration with --weights"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint for a configuration")
+    parser.add_argument(
+        "--output", dest="path", type=Path, metavar="FILE", help="default: named after the weights, .onnx or .pt2"
+    )
+    parser.add_argument("--format", choices=("onnx", "torch"), help="default: what --output ends in, else onnx")
+    outputs = parser.add_mutually_exclusive_group()
+    outputs.add_argument("--nms", action="store_true", help="NMS inside: detections, not all boxes and scores")
+    outputs.add_argument("--raw", action="store_true", help="logits, not boxes and scores")
+    parser.add_argument("--precision", default="32", choices=("32", "16", "int8"))
+    parser.add_argument("--dynamic-batch", action="store_true", help="a file for any number of images")
+    parser.add_argument("--dynamic-size", action="store_true", help="a file for images of any size")
+    parser.add_argument("--batch-size", type=_positive, default=1, metavar="N")
+    parser.add_argument(
+        "--size",
+        dest="image_size",
+        nargs=2,
+        type=_positive,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the images (default: the configuration's test size)",
+    )
+    int8 = parser.add_argument_group("int8")
+    int8.add_argument("--data", metavar="DATA", help="the set that ranges are measured on (docs/data.md)")
+    int8.add_argument("--images", dest="image_dir", metavar="FOLDER", help="its images")
+    int8.add_argument("--calibration-images", type=_positive, default=64, metavar="N", help="of the set (64)")
+    int8.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bar")
 
 
 def _add_bench(verbs: Any) -> None:

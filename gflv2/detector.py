@@ -15,6 +15,7 @@ from gflv2.ops.checks import bad_value
 
 if TYPE_CHECKING:
     from gflv2.engine.cuda_graph import CapturedInference, CapturedTrainingStep
+    from gflv2.engine.export import ExportReport
     from gflv2.engine.results import Result
 
 
@@ -105,6 +106,12 @@ class GFLV2(SingleStageDetector):
         from gflv2.engine.cuda_graph import CapturedInference
 
         return CapturedInference(self, shape, **options)
+
+    def export(self, path: str | Path, **options: Any) -> ExportReport:
+        """Write an ONNX (``.onnx``) or torch.export (``.pt2``) file; options: see `gflv2.engine.export.export`."""
+        from gflv2.engine.export import export
+
+        return export(self, path, **options)
 
     def save(self, path: str | Path) -> Path:
         """Write weights, configuration and class names to one file that ``GFLV2(weights=path)`` reads."""

@@ -11,6 +11,8 @@ _EXTRA_OF = {
         "train",
     ),
     **dict.fromkeys("onnx onnxscript onnxruntime".split(), "export"),
+    "supervision": "supervision",
+    "av": "video",
 }
 
 

@@ -16,16 +16,20 @@ from torch import Tensor
 from gflv2.data.batch import collate
 from gflv2.data.files import IMAGE_SUFFIXES
 from gflv2.data.transforms import at_scale, preprocess
+from gflv2.engine.export.onnx_detector import OnnxDetector
+from gflv2.engine.formats import LabelFiles
 from gflv2.engine.image_sources import ImageError, read_source
 from gflv2.engine.results import Result
+from gflv2.engine.tiles import merge, tiles_of
 from gflv2.engine.tta import detect_views
 from gflv2.models.detector import SingleStageDetector
+from gflv2.ops import Detections
 
 __all__ = ["FilesReport", "ImageError", "expand", "predict", "predict_files"]
 
 
 def predict(
-    model: SingleStageDetector,
+    model: SingleStageDetector | OnnxDetector,
     source: Any,
     *,
     score_thr: float | None = None,
@@ -33,11 +37,14 @@ def predict(
     max_detections: int | None = None,
     batch_size: int = 1,
     bgr: bool = False,
+    tiles: int | None = None,
+    overlap: float = 0.2,
 ) -> Result | list[Result]:
     """Detect objects in one image or several.
 
     Args:
-        model: a ``GFLV2``. Runs on its own device in evaluation mode, which is undone afterwards.
+        model: a ``GFLV2``, which runs on its own device in evaluation mode, undone afterwards; or an exported file as
+            ``gflv2.engine.export.OnnxDetector``, whose results have no distributions.
         source: a path, a PIL image, a uint8 array (H, W, 3) in RGB order (also (H, W), (H, W, 1), (H, W, 4)), a uint8
             tensor (3, H, W), or a list or tuple of these. Files and PIL images are turned upright by their EXIF
             orientation.
@@ -47,6 +54,9 @@ def predict(
         batch_size: images that go through the network together. Smaller images of a batch are padded to the
             largest, which changes their results a little; with 1 each result depends on its own image only.
         bgr: the channels of arrays and tensors are blue, green, red (OpenCV's order).
+        tiles: cut each image into squares of this side in pixels, predict each as an image of its own, and merge
+            (`gflv2.engine.tiles`): for small objects in large images. None: images as a whole.
+        overlap: least part of their side that neighbouring tiles share; objects should be smaller than that part.
 
     Returns:
         A ``Result``, for a list or tuple one ``Result`` each. Boxes are in pixels of the original image; those
@@ -62,6 +72,12 @@ def predict(
     limits = model.config.test.options(score_thr=score_thr, iou_thr=iou_thr, max_detections=max_detections)
     if not 0 <= limits["score_thr"] <= 1:
         raise ValueError(f"score_thr: expected a number from 0 to 1, got {limits['score_thr']!r}")
+    if tiles is not None:
+        size = (tiles, overlap, batch_size)
+        if not isinstance(source, (list, tuple)):
+            return _predict_tiles(model, *read_source(source, bgr=bgr), *size, limits)
+        images = (read_source(item, bgr=bgr, name=f"source[{number}]") for number, item in enumerate(source))
+        return [_predict_tiles(model, *image, *size, limits) for image in images]
     if isinstance(source, (list, tuple)):
         results = []
         for start in range(0, len(source), batch_size):
@@ -72,10 +88,32 @@ def predict(
     return _predict_batch(model, [read_source(source, bgr=bgr)], limits)[0]
 
 
+def _predict_tiles(
+    model: SingleStageDetector | OnnxDetector,
+    image: Tensor,
+    path: Path | None,
+    side: int,
+    overlap: float,
+    batch_size: int,
+    limits: dict[str, Any],
+) -> Result:
+    places = tiles_of(image.shape[1], image.shape[2], side, overlap)
+    parts: list[Result] = []
+    for start in range(0, len(places), batch_size):
+        parts += _predict_batch(model, [(tile.of(image), None) for tile in places[start : start + batch_size]], limits)
+    options = {name: limits[name] for name in ("iou_thr", "max_detections")}
+    return merge(parts, places, image.permute(1, 2, 0).numpy(), path, **options)
+
+
 def _predict_batch(
-    model: SingleStageDetector, images: Sequence[tuple[Tensor, Path | None]], limits: dict[str, Any]
+    model: SingleStageDetector | OnnxDetector, images: Sequence[tuple[Tensor, Path | None]], limits: dict[str, Any]
 ) -> list[Result]:
     data, tta = model.config.data, model.config.test.tta
+    if isinstance(model, OnnxDetector):
+        batch = collate([preprocess(image, data) for image, _ in images], data.pad_divisor)
+        found = model.detect(batch.images, batch.image_sizes, batch.scale_factors, **limits)
+        pairs = zip(images, found, strict=True)
+        return [_without_distributions(detections, model, image, path) for (image, path), detections in pairs]
     device = next(model.parameters()).device
     views = [
         collate([preprocess(image, at_scale(data, scale)) for image, _ in images], data.pad_divisor).to(device)
@@ -90,7 +128,7 @@ def _predict_batch(
     results = []
     for (image, path), detections, origin in zip(images, found, origins, strict=True):
         boxes = detections.boxes.cpu()
-        solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        solid = _have_area(boxes)
         points, strides, levels = (values.cpu()[solid] for values in origin)
         # Indexing outside of inference mode also makes ordinary tensors of them.
         results.append(
@@ -110,6 +148,18 @@ def _predict_batch(
             )
         )
     return results
+
+
+def _without_distributions(detections: Detections, model: OnnxDetector, image: Tensor, path: Path | None) -> Result:
+    """The result of an exported file, which gives boxes, scores and labels alone."""
+    solid = _have_area(detections.boxes)
+    boxes, scores, labels = (value[solid] for value in detections[:3])
+    pixels, ids = image.permute(1, 2, 0).numpy(), tuple(model.category_ids)
+    return Result(boxes, scores, labels, tuple(model.class_names), pixels, path, category_ids=ids)
+
+
+def _have_area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
 @contextmanager
@@ -180,7 +230,7 @@ def expand(patterns: str | Path | Sequence[str | Path]) -> tuple[list[Path], dic
 
 
 def predict_files(
-    model: SingleStageDetector,
+    model: SingleStageDetector | OnnxDetector,
     patterns: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
@@ -191,6 +241,9 @@ def predict_files(
     batch_size: int = 1,
     distributions: bool = False,
     pictures: bool = True,
+    formats: Sequence[str] = (),
+    tiles: int | None = None,
+    overlap: float = 0.2,
     progress: bool = True,
 ) -> FilesReport:
     """Predict files, folders and patterns; write a picture of each image and one COCO-style JSON file.
@@ -198,7 +251,7 @@ def predict_files(
     A file that cannot be read does not stop the others: it is listed in the report.
 
     Args:
-        model, score_thr, iou_thr, max_detections, batch_size: as ``predict``.
+        model, score_thr, iou_thr, max_detections, batch_size, tiles, overlap: as ``predict``.
         patterns: see ``expand``.
         output: folder, created where missing: ``detections.json`` (``images``, ``categories`` and ``annotations``
             with their ``score``; category ids are ``model.category_ids``, those of the annotations that it was
@@ -206,6 +259,7 @@ def predict_files(
         threshold: least score of the boxes that are drawn. The JSON file holds all above ``score_thr``.
         distributions: draw the distributions of each image's best box beside it.
         pictures: False writes the JSON file only.
+        formats: further formats, "yolo", "voc", "csv" (`gflv2.engine.formats.LabelFiles`).
         progress: show a progress bar.
 
     Raises:
@@ -218,14 +272,18 @@ def predict_files(
     if not files:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items()) or "no pattern was given"
         raise FileNotFoundError(f"nothing to predict ({reasons})")
+    if distributions and isinstance(model, OnnxDetector):
+        raise ValueError("distributions: an exported file gives none; predict with the checkpoint")
     output = Path(output)
     targets = _picture_paths(files, output) if pictures else {}
     output.mkdir(parents=True, exist_ok=True)
+    labels = LabelFiles(output, formats, model.class_names)
     content: dict[str, list] = {"images": [], "categories": [], "annotations": []}
     categories = zip(model.category_ids, model.class_names, strict=True)
     content["categories"] = [{"id": category, "name": name} for category, name in categories]
     written = []
     settings = {"score_thr": score_thr, "iou_thr": iou_thr, "max_detections": max_detections, "batch_size": batch_size}
+    settings |= {"tiles": tiles, "overlap": overlap}
     with tqdm(total=len(files), unit="image", disable=not progress) as bar:
         for start in range(0, len(files), batch_size):
             part, images = files[start : start + batch_size], []
@@ -238,6 +296,7 @@ def predict_files(
             for (file, _), result in zip(images, results, strict=True):
                 result.path = file
                 _record(content, result)
+                labels.add(result)
                 if pictures:
                     written.append(result.save(targets[file], threshold, distributions))
             bar.update(len(part))

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from gflv2.extras import missing_package
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -132,6 +135,23 @@ class Result:
             box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
             records.append({"image_id": image_id, "category_id": ids[label], "bbox": box, "score": round(score, 5)})
         return records
+
+    def to_supervision(self) -> Any:
+        """The detections as a ``supervision.Detections``: xyxy, confidence, class_id, and the names as ``class_name``.
+
+        Raises:
+            ModuleNotFoundError: the package ``supervision`` is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ModuleNotFoundError as error:
+            raise missing_package(error, "Result.to_supervision") from error
+        return Detections(
+            xyxy=self.boxes.numpy().copy(),
+            confidence=self.scores.numpy().copy(),
+            class_id=self.labels.numpy().copy(),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
 
     def __repr__(self) -> str:
         height, width = self.size

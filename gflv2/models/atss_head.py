@@ -33,6 +33,7 @@ from gflv2.ops import Assignment, Decoded, giou, normalisers
 from gflv2.ops.checks import bad_value, compute_dtype
 from gflv2.ops.levels import flatten_levels
 from gflv2.ops.reference.boxes import boxes_to_distances, pad_boxes, points_of_levels, strides_of_points, valid_cells
+from gflv2.ops.reference.decode import choose
 
 try:
     from torchvision.ops import sigmoid_focal_loss
@@ -168,11 +169,9 @@ class ATSSHead(DenseHead):
         boxes, start, chosen, joint = self.boxes(output), 0, [], []
         for scores in self.joint_scores(output):
             rows = flatten_levels([scores])
-            points = torch.arange(rows.shape[1], device=rows.device).expand(rows.shape[:2])
-            if rows.shape[1] > pre_topk:
-                points = rows.amax(-1).sort(dim=1, descending=True, stable=True).indices[:, :pre_topk]
+            points, kept, _ = choose(rows, pre_topk)
             chosen.append(points + start)
-            joint.append(rows.gather(1, points[..., None].expand(-1, -1, rows.shape[2])))
+            joint.append(kept)
             start += rows.shape[1]
         points, scores = torch.cat(chosen, dim=1), torch.cat(joint, dim=1).to(boxes.dtype)
         boxes = boxes.gather(1, points[..., None].expand(-1, -1, 4))

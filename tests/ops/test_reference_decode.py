@@ -231,3 +231,29 @@ def test_exports(kind: str, tmp_path) -> None:
     assert torch.equal(found[2], expected[2])
     for a, b in zip(found[:2], expected[:2], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_exports_for_any_batch_and_size() -> None:
+    """Also where a level has fewer cells than the top-k, whose k is a constant of the graph."""
+    head = RandomHead()
+    levels = tuple(level.detach().clone() for level in [*head.class_logits, *head.box_logits])
+    model = Exported(head).eval()
+    dim = torch.export.Dim
+    batch, sizes = dim("batch", max=64), [[dim(f"{side}{level}", max=64) for side in "hw"] for level in range(2)]
+    dims = [{0: batch, 2: sizes[level][0], 3: sizes[level][1]} for level in (0, 1, 0, 1)]
+    program = torch.export.export(model, levels, dynamic_shapes=(tuple(dims),)).module()
+    generator = torch.Generator().manual_seed(1)
+    for count, shapes in ((1, [(5, 7), (3, 3)]), (4, [(2, 3), (2, 2)])):
+        other = [torch.randn(count, c, *shape, generator=generator) for c in (3, 24) for shape in shapes]
+        boxes, scores, points = program(*other)
+        expected = [tensor.detach() for tensor in model(*other)]
+        assert boxes.shape == (count, 20, 4)
+        rows = [h * w for h, w in shapes]
+        for image in range(count):
+            for level, kept in enumerate(min(n, 10) for n in rows):
+                start, first = 10 * level, level * min(rows[0], 10)
+                theirs = [tensor[image, first : first + kept] for tensor in expected]
+                mine = [tensor[image, start : start + kept] for tensor in (boxes, scores, points)]
+                for a, b in zip(mine, theirs, strict=True):  # one of both may keep raster order
+                    torch.testing.assert_close(a[mine[2].argsort()], b[theirs[2].argsort()])
+                assert not scores[image, start + kept : start + 10].any()

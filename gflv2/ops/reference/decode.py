@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gflv2.ops import backends
 from gflv2.ops.checks import compute_dtype
@@ -64,10 +65,8 @@ def decode(
         probabilities = box_rows([box], None if scales is None else scales.reshape(-1)[level : level + 1]).softmax(-1)
         given = None if quality_logits is None else quality_logits[:, start : start + size]
         joint = joint_probabilities(class_rows([cls]), quality_from(probabilities, predictor, given))
-        points = torch.arange(size, device=cls.device).expand(len(cls), size)
-        if size > pre_topk:
-            points = best_first(joint.amax(-1), pre_topk)  # levels that fit keep their raster order
-            joint = joint.gather(1, points[..., None].expand(-1, -1, joint.shape[2]))
+        points, joint, best = choose(joint, pre_topk)
+        if best:
             probabilities = probabilities.gather(1, points[..., None, None].expand(-1, -1, *probabilities.shape[2:]))
         positions = points_of_levels(
             level_shapes_of([cls]), [strides[level]], offset=offset, device=cls.device, dtype=compute_dtype(box.dtype)
@@ -86,8 +85,41 @@ def decode(
     return Decoded(boxes, scores, points, counts, distributions if return_distributions else None, legacy_background)
 
 
+def choose(joint: Tensor, count: int) -> tuple[Tensor, Tensor, bool]:
+    """The points of one level that are kept.
+
+    Args:
+        joint: (B, n, C) joint scores of all its points.
+        count: the most that are kept, by their best class.
+
+    Returns:
+        Flat indices (B, k) of the kept points, their scores (B, k, C), and whether they were chosen and sorted; else
+        they are all points in raster order.
+    """
+    batch, size, classes = joint.shape
+    if not isinstance(size, int) and backends.exporting():  # a graph for every size of image
+        points, beyond = best_of_open_size(joint.amax(-1), count)
+        kept = joint.gather(1, points[..., None].expand(-1, -1, classes))
+        return points, torch.where(beyond[..., None], 0.0, kept), True
+    if size <= count:  # levels that fit keep their raster order
+        return torch.arange(size, device=joint.device).expand(batch, size), joint, False
+    points = best_first(joint.amax(-1), count)
+    return points, joint.gather(1, points[..., None].expand(-1, -1, classes)), True
+
+
 def best_first(scores: Tensor, count: int) -> Tensor:
     """(B, n) → (B, count) indices of the highest scores, descending; of equal ones the lower index first."""
     if backends.exporting():
         return scores.topk(count, dim=1).indices  # ONNX has no stable sort; its TopK keeps this order of ties
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+
+def best_of_open_size(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """``best_first`` where n is not known while the graph is traced, and may be less than ``count``.
+
+    ``count`` has to be a constant of the graph (TensorRT takes no other top-k), so that many scores below all others
+    are appended. Returns the indices, and which of them lie beyond the level: those repeat its last point.
+    """
+    size = scores.shape[1]
+    points = F.pad(scores, (0, count), value=-1.0).topk(count, dim=1).indices
+    return points.clamp(max=size - 1), points >= size
