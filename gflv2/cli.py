@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 # What the command line keeps to itself; what it builds the model from.
-_OWN = ("run", "takes_overrides", "traceback", "json")
+_OWN = ("run", "takes_overrides", "traceback", "json", "skip_bad", "max_pixels")
 _OF_THE_MODEL = ("config", "weights", "overrides", "device")
 _USER_ERRORS = (OSError, ValueError, TypeError, ModuleNotFoundError)
 
@@ -67,9 +67,27 @@ def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(rest)
     if "takes_overrides" in options:
         options.overrides = parse_overrides(raw)
+        if getattr(options, "skip_bad", False):
+            options.overrides["data.skip_bad"] = True
     elif raw:
         raise UsageError(f"unrecognized argument --{next(iter(raw))}")
-    return options.run(options) or 0
+    with _max_pixels(getattr(options, "max_pixels", None)):
+        return options.run(options) or 0
+
+
+@contextlib.contextmanager
+def _max_pixels(number: int | None) -> Iterator[None]:
+    """The limit goes by way of the environment, which data workers and the processes of several devices inherit."""
+    before = os.environ.get("GFLV2_MAX_PIXELS")
+    if number is not None:
+        os.environ["GFLV2_MAX_PIXELS"] = str(number)
+    try:
+        yield
+    finally:
+        if number is not None:
+            os.environ.pop("GFLV2_MAX_PIXELS")
+            if before is not None:
+                os.environ["GFLV2_MAX_PIXELS"] = before
 
 
 def _report(error: Exception, arguments: Sequence[str], traceback: bool, code: int) -> int:
@@ -307,6 +325,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _add_image_options(group: Any, *, skip: bool = True) -> None:
+    if skip:
+        about = "leave out images that are missing, damaged or of another size, and count them (data.skip_bad)"
+        group.add_argument("--skip-bad", action="store_true", help=about)
+    about = "allow images of up to N pixels (default: 178956970; GFLV2_MAX_PIXELS)"
+    group.add_argument("--max-pixels", type=_positive, metavar="N", help=about)
+
+
 def _devices(text: str) -> int | str | list[int]:
     if text.isdigit():
         return int(text)
@@ -335,6 +361,7 @@ def _add_train(verbs: Any) -> None:
         "--train-images", metavar="FOLDER", help="images of --train (default: looked for beside the file)"
     )
     data.add_argument("--val-images", metavar="FOLDER", help="images of --val (default: looked for beside the file)")
+    _add_image_options(data)
     run = parser.add_argument_group("run")
     run.add_argument("--weights", metavar="FILE", help="start from this checkpoint")
     run.add_argument(
@@ -384,6 +411,7 @@ def _add_val(verbs: Any) -> None:
     parser.add_argument(
         "--images", dest="image_dir", metavar="FOLDER", help="their images (default: looked for beside the file)"
     )
+    _add_image_options(parser)
     parser.add_argument("--weights", metavar="FILE", help="checkpoint for a configuration")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument(
@@ -409,6 +437,13 @@ def _add_predict(verbs: Any) -> None:
     parser.add_argument("--threshold", type=float, default=0.3, metavar="SCORE", help="least score that is drawn (0.3)")
     parser.add_argument("--distributions", action="store_true", help="draw the distributions of each image's best box")
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="write the JSON file only")
+    parser.add_argument(
+        "--categories",
+        type=Path,
+        metavar="DATA.json",
+        help="COCO file whose category ids the JSON file takes, by name (default: 1, 2, 3, …)",
+    )
+    _add_image_options(parser, skip=False)
     _add_model_options(parser)
 
 
@@ -464,6 +499,7 @@ def _add_data(verbs: Any) -> None:
     parser.add_argument("--images", metavar="FOLDER", help="its images (default: looked for beside it)")
     parser.add_argument("--config", metavar="CONFIG", help="of the detector (default: the general defaults)")
     parser.add_argument("--split", default="train", metavar="NAME", help="part of a set that has several (train)")
+    _add_image_options(parser)
     parser.add_argument("--page", type=Path, metavar="FILE", help="write a picture of some images with their boxes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to this file")
 

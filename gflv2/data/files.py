@@ -134,7 +134,7 @@ def completer(
     return complete
 
 
-_OPTION = "data.skip_bad leaves such images out"
+_OPTION = "data.skip_bad or --skip-bad leaves such images out"
 
 
 def _found(images: list[dict[str, Any]], folder: Path, problems: Problems, skip_bad: bool) -> list[dict[str, Any]]:
