@@ -93,7 +93,7 @@ def _max_pixels(number: int | None) -> Iterator[None]:
 def _report(error: Exception, arguments: Sequence[str], traceback: bool, code: int) -> int:
     if traceback:
         raise error
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = _printable(" ".join(str(error).split())) or type(error).__name__
     verb = f"gflv2 {arguments[0]}" if arguments else "gflv2"
     print(f"{verb}: error: {text}", file=sys.stderr)
     if code == 1:
@@ -101,10 +101,24 @@ def _report(error: Exception, arguments: Sequence[str], traceback: bool, code: i
     return code
 
 
+_LONGEST = 3000  # characters of a line
+
+
+def _printable(text: str) -> str:
+    """A line as a terminal may get it: names out of files can hold escapes that move the cursor or change its title."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_LONGEST])
+    return shown if len(text) <= _LONGEST else f"{shown}… ({len(text)} characters)"
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(_printable(line) for line in super().format(record).splitlines())
+
+
 @contextlib.contextmanager
 def _log_on_stderr() -> Iterator[None]:
     log, handler = logging.getLogger("gflv2"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Lines("%(message)s"))
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)

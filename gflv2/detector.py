@@ -62,14 +62,20 @@ class GFLV2(SingleStageDetector):
             settings["model.num_classes"] = num_classes
         if legacy:
             settings["model.head.legacy_background"] = True
-        checkpoint = None
+        checkpoint, described = None, False
         if weights is not None:
             checkpoint = files.read(weights)
+            described = config is None
             config, names, found = files.resolve(checkpoint, config, settings.get("model.num_classes"))
             class_names, settings = class_names or names, {**found, **settings}
         elif config is None:
             bad_value("config", "the name of a model, a path, a mapping or a Config, unless weights are given", None)
-        super().__init__(load_config(config, settings), class_names=class_names, pretrained=pretrained)
+        try:
+            super().__init__(load_config(config, settings), class_names=class_names, pretrained=pretrained)
+        except (ValueError, TypeError) as error:
+            if not described:
+                raise
+            raise files.CheckpointError(f"weights: {checkpoint.path} describes no detector: {error}") from error
         if checkpoint is not None:
             files.load_weights(self, checkpoint)
 
