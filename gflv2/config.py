@@ -242,7 +242,8 @@ def _read_yaml(source: str | Path, below: tuple[Path, ...] = ()) -> dict[str, An
             f"config: {path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
         ) from error
     except (RecursionError, ValueError) as error:  # YAML's own conversions raise ValueError, for 2001-99-99 say
-        raise ValueError(f"config: {path} cannot be read: {error}") from error
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"config: {path} cannot be read: {reason}") from error
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} must hold a mapping, got {type(values).__name__}")
     if odd := [name for name in values if not isinstance(name, str)]:
