@@ -18,7 +18,7 @@ from torch import Tensor
 from gflv2.data.batch import collate
 from gflv2.data.coco import load_coco
 from gflv2.data.files import IMAGE_SUFFIXES
-from gflv2.data.problems import shown
+from gflv2.data.problems import shown, shown_path
 from gflv2.data.transforms import preprocess
 from gflv2.engine.image_sources import ImageError, read_source
 from gflv2.engine.results import Result
@@ -161,7 +161,9 @@ class FilesReport:
         lines = [f"{self.detections} detections in {self.images} images: {self.json}"]
         if self.failures:
             lines.append(f"{len(self.failures)} could not be read:")
-            lines += [f"  {name}: {reason}" for name, reason in self.failures.items()]
+            # A name can hold escapes that a terminal would obey.
+            named = ((name if name.isprintable() else shown_path(name), why) for name, why in self.failures.items())
+            lines += [f"  {name}: {reason}" for name, reason in named]
         return "\n".join(lines)
 
 
@@ -357,7 +359,8 @@ class _Detections:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    # A pipe or a link to nothing too: its reading will tell.
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
 
 
 def _picture_paths(files: list[Path], output: Path) -> dict[Path, Path]:

@@ -451,6 +451,17 @@ def test_category_ids_of_a_data_set(model, folder, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_pipe_and_a_link_to_nothing_in_a_folder_are_told(model, folder, tmp_path):
+    os.mkfifo(folder / "pipe.png")
+    (folder / "link.jpg").symlink_to("nowhere.jpg")
+    (folder / "\x1b[31m.png").write_bytes(b"x")
+    report = predict_files(model, folder, tmp_path / "out", progress=False, pictures=False)
+    assert report.images == 2 and len(report.failures) == 3
+    assert "is a pipe, device or socket" in report.failures[str(folder / "pipe.png")]
+    assert "does not exist" in report.failures[str(folder / "link.jpg")]
+    assert all(line.isprintable() for line in str(report).splitlines())
+
+
 # ---- images that memory does not do for ------------------------------------------------------------------------------
 
 
