@@ -73,7 +73,7 @@ class GFLV2(SingleStageDetector):
         try:
             super().__init__(load_config(config, settings), class_names=class_names, pretrained=pretrained)
         except (ValueError, TypeError) as error:
-            if not described:
+            if checkpoint is None or not described:
                 raise
             raise files.CheckpointError(f"weights: {checkpoint.path} describes no detector: {error}") from error
         if checkpoint is not None:
