@@ -327,7 +327,7 @@ def parse_setting(key: str, value: Any, prefix: str = "") -> Any:
     hint, _ = settings()[key]
     if isinstance(value, str) and hint is str:
         return value  # also one that YAML would read as a number or as null
-    if _is_of(value, hint):
+    if not isinstance(value, str) and _is_of(value, hint):  # the text "null" is nothing, where that is allowed
         # Without the parser, which takes 1 ms a setting: a detector's configuration is read three times as it loads.
         return check_range(key, list(value) if isinstance(value, list) else value, prefix)
     try:
