@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compare, host, plots
+from benchmarks import compare, formats, host, loader, plots
 from benchmarks.harness import machine, pairs, table
 from benchmarks.harness.cases import facts, read
 from benchmarks.harness.operation import Operation
@@ -42,6 +42,19 @@ _HOST = (
     "\n## Host time\n",
     "Microseconds of a call before its kernel runs: batch 16, five levels, ten boxes an image; losses with backward.",
     "Written by `python -m benchmarks.host`, in turns with another commit in one process.",
+    "",
+)
+
+_LOADER = (
+    "\n## Loading\n",
+    "Processor time of one batch without data workers, and of the training step with it; ratios to the options off, of",
+    "which the second row is the noise. Written by `python -m benchmarks.loader`; all take turns in one process.",
+    "",
+)
+
+_FORMATS = (
+    "\n## One data set, three formats\n",
+    "The same images and boxes as COCO, YOLO and Pascal VOC files. Written by `python -m benchmarks.formats`.",
     "",
 )
 
@@ -77,10 +90,14 @@ def write(results: Path, output: Path) -> list[Path]:
         plots.draw_pair(steps, picture)
         parts.append("\n".join(_pair(steps, picture.relative_to(output.parent))))
         files.append(picture)
-    hosts = sorted(results.glob(f"{table.HOST}*.csv"))
-    if hosts:
-        parts.append("\n".join(_HOST))
-        parts += ["\n".join(host.section(path)) for path in hosts]
+    for prefix, head, section in (
+        (table.HOST, _HOST, host.section),
+        (table.LOADER, _LOADER, loader.section),
+        (table.FORMATS, _FORMATS, formats.section),
+    ):
+        if found := sorted(results.glob(f"{prefix}*.csv")):
+            parts.append("\n".join(head))
+            parts += ["\n".join(section(path)) for path in found]
     output.write_text("\n".join(parts))
     return files
 

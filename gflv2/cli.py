@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
 _NAMES = "a name (`gflv2 models`; coco: the configuration's)"
 # What the command line keeps to itself; what it builds the model from.
-_OWN = ("run", "takes_overrides", "traceback", "json")
+_OWN = ("run", "takes_overrides", "traceback", "json", "skip_bad", "max_pixels")
 _OF_THE_MODEL = ("config", "weights", "overrides", "device")
 _USER_ERRORS = (OSError, ValueError, TypeError, ModuleNotFoundError)
 
@@ -69,15 +69,33 @@ def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(rest)
     if "takes_overrides" in options:
         options.overrides = parse_overrides(raw)
+        if getattr(options, "skip_bad", False):
+            options.overrides["data.skip_bad"] = True
     elif raw:
         raise UsageError(f"unrecognized argument --{next(iter(raw))}")
-    return options.run(options) or 0
+    with _max_pixels(getattr(options, "max_pixels", None)):
+        return options.run(options) or 0
+
+
+@contextlib.contextmanager
+def _max_pixels(number: int | None) -> Iterator[None]:
+    """The limit goes by way of the environment, which data workers and the processes of several devices inherit."""
+    before = os.environ.get("GFLV2_MAX_PIXELS")
+    if number is not None:
+        os.environ["GFLV2_MAX_PIXELS"] = str(number)
+    try:
+        yield
+    finally:
+        if number is not None:
+            os.environ.pop("GFLV2_MAX_PIXELS")
+            if before is not None:
+                os.environ["GFLV2_MAX_PIXELS"] = before
 
 
 def _report(error: Exception, arguments: Sequence[str], traceback: bool, code: int) -> int:
     if traceback:
         raise error
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = _printable(" ".join(str(error).split())) or type(error).__name__
     verb = f"gflv2 {arguments[0]}" if arguments else "gflv2"
     print(f"{verb}: error: {text}", file=sys.stderr)
     if code == 1:
@@ -85,10 +103,24 @@ def _report(error: Exception, arguments: Sequence[str], traceback: bool, code: i
     return code
 
 
+_LONGEST = 3000  # characters of a line
+
+
+def _printable(text: str) -> str:
+    """A line as a terminal may get it: names out of files can hold escapes that move the cursor or change its title."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:_LONGEST])
+    return shown if len(text) <= _LONGEST else f"{shown}… ({len(text)} characters)"
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(_printable(line) for line in super().format(record).splitlines())
+
+
 @contextlib.contextmanager
 def _log_on_stderr() -> Iterator[None]:
     log, handler = logging.getLogger("gflv2"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Lines("%(message)s"))
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -181,8 +213,9 @@ def _predict(options: argparse.Namespace) -> int:
     from gflv2.engine.video import is_video
 
     is_film = any(is_video(pattern) for pattern in options.patterns)
-    if is_film and (len(options.patterns) > 1 or options.distributions or options.formats):
-        raise UsageError("a video or camera stands alone, without images, --distributions and --formats")
+    alone = (options.distributions, options.formats, options.categories)
+    if is_film and (len(options.patterns) > 1 or any(alone)):
+        raise UsageError("a video or camera stands alone, without images, --distributions, --formats and --categories")
     model = _detector(config or weights, weights, options.overrides, options.device)
     if is_film:
         return _predict_film(options, model)
@@ -196,7 +229,7 @@ def _predict_film(options: argparse.Namespace, model: GFLV2 | OnnxDetector) -> i
     from gflv2.engine.video import predict_video
 
     (options.source,) = options.patterns
-    del options.patterns, options.distributions, options.formats
+    del options.patterns, options.distributions, options.formats, options.categories
     print(_hand_on(predict_video, options, model))
     return 0
 
@@ -229,7 +262,7 @@ def _export(options: argparse.Namespace) -> None:
     ending = {"onnx": ".onnx", "torch": ".pt2"}[options.format or {".pt2": "torch"}.get(output.suffix, "onnx")]
     if output.suffix != ending:
         raise UsageError(f"--output: expected a file that ends in {ending} for --format {options.format}, got {output}")
-    if output.exists() and output.samefile(named):
+    if output.exists() and Path(named).exists() and output.samefile(named):
         raise UsageError(f"--output: expected another file than the weights {named}")
     options.path = output
     model = _model(options.config, options.weights, options.overrides, "cpu")
@@ -408,6 +441,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _add_image_options(group: Any, *, skip: bool = True) -> None:
+    if skip:
+        about = "leave out images that are missing, damaged or of another size, and count them (data.skip_bad)"
+        group.add_argument("--skip-bad", action="store_true", help=about)
+    about = "allow images of up to N pixels (default: 178956970; GFLV2_MAX_PIXELS)"
+    group.add_argument("--max-pixels", type=_positive, metavar="N", help=about)
+
+
 def _devices(text: str) -> int | str | list[int]:
     if text.isdigit():
         return int(text)
@@ -436,6 +477,7 @@ def _add_train(verbs: Any) -> None:
         "--train-images", metavar="FOLDER", help="images of --train (default: looked for beside the file)"
     )
     data.add_argument("--val-images", metavar="FOLDER", help="images of --val (default: looked for beside the file)")
+    _add_image_options(data)
     run = parser.add_argument_group("run")
     run.add_argument("--weights", metavar="FILE|NAME", help=f"start from this checkpoint, or from {_NAMES}")
     run.add_argument(
@@ -490,6 +532,7 @@ def _add_val(verbs: Any) -> None:
     parser.add_argument(
         "--images", dest="image_dir", metavar="FOLDER", help="their images (default: looked for beside the file)"
     )
+    _add_image_options(parser)
     parser.add_argument("--weights", metavar="FILE|NAME", help=f"checkpoint for a configuration, or {_NAMES}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument(
@@ -542,6 +585,13 @@ def _add_predict(verbs: Any) -> None:
     )
     parser.add_argument("--max-frames", type=_positive, metavar="N", help="of a video or camera")
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="write the JSON file only")
+    parser.add_argument(
+        "--categories",
+        type=Path,
+        metavar="DATA.json",
+        help="COCO file whose category ids the JSON file takes, by name (default: those that the model was trained on)",
+    )
+    _add_image_options(parser, skip=False)
     _add_model_options(parser)
 
 
@@ -636,6 +686,7 @@ def _add_data(verbs: Any) -> None:
     parser.add_argument("--images", metavar="FOLDER", help="its images (default: looked for beside it)")
     parser.add_argument("--config", metavar="CONFIG", help="of the detector (default: the general defaults)")
     parser.add_argument("--split", default="train", metavar="NAME", help="part of a set that has several (train)")
+    _add_image_options(parser)
     parser.add_argument("--page", type=Path, metavar="FILE", help="write a picture of some images with their boxes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to this file")
 

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from gflv2.extras import missing_package
 from gflv2.ranges import check_range
+from gflv2.shown import shown
 
 FOLDER = Path(__file__).parent / "configs"  # in a checkout a link to the top-level folder
 
@@ -278,12 +279,21 @@ def _read_yaml(source: str | Path, below: tuple[Path, ...] = ()) -> dict[str, An
             f"config: {path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
         ) from error
     except (RecursionError, ValueError) as error:  # YAML's own conversions raise ValueError, for 2001-99-99 say
-        raise ValueError(f"config: {path} cannot be read: {error}") from error
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"config: {path} cannot be read: {reason}") from error
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} must hold a mapping, got {type(values).__name__}")
     if odd := [name for name in values if not isinstance(name, str)]:
-        raise TypeError(f"config: {path}: expected a text as a setting's name, got {odd[0]!r}")
-    return _with_base({"name": path.stem, **values}, (*below, path))
+        raise TypeError(f"config: {path}: expected a text as a setting's name, got {shown(odd[0])}")
+    try:
+        return _with_base({"name": path.stem, **values}, (*below, path))
+    except RecursionError:
+        raise ValueError(
+            f"config: {path} cannot be read: a section that holds itself, or is nested too deeply"
+        ) from None
+    except (TypeError, ValueError, FileNotFoundError) as error:
+        text = str(error).removeprefix("config: ")
+        raise type(error)(f"config: {path}: {text}" if str(path) not in text else f"config: {text}") from error
 
 
 def _with_base(values: Mapping[str, Any], below: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -291,7 +301,7 @@ def _with_base(values: Mapping[str, Any], below: tuple[Path, ...] = ()) -> dict[
     values = dict(values)
     base = values.pop("base", None)
     if not isinstance(base, (str, Path, type(None))):
-        raise TypeError(f"base: expected the name or the path of a configuration, got {base!r}")
+        raise TypeError(f"base: expected the name or the path of a configuration, got {shown(base)}")
     return {**({} if base is None else _read_yaml(base, below)), **_flatten(values)}
 
 
@@ -299,8 +309,11 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if not isinstance(name, str):
-            raise TypeError(f"unknown setting {prefix}{name}: expected a text as its name")
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+            raise TypeError(f"unknown setting {prefix}{shown(name)}: expected a text as its name")
+        key = prefix + name
+        # An empty mapping in place of a number or a text is no section without changes, but a mistake.
+        is_section = isinstance(value, Mapping) and (value or any(other.startswith(f"{key}.") for other in settings()))
+        flat |= _flatten(value, f"{key}.") if is_section else {key: value}
     return flat
 
 
@@ -351,11 +364,25 @@ def parse_setting(key: str, value: Any, prefix: str = "") -> Any:
     hint, _ = settings()[key]
     if isinstance(value, str) and hint is str:
         return value  # also one that YAML would read as a number or as null
+    if not isinstance(value, str) and _is_of(value, hint):  # the text "null" is nothing, where that is allowed
+        # Without the parser, which takes 1 ms a setting: a detector's configuration is read three times as it loads.
+        return check_range(key, list(value) if isinstance(value, list) else value, prefix)
     try:
         parsed = _parser().parse_object({key: value}, defaults=False)[key]
     except (argparse.ArgumentError, OverflowError) as error:
-        raise TypeError(f"{prefix}{key}: expected {_expected(hint)}, got {value!r}") from error
+        raise TypeError(f"{prefix}{key}: expected {_expected(hint)}, got {shown(value)}") from error
+    if parsed is None and type(None) not in typing.get_args(hint):  # to the parser, null is "not given"
+        raise TypeError(f"{prefix}{key}: expected {_expected(hint)}, got {shown(value)}")
     return check_range(key, parsed, prefix)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value has a field's type already: exactly, so that true is no integer and 1 no float."""
+    if typing.get_origin(hint) is list:
+        return type(value) is list and all(_is_of(item, typing.get_args(hint)[0]) for item in value)
+    if kinds := typing.get_args(hint):
+        return any(_is_of(value, kind) for kind in kinds)
+    return type(value) is hint
 
 
 def _refuse_unknown(key: str, prefix: str) -> NoReturn:

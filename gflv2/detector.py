@@ -64,12 +64,13 @@ class GFLV2(SingleStageDetector):
             settings["model.num_classes"] = num_classes
         if legacy:
             settings["model.head.legacy_background"] = True
-        checkpoint, category_ids = None, None
+        checkpoint, category_ids, described = None, None, False
         if weights is not None:
             named = files.find_weights(weights, config)
             if named is not None and config is None:
                 config = named.name
             checkpoint = files.read(named or weights)
+            described = config is None
             config, names, found = files.resolve(checkpoint, config, settings.get("model.num_classes"))
             if class_names is None:
                 class_names, category_ids = names, checkpoint.category_ids
@@ -77,7 +78,12 @@ class GFLV2(SingleStageDetector):
         elif config is None:
             bad_value("config", "the name of a model, a path, a mapping or a Config, unless weights are given", None)
         config = load_config(config, settings)
-        super().__init__(config, class_names=class_names, category_ids=category_ids, pretrained=pretrained)
+        try:
+            super().__init__(config, class_names=class_names, category_ids=category_ids, pretrained=pretrained)
+        except (ValueError, TypeError) as error:
+            if checkpoint is None or not described:
+                raise
+            raise files.CheckpointError(f"weights: {checkpoint.path} describes no detector: {error}") from error
         if checkpoint is not None:
             files.load_weights(self, checkpoint)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gflv2.shown import shown
+
 # Dotted key → lowest and highest value, both allowed. Of a list: of each of its items.
 RANGES: dict[str, tuple[float, float]] = {
     "model.num_classes": (1, 100_000),
@@ -95,15 +97,10 @@ def check_range(key: str, value: Any, prefix: str = "") -> Any:
         least, most = LENGTHS[key]
         if not least <= len(value) <= most:
             count = f"{least}" if least == most else f"{least} to {most}"
-            raise ValueError(f"{prefix}{key}: expected {count} items, got {len(value)}: {_cut(value)}")
+            raise ValueError(f"{prefix}{key}: expected {count} items, got {len(value)}: {shown(value)}")
     if key in RANGES and value is not None:
         low, high = RANGES[key]
         for item in value if isinstance(value, list) else [value]:
             if not low <= item <= high:
-                raise ValueError(f"{prefix}{key}: expected from {low:,} to {high:,}, got {_cut(value)}")
+                raise ValueError(f"{prefix}{key}: expected from {low:,} to {high:,}, got {shown(value)}")
     return value
-
-
-def _cut(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"

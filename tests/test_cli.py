@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -328,3 +329,28 @@ def test_module_and_demo_and_env_are_reachable(capsys) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert "gflv2" in done.stdout
+
+
+def test_images_that_cannot_be_used_are_left_out_by_a_flag_of_every_verb(sample_set, weights, tmp_path, capsys) -> None:
+    for name, file in (("train", sample_set.train), ("val", sample_set.val)):
+        images = tmp_path / name
+        shutil.copytree(getattr(sample_set, f"{name}_images"), images)
+        shutil.copy(file, tmp_path / f"{name}.json")
+        first = sorted(images.iterdir())[0]
+        first.write_bytes(first.read_bytes()[:200])
+    small = ["--data.test_short_side", "64", "--data.short_side", "[64,64]", "--data.long_side", "64"]
+    val = ["--data", str(tmp_path / "val.json"), "--images", str(tmp_path / "val")]
+    train = ["--train", str(tmp_path / "train.json"), "--train-images", str(tmp_path / "train"), "--accelerator", "cpu"]
+    train += ["--output", str(tmp_path / "run"), "--no-pretrained", "--max-steps", "1", "--no-progress"]
+    commands = (
+        ["data", str(tmp_path / "train.json"), "--images", str(tmp_path / "train")],
+        ["val", str(weights), *val, "--device", "cpu", "--no-progress"],
+        ["train", "gflv2_lite0", *train],
+    )
+    for command in commands:
+        arguments = [*command, *small, "--data.workers", "0"]
+        assert main(arguments) == 2
+        assert "1 of 2 images of" in (said := capsys.readouterr().err) and "--skip-bad" in said
+        assert main([*arguments, "--skip-bad"]) == 0
+        captured = capsys.readouterr()
+        assert "images that cannot be used, left out (data.skip_bad): 1; first: image 1" in captured.err

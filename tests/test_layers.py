@@ -26,6 +26,7 @@ LAYERS = (
     ("config", "kernels"),
     ("ops",),
     ("extras", "files", "ranges", "sides", "version"),
+    ("shown",),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 

@@ -51,3 +51,11 @@ def test_a_worker_of_xdist_is_replaced_and_its_test_named(tmp_path: Path) -> Non
     wrong, output = run_tests([str(tmp_path), "-q", "--rootdir", str(tmp_path), "-n", "1"], os.environ)
     assert wrong is not None and "2 passed" in output and "1 failed" in output
     assert re.search(r"worker 'gw\d' crashed while running 'test_kernels\.py::test_a_kernel\[broken\]'", output), output
+
+
+def test_without_other_processes_the_stack_names_the_test(tmp_path: Path) -> None:
+    """``pytest tests/ops`` alone: pytest's faulthandler writes the Python stack, whose frame has the test's name."""
+    (tmp_path / "test_kernels.py").write_text(FILE.format(end="import ctypes; ctypes.string_at(0)"))
+    _, output = run_tests([str(tmp_path), "-q", "--rootdir", str(tmp_path), "-p", "no:xdist"], os.environ)
+    assert re.search(r"Fatal Python error: .*Segmentation fault", output), output
+    assert re.search(r'test_kernels\.py", line \d+ in test_a_kernel\n', output), output

@@ -55,9 +55,12 @@ def infer(checkpoint: Checkpoint, base: Config | None = None) -> dict[str, Any]:
     name = backbone_name(state)
     if name is not None:
         values["model.backbone.name"] = name
-    _infer_deform(state, values)
-    _infer_neck(state, values, base or Config())
-    _infer_head(checkpoint, values, base or Config())
+    try:
+        _infer_deform(state, values)
+        _infer_neck(state, values, base or Config())
+        _infer_head(checkpoint, values, base or Config())
+    except CheckpointError as error:
+        raise CheckpointError(f"weights: {checkpoint.path}: {str(error).removeprefix('weights: ')}") from error
     return values
 
 
@@ -248,7 +251,10 @@ def class_layers(state: Mapping[str, Any]) -> list[str]:
 def split_class_channels(checkpoint: Checkpoint) -> tuple[int, bool]:
     """(classes, whether the last channel is the authors' unused background) of a detector's file."""
     state = checkpoint.state
-    channels = side(state, f"{class_layer(state)}.weight", 0)
+    try:
+        channels = side(state, f"{class_layer(state)}.weight", 0)
+    except CheckpointError as error:
+        raise CheckpointError(f"weights: {checkpoint.path}: {str(error).removeprefix('weights: ')}") from error
     head = (checkpoint.config or {}).get("model", {})
     if "num_classes" in head:
         return head["num_classes"], channels == head["num_classes"] + 1

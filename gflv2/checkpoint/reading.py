@@ -22,6 +22,8 @@ from gflv2.checkpoint.inert import Inert, stand_ins
 from gflv2.checkpoint.integrity import check_container, check_size, check_values
 from gflv2.checkpoint.zoo import NamedWeights, find_weights
 from gflv2.config import load_config
+from gflv2.data.records import class_name
+from gflv2.shown import shown
 
 FORMAT = "gflv2"
 VERSION = 1
@@ -127,6 +129,7 @@ def _read_torch(path: Path) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Detected pickle protocol")
+                warnings.filterwarnings("ignore", message="Validating sparse tensor")  # which are refused
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise _refusal(path, error) from error
@@ -206,6 +209,10 @@ def interpret(content: Any, path: str = "<memory>", *, ema: bool = True) -> Chec
     state = _unwrap(state, ema, notes, path)
     state = {_renew(key): value for key, value in state.items()}
     names = _names(description.get("class_names")) or _names_of_meta(meta)
+    try:
+        names = names and [class_name(name, f"weights: {path}: class {label}") for label, name in enumerate(names)]
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
     ids = _category_ids(description.get("category_ids"), names, path)
     return Checkpoint(path, layout, state, names, _configuration(description.get("config"), path), notes, ids)
 
@@ -223,14 +230,19 @@ def _category_ids(ids: Any, names: list[str] | None, path: str) -> list[Any] | N
 
 
 def _configuration(config: Any, path: str) -> dict[str, Any] | None:
-    """That of the file, if each value is of its type and in its range."""
+    """That of the file, if each value is of its type and in its range; as such, where the file has it as a text."""
     if not isinstance(config, Mapping):
         return None
     try:
-        load_config(config)
-    except (ValueError, TypeError) as error:
+        checked = load_config(config).to_dict()
+    except (ValueError, TypeError, OSError) as error:
         raise CheckpointError(f"weights: {path} holds a configuration that is not valid: {error}") from error
-    return dict(config)
+    return checked if "base" in config else _part(checked, config)
+
+
+def _part(whole: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of ``whole`` for the keys that are given."""
+    return {key: _part(whole[key], value) if isinstance(value, Mapping) else whole[key] for key, value in given.items()}
 
 
 def _layout(content: Mapping, meta: Mapping) -> str:
@@ -253,7 +265,7 @@ def _description(content: Mapping, meta: Mapping, layout: str, path: str) -> Map
     version = found.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise CheckpointError(
-            f"weights: {path} has format version {version}; this gflv2 reads up to {VERSION}. Update gflv2."
+            f"weights: {path} has format version {shown(version)}; this gflv2 reads up to {VERSION}. Update gflv2."
         )
     return found
 
@@ -275,7 +287,7 @@ def _pick_state(content: Mapping, layout: str, ema: bool, notes: list[str], path
     if chosen is None and _is_state(content):
         chosen = content
     if chosen is None:
-        raise CheckpointError(f"weights: {path} holds no state_dict; its entries are {shorten(map(str, content))}")
+        raise CheckpointError(f"weights: {path} holds no state_dict; its entries are {shorten(map(_key, content))}")
     arrays = [str(key) for key, value in chosen.items() if isinstance(value, Inert)]
     if arrays:
         raise CheckpointError(
@@ -285,6 +297,10 @@ def _pick_state(content: Mapping, layout: str, ema: bool, notes: list[str], path
     return _with_buffer_average(
         {str(key): value.detach() for key, value in chosen.items() if isinstance(value, Tensor)}, ema, notes
     )
+
+
+def _key(key: Any) -> str:
+    return key if isinstance(key, str) and len(key) < 80 else shown(key)
 
 
 def _is_state(value: Any) -> bool:

@@ -24,6 +24,7 @@ class Sample:
     image_id: Any
     original_size: Size
     scale_factor: tuple[float, float]  # (resized width / original width, the same of heights)
+    instead_of: tuple[str, ...] = ()  # why images could not be decoded whose place this one takes
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Batch:
     scale_factors: Tensor  # (B, 2) float32: (width, height), resized / original
     image_ids: list[Any]
     ignore_boxes: list[Tensor] | None = None  # B × (K, 4), or None where no image of the batch has any
+    instead_of: tuple[str, ...] = ()  # of all samples
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -108,4 +110,5 @@ def collate(samples: Sequence[Sample], divisor: int = 32) -> Batch:
         scale_factors=torch.tensor([sample.scale_factor for sample in samples], dtype=torch.float32),
         image_ids=[sample.image_id for sample in samples],
         ignore_boxes=[sample.ignore_boxes for sample in samples] if has_ignored else None,
+        instead_of=tuple(reason for sample in samples for reason in sample.instead_of),
     )

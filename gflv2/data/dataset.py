@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from gflv2.config import DataConfig
 from gflv2.data.batch import Sample
 from gflv2.data.cache import ImageCache
 from gflv2.data.coco import CheckedCOCO, class_mapping, index_of
 from gflv2.data.folder import FolderReader
-from gflv2.data.image import read_image, say_once
+from gflv2.data.image import read_image
 from gflv2.data.readers import reader_of
 from gflv2.data.transforms import IGNORED, apply, at_scale, evaluation_transforms, resized_size, training_transforms
 
@@ -48,6 +49,7 @@ class CocoDetection(Dataset):
         aspect_groups: bool array, width / height > 1 per item; training's batches do not mix both.
         left_out: counts of what was not taken, by reason.
         problems: what was left out, replaced or cut, by kind, with examples.
+        undecoded: lines that name the images which training could not decode; others took their places.
         annotated: False for a folder of images alone.
         index: what evaluation compares with; None for training, and in another process.
 
@@ -85,6 +87,7 @@ class CocoDetection(Dataset):
         self.problems = index.problems
         self.class_names, self.category_ids, label_of = class_mapping(index, class_names, str(annotation_file))
         self.image_dir = reader.image_dir
+        self.undecoded: list[str] = []
         self._read_records(index, label_of)
         self.index = None if train else index
         self._cache = ImageCache(self._decoded, len(self), str(annotation_file)) if self.config.cache_images else None
@@ -167,27 +170,42 @@ class CocoDetection(Dataset):
         """One sample. ``key`` is an index, or (index, seed): then the random transforms depend on that seed only."""
         index, seed = key if isinstance(key, tuple) else (key, None)
         index = range(len(self))[index]  # negative indices, and an IndexError that ends a `for` loop
-        index, image = self._readable(index)
+        index, image, failures = self._readable(index)
         boxes, labels = self.annotations(index)
         size = self.size(index)
         # A JPEG may have been decoded at a fraction of its size.
         boxes = boxes * (np.array([image.shape[2], image.shape[1]] * 2) / np.array([size[1], size[0]] * 2))
         rest = (self.transforms, image, boxes, labels, self.image_ids[index], size)
         if seed is None:
-            return apply(*rest)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return apply(*rest)
+            sample = apply(*rest)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                sample = apply(*rest)
+        if failures and get_worker_info() is None:
+            self.note_undecoded(failures)
+        return replace(sample, instead_of=tuple(failures)) if failures else sample
 
-    def _readable(self, index: int) -> tuple[int, torch.Tensor]:
-        """The item and its image; in training with ``skip_bad``, the next item whose image can be decoded."""
+    def note_undecoded(self, reasons: Sequence[str]) -> None:
+        """Say once of each image that it could not be decoded. A loader calls it with what its workers found."""
+        for reason in reasons:
+            if reason not in self.undecoded:
+                self.undecoded.append(reason)
+                _log.warning("%s; the next image takes its place (said once)", reason)
+
+    def _readable(self, index: int) -> tuple[int, torch.Tensor, list[str]]:
+        """The item and its image; in training with ``skip_bad``, of the next item whose image can be decoded, and why
+        those before could not.
+        """
+        failures: list[str] = []
         for item in (*range(index, len(self)), *range(index)):
             try:
-                return item, self._cache[item] if self._cache is not None else self._decoded(item)
+                image = self._cache[item] if self._cache is not None else self._decoded(item)
+                return item, image, failures
             except (OSError, ValueError) as error:
                 if not (self.train and self.config.skip_bad):
                     raise
-                say_once(f"bad {self.path(item)}", f"{error}; the next image takes its place")
+                failures.append(str(error))
         raise ValueError(f"{self.annotation_file}: none of its {len(self)} images can be decoded")
 
     def at_scale(self, factor: float) -> CocoDetection:

@@ -134,7 +134,7 @@ def completer(
     return complete
 
 
-_OPTION = "data.skip_bad leaves such images out"
+_OPTION = "data.skip_bad or --skip-bad leaves such images out"
 
 
 def _found(images: list[dict[str, Any]], folder: Path, problems: Problems, skip_bad: bool) -> list[dict[str, Any]]:
@@ -167,10 +167,13 @@ def _found(images: list[dict[str, Any]], folder: Path, problems: Problems, skip_
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """Image files in a folder and the folders in it, sorted; hidden ones are passed over."""
+    """Image files in a folder and the folders in it, sorted; hidden ones are passed over.
+
+    Pipes, and links to nothing, are among them where they have such a name, so that their reading refuses them.
+    """
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file():
+        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not path.is_dir():
             yield path
 
 

@@ -108,7 +108,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             if pixels > limit:
                 raise ValueError(
                     f"image file {shown_path(path)} has {image.width}×{image.height} pixels, more than the {limit} "
-                    "that are allowed; the environment variable GFLV2_MAX_PIXELS raises the limit"
+                    "that are allowed; --max-pixels and the environment variable GFLV2_MAX_PIXELS raise the limit"
                 )
             if "pages" not in _said and _pages(image) > 1:
                 say_once("pages", f"image file {shown_path(path)} has {_pages(image)} pages; the first is read")
@@ -119,6 +119,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise ValueError(
             f"{shown_path(path)} is not an image that can be read (formats: {', '.join(FORMATS)})"
         ) from None
+    except MemoryError:
+        raise ValueError(f"image file {shown_path(path)} cannot be read: there is not enough memory for it") from None
     except Exception as error:
         # Pillow's readers raise whatever a damaged file makes of them: OSError, SyntaxError, struct.error, and more.
         text = " ".join(str(error).split()) or type(error).__name__

@@ -148,12 +148,14 @@ class _Loader(DataLoader):
     """
 
     def __iter__(self) -> Iterator[Any]:
-        return _Batches(super().__iter__)
+        return _Batches(super().__iter__, self.dataset if self.num_workers else None)
 
 
 class _Batches:
-    def __init__(self, start: Callable[[], Iterator[Any]]) -> None:
-        self._start, self._iterator = start, None
+    """``dataset``: is told what the workers could not decode; None: there are no workers."""
+
+    def __init__(self, start: Callable[[], Iterator[Any]], dataset: Any = None) -> None:
+        self._start, self._iterator, self._dataset = start, None, dataset
 
     def __iter__(self) -> _Batches:
         return self
@@ -162,7 +164,7 @@ class _Batches:
         if self._iterator is None:
             self._iterator = self._start()
         try:
-            return next(self._iterator)
+            batch = next(self._iterator)
         except (ValueError, OSError) as error:
             text = str(error)
             if "Original Traceback" not in text:
@@ -170,6 +172,9 @@ class _Batches:
             # torch raises the same type again, with the worker's traceback as its text; the last line is what was said.
             said = text.rstrip().splitlines()[-1].partition(": ")[2]
             raise type(error)(said) from error
+        if self._dataset is not None and getattr(batch, "instead_of", ()):
+            self._dataset.note_undecoded(batch.instead_of)
+        return batch
 
 
 def make_loader(

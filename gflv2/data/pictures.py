@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gflv2.data.dataset import CocoDetection
+from gflv2.data.fonts import drawable, runs_of
 from gflv2.data.positives import spread
 
 _COLOURS = "#e8590c #1971c2 #2f9e44 #9c36b5 #e03131 #0c8599 #f08c00 #6741d9 #c2255c #5c940d".split()
 _CROWD = "#868e96"
 _GAP = 6
+_TEXT = 12  # height of a label's letters, pixels
 
 
 def draw_page(dataset: CocoDetection, *, images: int = 20, columns: int = 5, side: int = 320) -> Image.Image:
     """Some images, evenly spread over those with boxes, each with its boxes and class names; crowds are grey.
 
-    Pillow's own font has Latin letters only: a class whose name has others is called by its number.
+    A class whose name no installed font can draw is called by its number (see ``fonts.drawable``).
 
     Args:
         images: at most so many.
@@ -39,22 +43,25 @@ def _picture(dataset: CocoDetection, item: int, side: int) -> Image.Image:
     picture = Image.fromarray(tensor.permute(1, 2, 0).numpy())
     scale = side / max(picture.size)
     picture = picture.resize([max(1, round(length * scale)) for length in picture.size])
-    _draw(picture, boxes * scale, labels, dataset.class_names)
+    _draw(picture, boxes * scale, labels, drawable(dataset.class_names))
     return picture
 
 
 def _draw(picture: Image.Image, boxes: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    pen = ImageDraw.Draw(picture)
     for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
         colour = _COLOURS[label % len(_COLOURS)] if label >= 0 else _CROWD
         pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colour, width=2)
-        text = _written(names, label)
-        left, top, right, bottom = pen.textbbox((x1 + 2, max(y1 - 14, 0)), text, font=font)
-        pen.rectangle((left - 2, top - 1, right + 2, bottom + 1), fill=colour)
-        pen.text((x1 + 2, max(y1 - 14, 0)), text, fill="white", font=font)
+        parts = [(part, _font(path)) for part, path in runs_of(names[label] if label >= 0 else "crowd")]
+        width = sum(pen.textlength(part, font=font) for part, font in parts)
+        # Inside of the picture, whichever edge the box lies at.
+        left, base = max(min(x1 + 2, picture.width - width - 2), 2), max(y1 - 3, _TEXT)
+        pen.rectangle((left - 2, base - _TEXT, left + width + 2, base + 3), fill=colour)
+        for part, font in parts:
+            pen.text((left, base), part, fill="white", font=font, anchor="ls")
+            left += pen.textlength(part, font=font)
 
 
-def _written(names: list[str], label: int) -> str:
-    if label < 0:
-        return "crowd"
-    return names[label] if all(ord(c) < 0x250 for c in names[label]) else f"class {label}"
+@cache
+def _font(path: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, _TEXT)

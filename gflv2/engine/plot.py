@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
+from gflv2.data.fonts import families_of
 from gflv2.extras import missing_package
 from gflv2.sides import SIDES
 
@@ -23,6 +24,9 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+MOST_PIXELS = 50_000_000  # of a picture: drawing takes some thirty bytes a pixel
+LONGEST_SIDE = 65_000  # pixels; a JPEG holds 65,500
 
 _DPI = 100
 _CLASS_COLORS = (
@@ -86,16 +90,30 @@ def sides_of(point: np.ndarray, positions: np.ndarray, probabilities: np.ndarray
 
 
 def plot_boxes(drawing: Drawing, threshold: float = 0.3) -> Image.Image:
-    """The image at its own size with the boxes of score ≥ ``threshold``, each with its class and score."""
-    height, width = drawing.image.shape[:2]
+    """The image with the boxes of score ≥ ``threshold``, each with its class and score.
+
+    At its own size up to ``MOST_PIXELS`` and ``LONGEST_SIDE``; above, reduced to that.
+    """
+    pixels = _reduced(drawing.image)
+    height, width = pixels.shape[:2]
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
     axes = figure.add_axes((0, 0, 1, 1))
-    _show_image(axes, drawing.image)
+    _show_image(axes, pixels, drawing.image.shape)
     line = max(1.5, 0.003 * max(height, width))
     font = min(max(9.0, 0.02 * max(height, width)), 40.0)
     for index in _shown(drawing, threshold):
         _draw_box(axes, drawing, index, line, font)
     return _render(figure)
+
+
+def _reduced(image: np.ndarray) -> np.ndarray:
+    """The image (H, W, 3) within the limits of a picture."""
+    height, width = image.shape[:2]
+    scale = min(1.0, (MOST_PIXELS / (height * width)) ** 0.5, LONGEST_SIDE / max(height, width))
+    if scale == 1:
+        return image
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
 def plot_distributions(
@@ -112,13 +130,14 @@ def plot_distributions(
     box = drawing.boxes[index]
     window = _window(box, sides)
     layout = _layout(drawing.image.shape[:2], window)
-    _show_image(layout.image, drawing.image)
+    pixels = _reduced(drawing.image)
+    _show_image(layout.image, pixels, drawing.image.shape)
     for other in _shown(drawing, threshold):
         if other != index:
             _draw_box(layout.image, drawing, other, 1.5, 10.0)
     _draw_box(layout.image, drawing, index, 3.0, 12.0)
 
-    _show_image(layout.zoom, drawing.image)
+    _show_image(layout.zoom, pixels, drawing.image.shape)
     _draw_zoom(layout.zoom, box, point, sides, window)
     _draw_margins(layout, sides, window)
     layout.above.set_title(
@@ -126,6 +145,8 @@ def plot_distributions(
         fontsize=11,
         color=_INK,
         loc="left",
+        family=families_of(drawing.names[index]),
+        parse_math=False,
     )
     for axes, side in zip(layout.charts, sides, strict=True):
         _draw_chart(axes, side, sides)
@@ -272,8 +293,9 @@ def _shown(drawing: Drawing, threshold: float) -> np.ndarray:
     return np.flatnonzero(drawing.scores >= threshold)[::-1]
 
 
-def _show_image(axes: Axes, image: np.ndarray) -> None:
-    height, width = image.shape[:2]
+def _show_image(axes: Axes, image: np.ndarray, shape: tuple[int, ...]) -> None:
+    """``shape``: (height, width, …) of the original, whose pixels are the axes' coordinates."""
+    height, width = shape[:2]
     axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased", aspect="auto")
     axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
     for spine in axes.spines.values():
@@ -296,6 +318,8 @@ def _draw_box(axes: Axes, drawing: Drawing, index: int, line: float, font: float
         textcoords="offset points",
         va="top" if inside else "bottom",
         fontsize=font * points,
+        family=families_of(drawing.names[index]),
+        parse_math=False,
         color="white",
         bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
         annotation_clip=True,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from gflv2.data.batch import collate
+from gflv2.data.coco import load_coco
 from gflv2.data.files import IMAGE_SUFFIXES
+from gflv2.data.problems import shown, shown_path
 from gflv2.data.transforms import at_scale, preprocess
 from gflv2.engine.export.onnx_detector import OnnxDetector
 from gflv2.engine.formats import LabelFiles
@@ -22,8 +25,11 @@ from gflv2.engine.image_sources import ImageError, read_source
 from gflv2.engine.results import Result
 from gflv2.engine.tiles import merge, tiles_of
 from gflv2.engine.tta import detect_views
+from gflv2.files import write_whole
 from gflv2.models.detector import SingleStageDetector
 from gflv2.ops import Detections
+
+_WRITE_EVERY = 30.0  # seconds
 
 __all__ = ["FilesReport", "ImageError", "expand", "predict", "predict_files"]
 
@@ -195,7 +201,9 @@ class FilesReport:
         lines = [f"{self.detections} detections in {self.images} images: {self.json}"]
         if self.failures:
             lines.append(f"{len(self.failures)} could not be read:")
-            lines += [f"  {name}: {reason}" for name, reason in self.failures.items()]
+            # A name can hold escapes that a terminal would obey.
+            named = ((name if name.isprintable() else shown_path(name), why) for name, why in self.failures.items())
+            lines += [f"  {name}: {reason}" for name, reason in named]
         return "\n".join(lines)
 
 
@@ -244,27 +252,30 @@ def predict_files(
     formats: Sequence[str] = (),
     tiles: int | None = None,
     overlap: float = 0.2,
+    categories: str | Path | None = None,
     progress: bool = True,
 ) -> FilesReport:
     """Predict files, folders and patterns; write a picture of each image and one COCO-style JSON file.
 
-    A file that cannot be read does not stop the others: it is listed in the report.
+    A file that cannot be read, or that memory does not do for, does not stop the others: it is listed in the report.
+    Results are written as they come, the JSON file every half minute and at the end, whatever ends it.
 
     Args:
         model, score_thr, iou_thr, max_detections, batch_size, tiles, overlap: as ``predict``.
         patterns: see ``expand``.
         output: folder, created where missing: ``detections.json`` (``images``, ``categories`` and ``annotations``
-            with their ``score``; category ids are ``model.category_ids``, those of the annotations that it was
-            trained on) and a JPEG named after each image.
+            with their ``score``) and a JPEG named after each image.
         threshold: least score of the boxes that are drawn. The JSON file holds all above ``score_thr``.
         distributions: draw the distributions of each image's best box beside it.
         pictures: False writes the JSON file only.
         formats: further formats, "yolo", "voc", "csv" (`gflv2.engine.formats.LabelFiles`).
+        categories: a COCO file; the JSON file takes the ids of its categories of the same names. None:
+            ``model.category_ids``, those of the annotations that it was trained on.
         progress: show a progress bar.
 
     Raises:
         FileNotFoundError: the patterns name no file at all.
-        ValueError: a picture would overwrite one of the images.
+        ValueError: a picture would overwrite one of the images; ``categories`` lacks a class of the model.
     """
     from tqdm import tqdm
 
@@ -274,49 +285,129 @@ def predict_files(
         raise FileNotFoundError(f"nothing to predict ({reasons})")
     if distributions and isinstance(model, OnnxDetector):
         raise ValueError("distributions: an exported file gives none; predict with the checkpoint")
+    ids = list(model.category_ids) if categories is None else _category_ids(model.class_names, categories)
     output = Path(output)
     targets = _picture_paths(files, output) if pictures else {}
     output.mkdir(parents=True, exist_ok=True)
     labels = LabelFiles(output, formats, model.class_names)
-    content: dict[str, list] = {"images": [], "categories": [], "annotations": []}
-    categories = zip(model.category_ids, model.class_names, strict=True)
-    content["categories"] = [{"id": category, "name": name} for category, name in categories]
-    written = []
+    found = _Detections(output / "detections.json", model.class_names, ids)
     settings = {"score_thr": score_thr, "iou_thr": iou_thr, "max_detections": max_detections, "batch_size": batch_size}
     settings |= {"tiles": tiles, "overlap": overlap}
-    with tqdm(total=len(files), unit="image", disable=not progress) as bar:
-        for start in range(0, len(files), batch_size):
-            part, images = files[start : start + batch_size], []
-            for file in part:
-                try:
-                    images.append((file, read_source(file)[0]))
-                except (OSError, ValueError) as error:
-                    failures[str(file)] = str(error)
-            results = predict(model, [image for _, image in images], **settings)
-            for (file, _), result in zip(images, results, strict=True):
-                result.path = file
-                _record(content, result)
-                labels.add(result)
-                if pictures:
-                    written.append(result.save(targets[file], threshold, distributions))
-            bar.update(len(part))
-    path = output / "detections.json"
-    path.write_text(json.dumps(content))
-    return FilesReport(path, written, len(content["images"]), len(content["annotations"]), failures)
+    written: list[Path] = []
+
+    def finish(file: Path, result: Result) -> None:
+        result.path = file
+        found.add(result)
+        labels.add(result)
+        if pictures:
+            written.append(result.save(targets[file], threshold, distributions))
+
+    try:
+        with tqdm(total=len(files), unit="image", disable=not progress) as bar:
+            for start in range(0, len(files), batch_size):
+                part, images = files[start : start + batch_size], []
+                for file in part:
+                    try:
+                        images.append((file, read_source(file)[0]))
+                    except (OSError, ValueError) as error:
+                        failures[str(file)] = str(error)
+                failures |= _each(model, images, settings, finish)
+                bar.update(len(part))
+    except BaseException:
+        with suppress(OSError):  # what ended it is told, not what follows from it
+            found.write()
+        raise
+    found.write()
+    content = found.content
+    return FilesReport(found.path, written, len(content["images"]), len(content["annotations"]), failures)
 
 
-def _record(content: dict[str, list], result: Result) -> None:
-    """Append one image and its detections to the COCO-style content."""
-    image_id = len(content["images"]) + 1
-    height, width = result.size
-    content["images"].append({"id": image_id, "file_name": str(result.path), "height": height, "width": width})
-    for record in result.to_coco(image_id):
-        area = round(record["bbox"][2] * record["bbox"][3], 2)
-        content["annotations"].append({"id": len(content["annotations"]) + 1, **record, "area": area, "iscrowd": 0})
+def _category_ids(names: Sequence[str], categories: str | Path) -> list[int]:
+    index = load_coco(categories)
+    number_of = {str(row["name"]): number for number, row in index.cats.items()}
+    if missing := [name for name in names if name not in number_of]:
+        raise ValueError(
+            f"{categories}: {len(missing)} of the model's {len(names)} classes are not among its categories; first: "
+            f"{shown(missing[0])}"
+        )
+    return [number_of[name] for name in names]
+
+
+def _each(
+    model: SingleStageDetector,
+    images: Sequence[tuple[Path, Tensor]],
+    settings: dict[str, Any],
+    finish: Callable[[Path, Result], None],
+) -> dict[str, str]:
+    """Predict a batch and hand on each result. Where memory does not do, one image after the other.
+
+    Returns:
+        Those that memory does not do for even so: path → what was wrong.
+    """
+    try:
+        results = predict(model, [image for _, image in images], **settings)
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        if len(images) == 1:
+            return {str(images[0][0]): _too_large(images[0][1])}
+        parts = [_each(model, [image], settings, finish) for image in images]
+        return {file: reason for part in parts for file, reason in part.items()}
+    failures = {}
+    for (file, image), result in zip(images, results, strict=True):
+        try:
+            finish(file, result)
+        except MemoryError:  # its picture
+            failures[str(file)] = _too_large(image)
+    return failures
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """torch's allocator for CPUs raises a plain RuntimeError."""
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+
+
+def _too_large(image: Tensor) -> str:
+    return f"there is not enough memory for its {image.shape[2]}×{image.shape[1]} pixels"
+
+
+class _Detections:
+    """The JSON file of all detections, which grows on the disk too while a long prediction runs.
+
+    Attributes:
+        content: in COCO's form.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str], ids: list[int]) -> None:
+        self.path, self._ids = path, ids
+        categories = [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)]
+        self.content: dict[str, list] = {"images": [], "categories": categories, "annotations": []}
+        self._next = time.monotonic() + _WRITE_EVERY
+
+    def add(self, result: Result) -> None:
+        """Append one image and its detections."""
+        image_id = len(self.content["images"]) + 1
+        height, width = result.size
+        image = {"id": image_id, "file_name": str(result.path), "height": height, "width": width}
+        self.content["images"].append(image)
+        annotations = self.content["annotations"]
+        for record in result.to_coco(image_id, self._ids):
+            area = round(record["bbox"][2] * record["bbox"][3], 2)
+            annotations.append({"id": len(annotations) + 1, **record, "area": area, "iscrowd": 0})
+        if time.monotonic() > self._next:
+            self.write()
+
+    def write(self) -> None:
+        start = time.monotonic()
+        write_whole(self.path, json.dumps(self.content))
+        # A file that takes long to write is written less often.
+        self._next = time.monotonic() + max(_WRITE_EVERY, 20 * (time.monotonic() - start))
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    # A pipe or a link to nothing too: its reading will tell.
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
 
 
 def _picture_paths(files: list[Path], output: Path) -> dict[Path, Path]:

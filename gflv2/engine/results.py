@@ -85,14 +85,19 @@ class Result:
     def plot(self, threshold: float = 0.3, distributions: bool | int = False) -> PIL.Image.Image:
         """The image with the boxes that score at least ``threshold``.
 
+        A class whose name no installed font can draw is called by its number, which is said once. An image of more than
+        50 million pixels is drawn smaller.
+
         Args:
             distributions: False; True: also a panel that shows the four distributions of the best box; an index:
                 of that box, whatever its score.
         """
+        from gflv2.data.fonts import drawable
         from gflv2.engine import plot
 
+        names = drawable(self.class_names)
         arrays = (tensor.double().numpy() for tensor in (self.boxes, self.scores, self.labels))
-        drawing = plot.Drawing(self.image, *arrays, self.names)
+        drawing = plot.Drawing(self.image, *arrays, [names[label] for label in self.labels.tolist()])
         if distributions is False:
             return plot.plot_boxes(drawing, threshold)
         self._need_distributions("distributions")

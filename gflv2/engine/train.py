@@ -263,6 +263,12 @@ def train(
         result = _export(model, keeper.folder, trainer.is_global_zero)
         if trainer.is_global_zero:
             _tell(result)
+        if train_set.undecoded:
+            _log.warning(
+                "data: %d training images could not be decoded, others took their places (data.skip_bad); first: %s",
+                len(train_set.undecoded),
+                train_set.undecoded[0],
+            )
     return result
 
 

@@ -7,7 +7,6 @@ from PIL import Image
 
 from gflv2.config import DataConfig
 from gflv2.data import CocoDetection, cache, files, make_loader, read_image
-from gflv2.data.image import _said
 from tests.data.generated import annotation, picture, write_set
 
 SMALL = {"long_side": 128, "short_side": [64, 64], "test_short_side": 64, "flip": 0.0}
@@ -142,13 +141,13 @@ def test_damage_that_only_decoding_shows_ends_the_run_or_is_skipped_and_named(tm
     strict = CocoDetection(path, config=DataConfig(**SMALL), train=True)
     with pytest.raises(ValueError, match="0002.png' cannot be read"):
         strict[1]
-    _said.clear()
     config = DataConfig(**SMALL, skip_bad=True, cache_images=cached)
     dataset = CocoDetection(path, config=config, train=True)
     for _ in range(2):
         taken = dataset[1]
         assert taken.image_id == 3 and taken.boxes.tolist() == [[15, 5, 35, 25]]
     assert sum("0002.png' cannot be read" in message for message in caplog.messages) == 1
+    assert len(dataset.undecoded) == 1 and "0002.png' cannot be read" in dataset.undecoded[0]
     with pytest.raises(ValueError, match="0002.png' cannot be read"):
         CocoDetection(path, config=config)[1]
     for name in ("0001.png", "0003.png"):

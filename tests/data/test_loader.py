@@ -176,3 +176,21 @@ def test_an_error_of_a_worker_is_one_line_that_names_the_file(tmp_path, workers,
     with pytest.raises(FileNotFoundError) as caught:
         list(make_loader(dataset, 1, train=train, workers=workers))
     assert str(caught.value) == f"image file '{image}' does not exist"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_workers_cannot_decode_are_counted_and_named_once_each(tmp_path, workers, caplog):
+    rows = [annotation(i, (5, 5, 20, 20)) for i in (1, 2, 3, 4)]
+    path = write_set(tmp_path, [(64, 64)] * 4, rows)
+    config = DataConfig(long_side=64, short_side=[48, 48], test_short_side=48, skip_bad=True)
+    dataset = CocoDetection(path, config=config, train=True)
+    for name in ("0002.png", "0003.png"):
+        image = tmp_path / "images" / name
+        image.write_bytes(image.read_bytes()[:60])
+    loader = make_loader(dataset, 1, train=True, workers=workers)
+    caplog.clear()
+    for epoch in (0, 1):
+        loader.batch_sampler.set_epoch(epoch)
+        assert sorted(batch.image_ids[0] for batch in loader) == [1, 4, 4, 4]
+    assert len(dataset.undecoded) == len(caplog.messages) == 2
+    assert {line.split("'")[1][-8:] for line in dataset.undecoded} == {"0002.png", "0003.png"}

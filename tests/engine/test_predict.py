@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -431,3 +432,152 @@ def test_command_line_tells_by_its_exit_code(model, folder, tmp_path, capsys):
     assert cli.main(arguments) == 1
     assert "broken.jpg" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "out" / "detections.json").read_text())["images"]) == 2
+
+
+def test_category_ids_of_a_data_set(model, folder, tmp_path):
+    file = tmp_path / "data.json"
+    categories = [{"id": 90 - number, "name": name} for number, name in enumerate(["other", *NAMES])]
+    file.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    options = {"progress": False, "pictures": False, "score_thr": 0.01}
+    report = predict_files(model, folder / "b.png", tmp_path / "out", categories=file, **options)
+    content = json.loads(report.json.read_text())
+    assert [(c["id"], c["name"]) for c in content["categories"]] == [(89, "circle"), (88, "square"), (87, "star")]
+    plain = json.loads(predict_files(model, folder / "b.png", tmp_path / "plain", **options).json.read_text())
+    ids = [row["category_id"] for row in content["annotations"]]
+    assert ids == [90 - row["category_id"] for row in plain["annotations"]] and len(set(ids)) > 1
+    file.write_text(json.dumps({"images": [], "annotations": [], "categories": categories[:-1]}))
+    with pytest.raises(ValueError, match="data.json: 1 of the model's 3 classes are not among its categories.*'star'"):
+        predict_files(model, folder / "b.png", tmp_path / "none", categories=file, **options)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_pipe_and_a_link_to_nothing_in_a_folder_are_told(model, folder, tmp_path):
+    os.mkfifo(folder / "pipe.png")
+    (folder / "link.jpg").symlink_to("nowhere.jpg")
+    (folder / "\x1b[31m.png").write_bytes(b"x")
+    report = predict_files(model, folder, tmp_path / "out", progress=False, pictures=False)
+    assert report.images == 2 and len(report.failures) == 3
+    assert "is a pipe, device or socket" in report.failures[str(folder / "pipe.png")]
+    assert "does not exist" in report.failures[str(folder / "link.jpg")]
+    assert all(line.isprintable() for line in str(report).splitlines())
+
+
+# ---- images that memory does not do for ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory."),
+    ],
+    ids=["python", "cpu", "cuda"],
+)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_others_are_predicted_where_memory_does_not_do_for_one(
+    model, folder, tmp_path, monkeypatch, batch_size, error
+):
+    """Of a.JPG (60 × 180) and b.png (120 × 180); the network is too large for the second."""
+    from gflv2.engine import predict as module
+
+    real = module._predict_batch
+
+    def too_small(model, images, limits):
+        if any(image.shape[1] > 100 for image, _ in images):
+            raise error
+        return real(model, images, limits)
+
+    monkeypatch.setattr(module, "_predict_batch", too_small)
+    report = predict_files(model, folder, tmp_path / "out", batch_size=batch_size, progress=False)
+    assert report.failures == {str(folder / "b.png"): "there is not enough memory for its 180×120 pixels"}
+    assert report.images == 1 and [path.name for path in report.pictures] == ["a.jpg"]
+
+
+def test_another_error_of_the_network_is_no_lack_of_memory(model, folder, tmp_path, monkeypatch):
+    from gflv2.engine import predict as module
+
+    def broken(model, images, limits):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(module, "_predict_batch", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        predict_files(model, folder, tmp_path / "out", progress=False)
+    assert json.loads((tmp_path / "out" / "detections.json").read_text())["images"] == []
+
+
+def test_a_picture_that_memory_does_not_do_for(model, folder, tmp_path, monkeypatch):
+    def lacking(self, path, *options):
+        raise MemoryError
+
+    monkeypatch.setattr("gflv2.engine.results.Result.save", lacking)
+    report = predict_files(model, folder, tmp_path / "out", progress=False)
+    assert report.images == 2 and len(report.failures) == 2 and report.pictures == []
+
+
+def test_what_was_found_is_written_whatever_ends_it(model, folder, tmp_path, monkeypatch):
+    from gflv2.engine import predict as module
+
+    real = module.read_source
+
+    def interrupted(file, **options):
+        if getattr(file, "name", "") == "b.png":
+            raise KeyboardInterrupt
+        return real(file, **options)
+
+    monkeypatch.setattr(module, "read_source", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(model, folder, tmp_path / "out", progress=False)
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == [str(folder / "a.JPG")]
+
+
+def test_the_json_file_grows_while_a_long_prediction_runs(model, folder, tmp_path, monkeypatch):
+    from gflv2.engine import predict as module
+
+    seen = []
+    real = module.read_source
+
+    def watching(file, **options):
+        path = tmp_path / "out" / "detections.json"
+        seen.append(len(json.loads(path.read_text())["images"]) if path.exists() else None)
+        return real(file, **options)
+
+    monkeypatch.setattr(module, "read_source", watching)
+    monkeypatch.setattr(module, "_WRITE_EVERY", 0.0)
+    monkeypatch.setattr(module.time, "monotonic", iter(range(100)).__next__)
+    predict_files(model, [folder, folder / "more"], tmp_path / "out", progress=False, pictures=False)
+    assert seen[0] is None and 1 in seen[1:]
+
+
+def test_huge_images_by_a_named_option(model, tmp_path, capsys, monkeypatch):
+    from gflv2 import cli
+    from gflv2.data import image
+
+    model.save(tmp_path / "model.pt")
+    Image.new("RGB", (200, 100)).save(tmp_path / "wide.png")
+    Image.new("RGB", (20, 10)).save(tmp_path / "small.png")
+    monkeypatch.setattr(image, "MAX_PIXELS", 10_000)
+    monkeypatch.delenv("GFLV2_MAX_PIXELS", raising=False)
+    arguments = ["predict", str(tmp_path), "--weights", str(tmp_path / "model.pt"), "--no-progress", "--no-pictures"]
+    arguments += ["--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 1
+    said = capsys.readouterr().out
+    assert "wide.png' has 200×100 pixels, more than the 10000 that are allowed; --max-pixels" in said
+    assert " in 1 images" in said
+    assert cli.main([*arguments, "--max-pixels", "20000"]) == 0
+    assert "GFLV2_MAX_PIXELS" not in os.environ
+
+
+def test_pictures_of_huge_images_are_smaller(monkeypatch):
+    from gflv2.engine import plot
+
+    monkeypatch.setattr(plot, "MOST_PIXELS", 10_000)
+    monkeypatch.setattr(plot, "LONGEST_SIDE", 300)
+    for size, expected in (((100, 100), (100, 100)), ((200, 400), (70, 141)), ((1, 1000), (1, 300))):
+        pixels = np.zeros((*size, 3), np.uint8)
+        drawing = plot.Drawing(pixels, np.array([[0, 0, size[1] / 2, size[0]]]), np.ones(1), np.zeros(1), ["x"])
+        picture = plot.plot_boxes(drawing)
+        assert picture.size == expected[::-1]
+        right = np.asarray(picture)[:, expected[1] // 2 - 2 : expected[1] // 2 + 3]
+        assert right.max() > 100, "the box ends in the middle of the picture too"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from tests.faults import annotation_files, image_files, voc_files, yolo_files
+from tests.faults import annotation_files, command_rows, image_files, voc_files, yolo_files
+from tests.faults.command_rows import Command
 from tests.faults.row import Row, told
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
@@ -37,30 +39,54 @@ TABLES: tuple[tuple[str, str, Sequence[Row]], ...] = (
     ),
 )
 
+COMMANDS: tuple[tuple[str, str, Sequence[Command]], ...] = (
+    (
+        "Settings",
+        "A configuration file `a.yaml` for `gflv2 configs a.yaml`, or the arguments of a command.",
+        command_rows.SETTINGS,
+    ),
+    (
+        "Checkpoints",
+        "A file `w.pt` of a small detector, changed, for `gflv2 convert` or `gflv2 bench`. (More are in "
+        "`tests/faults/test_checkpoints.py`, and random ones in `test_fuzz_checkpoints.py`.)",
+        command_rows.CHECKPOINTS,
+    ),
+    (
+        "Runs",
+        "`gflv2 train` on the base of the first table, in a folder that may hold a complete run, `run`; and "
+        "what is done with such a run. Killed and stopped runs are `tests/faults/test_runs.py` and `kill.py`.",
+        command_rows.RUNS,
+    ),
+)
+
 HEAD = """# What was tried, and what happens
 
-Inputs that are wrong or unusual, from public bug reports and by hand. Each is read as evaluation and as training read
-it, which must agree, and every image is decoded. The lines are the product's own; the tests in `tests/faults` check
-them, and the boxes. `python -m tests.faults.document` writes this page. The rules behind it stand in
-[data.md](data.md).
+Inputs that are wrong or unusual, from public bug reports and by hand. Each data set is read as evaluation and as
+training read it, which must agree, and every image is decoded. The lines are the product's own; the tests in
+`tests/faults` check them, and the boxes. `python -m tests.faults.document` writes this page. The rules behind it stand
+in [data.md](data.md).
 
-"Refused" is one line and exit status 2, before anything is trained. What is said is said once, with the number of
-records and the first of them.
+"Refused" is one line and exit status 2, before anything is trained; another status is named. What is said is said once,
+with the number of records and the first of them.
 """
 
 
 def text() -> str:
     """The page. Every row is run for it."""
-    count = sum(len(rows) for _, _, rows in TABLES)
+    count = sum(len(rows) for _, _, rows in (*TABLES, *COMMANDS))
     parts = [HEAD, f"{count} inputs.\n"]
     for title, about, rows in TABLES:
         parts.append(f"## {title}\n\n{about}\n\n| tried | what happens | reported as |\n|---|---|---|")
-        parts += [_line(row) for row in rows]
+        parts += [_line(row, told) for row in rows]
+        parts.append("")
+    for title, about, commands in COMMANDS:
+        parts.append(f"## {title}\n\n{about}\n\n| tried | what happens | reported as |\n|---|---|---|")
+        parts += [_line(row, command_rows.told) for row in commands]
         parts.append("")
     return "\n".join(parts)
 
 
-def _line(row: Row) -> str:
+def _line(row: Any, told: Callable[[Any, Path], str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         happens = told(row, Path(folder))
     return f"| {_cell(row.tried)} | {_cell(happens)} | {_cell(row.report) or '–'} |"

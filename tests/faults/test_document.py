@@ -9,3 +9,5 @@ def test_rows_have_names_of_their_own():
     for _, _, rows in document.TABLES:
         names = [(row.tried, row.options) for row in rows if not row.tried.startswith("the same")]
         assert all(names.count(name) == 1 for name in names)
+    commands = [row.tried for _, _, rows in document.COMMANDS for row in rows]
+    assert len(set(commands)) == len(commands)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,16 @@ ROWS = [
         "a folder in place of a label file",
         yolo(second=None, change=lambda folder: (folder / "labels/train/im2.txt").mkdir()),
         "label file 'labels/train/im2.txt' is not a file",
+    ),
+    Row(
+        "a pipe among the images",
+        yolo(change=lambda folder: os.mkfifo(folder / "images/train/im4.png")),
+        "im4.png' is a pipe, device or socket, not a file",
+    ),
+    Row(
+        "a link to nothing among the images",
+        yolo(change=lambda folder: (folder / "images/train/im4.png").symlink_to("nowhere.png")),
+        "im4.png' does not exist",
     ),
     Row(
         "an image that cannot be read",
