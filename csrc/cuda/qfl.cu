@@ -242,11 +242,12 @@ __device__ inline void go_through(const Work<T>& work) {
                     }
                 }
                 if (!usual) {
-                    // The logits are read again, where an index known at run time would put them into local memory.
+                    // The logits are read again, where an index known at run time would put them into local memory; one
+                    // by one, which also tells this loop from the usual case in the machine code.
                     GFLV2_UNROLL_NEVER
                     for (int i = 0; i < at_a_time && c + i * parts < a.classes; ++i) {
                         float value[PACK];
-                        load_points<PAIRED>(value, at + i * step, offset);
+                        load_points<false>(value, at + i * step, offset);
                         any_element(i, c + i * parts, value);
                     }
                 }
