@@ -5,6 +5,7 @@
 #include "cuda/dgqp.cuh"
 #include "cuda/dgqp_backward.cuh"
 #include "cuda/dgqp_tiles.cuh"
+#include "cuda/dgqp_tiles_backward.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/dgqp.hpp"

@@ -4,6 +4,7 @@
 
 #include "cuda/block_sum.cuh"
 #include "cuda/dgqp_backward.cuh"
+#include "cuda/dgqp_tiles_backward.cuh"
 #include "cuda/dtypes.cuh"
 #include "cuda/level_rows.cuh"
 #include "gflv2/api.hpp"
