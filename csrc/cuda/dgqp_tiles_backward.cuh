@@ -163,7 +163,8 @@ dgqp_backward_tiles(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added, 
         __syncthreads();
 
         // 6. From ∂L/∂F to the logits.
-        if constexpr (BINS > 17) rows.forget();  // the terms of 33 bins do not fit the registers
+        // The terms of 33 bins do not fit the registers; on sm_80 those of 17 do not everywhere.
+        if constexpr (BINS > 17 || !Added::any) rows.forget();
         if (a.grad_logits || a.grad_scales) {
             float ranks[2][pair_ranks], factors[2][pair_ranks], otherwise[2];
             each<2>(0, [&](int row) {
