@@ -5,28 +5,65 @@
 #include <cstdint>
 
 #include "gflv2/launch.hpp"
+#include "gflv2/macros.hpp"
 
 namespace gflv2::cuda {
 
-constexpr unsigned reduce_threads = 128;
+constexpr unsigned reduce_threads = 512;
 
-// Sum of `value` over the block's THREADS threads, in thread 0. `scratch` has THREADS places, free before and after.
-template <unsigned THREADS, class S> __device__ inline S block_sum(S value, S* scratch) {
+// Sums of N values of each of the block's THREADS threads; that of value i is what thread i returns. `scratch` has
+// N·THREADS places, free before and after. Two steps, so that four barriers are enough: `heads` threads a value add up
+// every so many places, then one adds up theirs.
+template <unsigned THREADS, int N, class S> __device__ inline S block_sums(const S (&values)[N], S* scratch) {
+    constexpr unsigned heads = 16;
+    static_assert(THREADS % heads == 0 && N * heads <= THREADS);
     __syncthreads();
-    scratch[threadIdx.x] = value;
-    for (unsigned half = THREADS / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x < half) scratch[threadIdx.x] += scratch[threadIdx.x + half];
+    each<N>(N, [&](int i) { scratch[i * THREADS + threadIdx.x] = values[i]; });
+    __syncthreads();
+    if (threadIdx.x < N * heads) {
+        S* const own = scratch + threadIdx.x / heads * THREADS + threadIdx.x % heads;
+        S sum = own[0];
+        for (unsigned place = heads; place < THREADS; place += heads) sum += own[place];
+        own[0] = sum;
     }
     __syncthreads();
-    return scratch[0];
+    S sum{};
+    if (threadIdx.x < N)
+        for (unsigned head = 0; head < heads; ++head) sum += scratch[threadIdx.x * THREADS + head];
+    __syncthreads();
+    return sum;
 }
 
-// Second stage, in one block: Σ partial[i·step] for i < count, in thread 0. Few numbers, so double is affordable.
-__device__ inline double sum_of_partials(const float* partial, std::uint32_t count, int step, double* scratch) {
-    double sum = 0;
-    for (std::uint32_t i = threadIdx.x; i < count; i += reduce_threads) sum += partial[std::int64_t(i) * step];
-    return block_sum<reduce_threads>(sum, scratch);
+// Of one value: in thread 0.
+template <unsigned THREADS, class S> __device__ inline S block_sum(S value, S* scratch) {
+    const S values[1] = {value};
+    return block_sums<THREADS>(values, scratch);
+}
+
+// Σ of what the thread's part of read(i), i < count, has: every `step`-th from `first` on. Some loads are on their way at
+// a time: one waits as long as many.
+template <int AT_A_TIME, class Read, class Add>
+__device__ inline void read_all(std::uint32_t first, std::uint32_t count, std::uint32_t step, const Read& read,
+                                const Add& add) {
+    for (std::uint32_t i = first; i < count; i += AT_A_TIME * step) {
+        decltype(read(i)) found[AT_A_TIME] = {};
+        each<AT_A_TIME>(AT_A_TIME, [&](int k) {
+            if (i + k * step < count) found[k] = read(i + k * step);
+        });
+        each<AT_A_TIME>(AT_A_TIME, [&](int k) { add(found[k]); });
+    }
+}
+
+// Second stage, in one block: Σ partial[N·i + n] for i < count, in thread n. Few numbers, so double is affordable.
+template <int N> struct alignas(N * sizeof(float)) Partials {
+    float value[N];
+};
+template <int N> __device__ inline double sums_of_partials(const float* partial, std::uint32_t count, double* scratch) {
+    double sums[N] = {};
+    read_all<8>(threadIdx.x, count, reduce_threads, [&](std::uint32_t i) {
+        return reinterpret_cast<const Partials<N>*>(partial)[i];
+    }, [&](const Partials<N>& found) { each<N>(N, [&](int n) { sums[n] += found.value[n]; }); });
+    return block_sums<reduce_threads>(sums, scratch);
 }
 
 }  // namespace gflv2::cuda

@@ -4,6 +4,8 @@
 
 #include "cuda/dgqp.cuh"
 #include "cuda/dgqp_backward.cuh"
+#include "cuda/dgqp_tiles.cuh"
+#include "cuda/dgqp_tiles_backward.cuh"
 #include "gflv2/api.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/dgqp.hpp"
@@ -100,29 +102,28 @@ dgqp_forward_kernel(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT BlockTable bl
 // ---------------------------------------------------------------------------------------------------------------------
 // The second stage of backward
 
-constexpr unsigned add_threads = 256;
+constexpr unsigned add_threads = 512, add_rows = add_threads / warp;
 
-// Sum over the blocks of up to 32 neighbouring columns, in double; column c of the tile is `total[c]` after it.
-__device__ inline void sum_columns(const float* from, std::int64_t width, std::uint32_t rows, int columns,
-                                   double* scratch, double* total) {
-    const int column = threadIdx.x % warp, first = threadIdx.x / warp;
+// Sum over the blocks of up to 32 neighbouring columns, in double: column c is what thread c returns. `scratch` has
+// add_threads places.
+__device__ inline double sum_columns(const float* from, std::int64_t width, std::uint32_t rows, int columns,
+                                     double* scratch) {
+    const int column = threadIdx.x % warp;
     double sum = 0;
     if (column < columns)
-        for (std::uint32_t row = first; row < rows; row += add_threads / warp) sum += from[row * width + column];
+        read_all<16>(threadIdx.x / warp, rows, add_rows, [&](std::uint32_t row) { return from[row * width + column]; },
+                     [&](float found) { sum += found; });
     __syncthreads();
     scratch[threadIdx.x] = sum;
     __syncthreads();
-    if (first == 0) {
-        for (unsigned i = 1; i < add_threads / warp; ++i) sum += scratch[i * warp + column];
-        total[column] = sum;
-    }
-    __syncthreads();
+    if (threadIdx.x < warp)
+        for (unsigned i = 1; i < add_rows; ++i) sum += scratch[i * warp + column];
+    return sum;
 }
 
 // One block per hidden unit, one for the second bias, one per level for its scale.
 GFLV2_KERNEL(add_threads) dgqp_sums(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT BlockTable blocks) {
-    GFLV2_SHARED_MEMORY(double, scratch);  // (add_threads + warp,)
-    double* const total = scratch + add_threads;
+    GFLV2_SHARED_MEMORY(double, scratch);  // (add_threads,)
     const int features = 4 * Statistics{a.topk, a.mean, a.variance}.count(), hidden = a.grad_weight1 ? a.hidden : 0;
     const std::int64_t width = predictor_width(features, hidden);
     const float* partial = static_cast<const float*>(a.workspace);
@@ -134,43 +135,49 @@ GFLV2_KERNEL(add_threads) dgqp_sums(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTA
         const float weight2 = static_cast<const float*>(a.weight2)[item];
         double second = 0;
         for (int f = 0; f <= features; f += warp) {
-            const int count = features + 1 - f < int(warp) ? features + 1 - f : int(warp);
-            sum_columns(partial + std::int64_t(item) * (features + 1) + f, width, blocks.count, count, scratch, total);
-            if (threadIdx.x == 0) {
-                for (int i = 0; i < count; ++i) {
-                    const bool bias = f + i == features;
-                    second += total[i] * (bias ? static_cast<const float*>(a.bias1)[item] : weight1[f + i]);
-                    float* const to = bias
-                                          ? static_cast<float*>(a.grad_bias1) + item
-                                          : static_cast<float*>(a.grad_weight1) + std::int64_t(item) * features + f + i;
-                    *to = float(weight2 * total[i]);
-                }
+            const int count = features + 1 - f < int(warp) ? features + 1 - f : int(warp), i = threadIdx.x;
+            const double total =
+                sum_columns(partial + std::int64_t(item) * (features + 1) + f, width, blocks.count, count, scratch);
+            if (i < count) {
+                const bool bias = f + i == features;
+                float* const to = bias ? static_cast<float*>(a.grad_bias1) + item
+                                       : static_cast<float*>(a.grad_weight1) + std::int64_t(item) * features + f + i;
+                *to = float(weight2 * total);
+                second += total * (bias ? static_cast<const float*>(a.bias1)[item] : weight1[f + i]);
             }
-            __syncthreads();
         }
-        if (threadIdx.x == 0) static_cast<float*>(a.grad_weight2)[item] = float(second);
+        __syncthreads();
+        if (threadIdx.x < warp) scratch[threadIdx.x] = second;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            for (unsigned i = 1; i < warp; ++i) second += scratch[i];
+            static_cast<float*>(a.grad_weight2)[item] = float(second);
+        }
         return;
     }
 
     // 2. The second bias: Σ g.
     if (hidden > 0 && item == hidden) {
-        sum_columns(partial + width - 1, width, blocks.count, 1, scratch, total);
-        if (threadIdx.x == 0) *static_cast<float*>(a.grad_bias2) = float(total[0]);
+        const double total = sum_columns(partial + width - 1, width, blocks.count, 1, scratch);
+        if (threadIdx.x == 0) *static_cast<float*>(a.grad_bias2) = float(total);
         return;
     }
 
-    // 3. A level's scale.
+    // 3. A level's scale: one number a block.
     const int level = item - (hidden > 0 ? hidden + 1 : 0);
-    const float* sums = partial + blocks.count * width;
-    sum_columns(sums + blocks.first[level], 1, blocks.first[level + 1] - blocks.first[level], 1, scratch, total);
-    if (threadIdx.x == 0) static_cast<float*>(a.grad_scales)[level] = float(total[0]);
+    const float* const sums = partial + blocks.count * width + blocks.first[level];
+    double sum = 0;
+    read_all<8>(threadIdx.x, blocks.first[level + 1] - blocks.first[level], add_threads,
+                [&](std::uint32_t i) { return sums[i]; }, [&](float found) { sum += found; });
+    sum = block_sum<add_threads>(sum, scratch);
+    if (threadIdx.x == 0) static_cast<float*>(a.grad_scales)[level] = float(sum);
 }
 
 }  // namespace
 
 void launch_dgqp_sums(const DgqpArguments& a, const BlockTable& blocks, void* stream) {
     const unsigned sums = (a.grad_weight1 ? a.hidden + 1 : 0) + (a.grad_scales ? a.levels.count : 0);
-    if (sums > 0) launch(dgqp_sums, sums, add_threads, (add_threads + warp) * sizeof(double), stream, a, blocks);
+    if (sums > 0) launch(dgqp_sums, sums, add_threads, add_threads * sizeof(double), stream, a, blocks);
 }
 
 void dgqp_forward(const DgqpArguments& a, Place place) {
@@ -178,6 +185,14 @@ void dgqp_forward(const DgqpArguments& a, Place place) {
     choose_dgqp("dgqp", a, false, place, [&](auto zero, auto bins, auto topk, auto staged) {
         constexpr int BINS = decltype(bins)::value, TOPK = decltype(topk)::value;
         constexpr bool STAGED = decltype(staged)::value;
+        if constexpr (BINS > 0 && !STAGED) {
+            if (tiles::fit(a, STAGED)) {
+                if (blocks.count > 0)
+                    launch(tiles::dgqp_forward_tiles<decltype(zero), BINS>, blocks.count, threads,
+                           tiles::forward_words * sizeof(float), place.stream, a, blocks);
+                return;
+            }
+        }
         const SharedPlan<TOPK> plan(a.features(), a.hidden > 0, false, STAGED ? int(threads) * pitch_of(BINS) : 0);
         if (blocks.count > 0)
             launch(dgqp_forward_kernel<decltype(zero), BINS, TOPK, STAGED>, blocks.count, threads,

@@ -8,6 +8,7 @@
 
 #include "cuda/block_sum.cuh"
 #include "cuda/dgqp.cuh"
+#include "cuda/dgqp_tiles_backward.cuh"
 
 namespace gflv2::cuda {
 
@@ -235,6 +236,14 @@ void run_dgqp_backward(const char* operation, const DgqpArguments& a, const Adde
     choose_dgqp(operation, a, true, place, [&](auto zero, auto bins, auto topk, auto staged) {
         constexpr int BINS = decltype(bins)::value, TOPK = decltype(topk)::value;
         constexpr bool STAGED = decltype(staged)::value;
+        if constexpr (BINS > 0 && !STAGED) {
+            if (tiles::fit(a, STAGED)) {
+                if (blocks.count > 0)
+                    launch(tiles::dgqp_backward_tiles<decltype(zero), BINS, Added>, blocks.count, threads,
+                           tiles::backward_words * sizeof(float), place.stream, a, added, blocks);
+                return launch_dgqp_sums(a, blocks, place.stream);
+            }
+        }
         const SharedPlan<TOPK> plan(a.features(), a.hidden > 0, true, STAGED ? int(threads) * pitch_of(BINS) : 0);
         if (blocks.count > 0)
             launch(dgqp_backward_kernel<decltype(zero), BINS, TOPK, STAGED, Added>, blocks.count, threads,

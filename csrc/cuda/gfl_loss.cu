@@ -4,6 +4,7 @@
 
 #include "cuda/block_sum.cuh"
 #include "cuda/dgqp_backward.cuh"
+#include "cuda/dgqp_tiles_backward.cuh"
 #include "cuda/dtypes.cuh"
 #include "cuda/level_rows.cuh"
 #include "gflv2/api.hpp"
@@ -18,7 +19,7 @@ namespace {
 template <class T>
 GFLV2_KERNEL(threads)
 box_loss_kernel(GFLV2_CONSTANT BoxLossArguments a, GFLV2_CONSTANT BlockTable blocks) {
-    GFLV2_SHARED_MEMORY(float, shared);  // (4, warp)
+    GFLV2_SHARED_MEMORY(float, shared);  // (4, warp), then the block's sums
 
     // 1. The thread's point and side, and the target of the side.
     const Chunk chunk = chunk_of(blocks, a.levels.count, blockIdx.x, warp);
@@ -55,34 +56,29 @@ box_loss_kernel(GFLV2_CONSTANT BoxLossArguments a, GFLV2_CONSTANT BlockTable blo
         for (int i = 1; i < 4; ++i) gradient = i == at.side ? gradients[i] : gradient;
     }
     if (at.exists) {
-        float* const to = static_cast<float*>(a.sides) + 8 * at.place + 2 * at.side;
-        to[0] = gradient;
-        to[1] = bin;
+        const Two<float> pair{{gradient, bin}};
+        static_cast<Two<float>*>(a.sides)[4 * at.place + at.side] = pair;
     }
 
     // 4. The block's partial sums.
-    giou = block_sum<threads>(at.side == 0 ? giou : 0.0f, shared);
-    dfl = block_sum<threads>(dfl, shared);
-    if (threadIdx.x == 0) {
-        static_cast<float*>(a.workspace)[2 * blockIdx.x] = giou;
-        static_cast<float*>(a.workspace)[2 * blockIdx.x + 1] = dfl;
-    }
+    const float losses[2] = {at.side == 0 ? giou : 0.0f, dfl};
+    const float sum = block_sums<threads>(losses, shared);
+    if (threadIdx.x < 2) static_cast<float*>(a.workspace)[2 * blockIdx.x + threadIdx.x] = sum;
 }
 
 GFLV2_KERNEL(reduce_threads) box_loss_sums(GFLV2_CONSTANT BoxLossArguments a, std::uint32_t blocks) {
     GFLV2_SHARED_MEMORY(double, scratch);
     const float* const partial = static_cast<const float*>(a.workspace);
     const double normaliser = double(static_cast<const float*>(a.normalisers)[1]);
-    for (int loss = 0; loss < 2; ++loss) {
-        const double sum = sum_of_partials(partial + loss, blocks, 2, scratch);
-        if (threadIdx.x == 0) *static_cast<float*>(a.losses[loss]) = float(sum * a.factors[loss] / normaliser);
-    }
+    const double sum = sums_of_partials<2>(partial, blocks, scratch);
+    if (threadIdx.x < 2) *static_cast<float*>(a.losses[threadIdx.x]) = float(sum * a.factors[threadIdx.x] / normaliser);
 }
 
 template <class T> void run(const BoxLossArguments& a, void* stream) {
     const BlockTable blocks = block_table(a.levels, a.batch, warp);
-    if (blocks.count > 0) launch(box_loss_kernel<T>, blocks.count, threads, threads * sizeof(float), stream, a, blocks);
-    launch(box_loss_sums, 1, reduce_threads, reduce_threads * sizeof(double), stream, a, blocks.count);
+    if (blocks.count > 0)
+        launch(box_loss_kernel<T>, blocks.count, threads, 2 * threads * sizeof(float), stream, a, blocks);
+    launch(box_loss_sums, 1, reduce_threads, 2 * reduce_threads * sizeof(double), stream, a, blocks.count);
 }
 
 // The gradient of both losses for the logits, from what forward has saved; see NothingAdded.

@@ -100,16 +100,16 @@ gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, GFLV2_CONSTANT BlockTab
         const bool valid =
             at.row < std::uint32_t(image.rows[chunk.level]) && at.column < std::uint32_t(image.columns[chunk.level]);
         a.labels[at.place] = label;
-        for (int i = 0; i < 4; ++i) static_cast<float*>(a.boxes)[4 * at.place + i] = box[i];
+        store_four(static_cast<float*>(a.boxes) + 4 * at.place, box);
         static_cast<float*>(a.scores)[at.place] = score;
         static_cast<float*>(a.weights)[at.place] = weight;
         static_cast<float*>(a.label_weights)[at.place] = valid && index >= 0 ? 1.0f : 0.0f;
     }
 
     // 4. The block's partial sums. They lie image by image: the second stage counts each image's positive points.
-    const float positive = block_sum<threads>(writes && index > 0 ? 1.0f : 0.0f, shared);
-    weight = block_sum<threads>(weight, shared);
-    if (threadIdx.x == 0) {
+    const float values[2] = {writes && index > 0 ? 1.0f : 0.0f, weight};
+    const float sum = block_sums<threads>(values, shared);
+    if (threadIdx.x < 2) {
         std::uint32_t of_image = 0, before = 0;
         for (int l = 0; l < a.levels.count; ++l) {
             if (l < chunk.level) before += blocks.chunks[l];
@@ -117,30 +117,37 @@ gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, GFLV2_CONSTANT BlockTab
         }
         float* const to =
             static_cast<float*>(a.workspace) + 2 * (std::int64_t(chunk.image) * of_image + before + chunk.first / warp);
-        to[0] = positive;
-        to[1] = weight;
+        to[threadIdx.x] = sum;
     }
 }
 
+// 32 threads an image, as many images at a time as that gives.
 GFLV2_KERNEL(reduce_threads)
 gfl_targets_sums(const float* partial, std::int64_t batch, std::uint32_t of_image, float* sums) {
-    GFLV2_SHARED_MEMORY(double, scratch);
-    double number = 0, weight = 0;
-    for (std::int64_t image = 0; image < batch; ++image) {
+    GFLV2_SHARED_MEMORY(double, scratch);  // (2, reduce_threads)
+    constexpr int images = reduce_threads / warp;
+    const int own = threadIdx.x / warp, lane = threadIdx.x % warp;
+    double totals[2] = {};  // Σ max(1, positive points of an image), Σ weights
+    for (std::int64_t first = 0; first < batch; first += images) {
         double positive = 0;
-        for (std::uint32_t i = threadIdx.x; i < of_image; i += reduce_threads) {
-            const float* const from = partial + 2 * (image * of_image + i);
-            positive += from[0];
-            weight += from[1];
+        if (first + own < batch) {
+            const auto* const from = reinterpret_cast<const Partials<2>*>(partial) + (first + own) * of_image;
+            read_all<8>(lane, of_image, warp, [&](std::uint32_t i) { return from[i]; }, [&](const Partials<2>& found) {
+                positive += found.value[0];
+                totals[1] += found.value[1];
+            });
         }
-        positive = block_sum<reduce_threads>(positive, scratch);
-        number += positive > 1.0 ? positive : 1.0;
+        __syncthreads();
+        scratch[lane * (images + 1) + own] = positive;
+        __syncthreads();
+        if (threadIdx.x < images && first + threadIdx.x < batch) {
+            positive = 0;
+            for (unsigned i = 0; i < warp; ++i) positive += scratch[i * (images + 1) + threadIdx.x];
+            totals[0] += positive > 1.0 ? positive : 1.0;
+        }
     }
-    weight = block_sum<reduce_threads>(weight, scratch);
-    if (threadIdx.x == 0) {
-        sums[0] = float(number);
-        sums[1] = float(weight);
-    }
+    const double total = block_sums<reduce_threads>(totals, scratch);
+    if (threadIdx.x < 2) sums[threadIdx.x] = float(total);
 }
 
 std::uint32_t blocks_of_image(const LevelTable& levels) { return block_table(levels, 1, warp).count; }
@@ -155,7 +162,7 @@ template <class T> void run(const GflTargetsArguments& a, void* stream) {
         if (blocks.count > 0)
             launch(gfl_targets_kernel<T>, blocks.count, threads, 8 * warp * sizeof(float), stream, a, blocks, images);
     }
-    launch(gfl_targets_sums, 1, reduce_threads, reduce_threads * sizeof(double), stream,
+    launch(gfl_targets_sums, 1, reduce_threads, 2 * reduce_threads * sizeof(double), stream,
            static_cast<const float*>(a.workspace), a.batch, blocks_of_image(a.levels), static_cast<float*>(a.sums));
 }
 

@@ -279,7 +279,7 @@ GFLV2_KERNEL(reduce_threads) integral_sums(GFLV2_CONSTANT IntegralArguments a, G
     const bool of_scale = s < levels;
     const float* const from = of_scale ? scale_partial(a) + blocks.first[s] : projection_partial(a, blocks, s - levels);
     const std::uint32_t count = of_scale ? blocks.first[s + 1] - blocks.first[s] : blocks.count;
-    const float sum = float(sum_of_partials(from, count, 1, scratch));
+    const float sum = float(sums_of_partials<1>(from, count, scratch));
     if (threadIdx.x == 0)
         *(of_scale ? static_cast<float*>(a.grad_scales) + s : static_cast<float*>(a.grad_projection) + (s - levels)) =
             sum;

@@ -54,7 +54,7 @@ __device__ inline void partial_total(const Reduction& r, void* workspace, float 
 static GFLV2_KERNEL(reduce_threads)
     total_of_blocks(GFLV2_CONSTANT Reduction r, const float* partial, std::uint32_t count) {
     GFLV2_SHARED_MEMORY(double, scratch);
-    const double sum = sum_of_partials(partial, count, 1, scratch);
+    const double sum = sums_of_partials<1>(partial, count, scratch);
     if (threadIdx.x == 0) *static_cast<float*>(r.out) = float(sum / total_divisor(r));
 }
 

@@ -24,6 +24,11 @@ template <class T> __device__ inline void store_pair(T* at, float first, float s
     *reinterpret_cast<std::uint32_t*>(at) = ptx::narrow_pair<T>(first, second);
 }
 
+// Two elements in one load or store.
+template <class T> struct alignas(2 * sizeof(T)) Two {
+    T value[2];
+};
+
 template <int PACK> struct ThreadPoints {
     std::uint32_t point[PACK];  // clamped to the level, so that every read is in bounds
     bool valid[PACK];

@@ -2,8 +2,8 @@
 // arithmetic is gflv2/qfl.hpp's.
 //
 // A block takes some points with all their classes. Its threads share them out in one of two ways:
-//   points across the lanes   warp w takes the classes w, w + 4, …: NCHW, correct for any strides; 16-bit scores are
-//                             read two points at a time where the layout allows it
+//   points across the lanes   of a point's few threads, `parts`, thread w takes the classes w, w + parts, …: NCHW, correct
+//                             for any strides; 16-bit scores are read two points at a time where the layout allows it
 //   classes across the lanes  some 8 to 32 neighbouring threads take a point: channels_last and rows (N, C)
 // What the classes of a point share is formed once a block. Each thread leaves the sum over its classes of a point in
 // shared memory; one thread a point adds those up in their order.
@@ -242,11 +242,12 @@ __device__ inline void go_through(const Work<T>& work) {
                     }
                 }
                 if (!usual) {
-                    // The logits are read again, where an index known at run time would put them into local memory.
+                    // The logits are read again, where an index known at run time would put them into local memory; one
+                    // by one, which also tells this loop from the usual case in the machine code.
                     GFLV2_UNROLL_NEVER
                     for (int i = 0; i < at_a_time && c + i * parts < a.classes; ++i) {
                         float value[PACK];
-                        load_points<PAIRED>(value, at + i * step, offset);
+                        load_points<false>(value, at + i * step, offset);
                         any_element(i, c + i * parts, value);
                     }
                 }
@@ -358,7 +359,8 @@ template <class T, QflForm FORM, bool BACKWARD> void run(const QflArguments& a, 
                       : start<T, FORM, false, BACKWARD, 1>(a, sharing, stream);
     }
     if constexpr (sizeof(T) == 2 && FORM != QflForm::probabilities)
-        if (square) return start<T, FORM, true, BACKWARD, 2>(a, {false, 2 * warp, threads / warp}, stream);
+        // Two threads for the classes of two points: what a thread does once a point, it does for more of them.
+        if (square) return start<T, FORM, true, BACKWARD, 2>(a, {false, threads, 2}, stream);
     const Sharing sharing{false, warp, threads / warp};
     square ? start<T, FORM, true, BACKWARD, 1>(a, sharing, stream)
            : start<T, FORM, false, BACKWARD, 1>(a, sharing, stream);

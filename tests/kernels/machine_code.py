@@ -297,7 +297,8 @@ def _hot_path(blocks: dict[int, Block], patterns: Sequence[re.Pattern[str]], tri
         times = max(1.0, count / once) if once else 1.0
         nodes[head] = Counter({key: value * times for key, value in path.items()})
         nodes[head]["declared loops"] = path["declared loops"] + (head in trips)
-        nodes[head]["cold inside"] += nodes[head].pop("cold", 0)  # no reason to avoid the loop itself
+        if head in trips:  # no reason to avoid the loop itself
+            nodes[head]["cold inside"] += nodes[head].pop("cold", 0)
         edges[head] = set().union(*(edges[node] for node in inside)) - inside
         for address, node in holder.items():
             if node in inside:

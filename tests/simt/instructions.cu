@@ -1,5 +1,5 @@
 // Reads pairs of float32 from the standard input and writes, for each, what every function of gflv2/ptx.hpp makes of it
-// (seven words): in the emulation the twins, on a GPU the instructions.
+// (nine words): in the emulation the twins, on a GPU the instructions.
 
 #include <cstdio>
 #include <vector>
@@ -11,7 +11,7 @@ namespace {
 
 using namespace gflv2;
 
-constexpr unsigned threads = 64, words = 7;
+constexpr unsigned threads = 64, words = 9;
 
 GFLV2_KERNEL(threads) apply(const float* pairs, unsigned count, std::uint32_t* out) {
     const unsigned i = blockIdx.x * threads + threadIdx.x;
@@ -25,6 +25,8 @@ GFLV2_KERNEL(threads) apply(const float* pairs, unsigned count, std::uint32_t* o
     to[4] = ptx::narrow_pair<bfloat16>(a, b);
     to[5] = ptx::narrow_pair<half>(a, b);
     to[6] = std::uint32_t(narrow<bfloat16>(a).bits) | std::uint32_t(narrow<half>(a).bits) << 16;
+    to[7] = ptx::max_nan_pair<bfloat16>(ptx::narrow_pair<bfloat16>(a, b), ptx::narrow_pair<bfloat16>(b, -a));
+    to[8] = ptx::max_nan_pair<half>(ptx::narrow_pair<half>(a, b), ptx::narrow_pair<half>(b, -a));
 }
 
 #if defined(GFLV2_SIMT)

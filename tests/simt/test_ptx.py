@@ -30,19 +30,19 @@ SPECIAL = [
 pytestmark = pytest.mark.slow
 
 
-def emulated(folder: Path) -> Path:
+def emulated(folder: Path, given: Path = SOURCE) -> Path:
     flags = ["-std=c++20", "-O1", "-DGFLV2_SIMT", "-ffp-contract=off", "-fno-strict-aliasing", "-pthread"]
     engine = [str(SIMT / "block.cpp"), str(SIMT / "fibers.cpp")]
-    program = folder / "instructions"
-    source = ["-x", "c++", str(SOURCE), *engine]
+    program = folder / given.stem
+    source = ["-x", "c++", str(given), *engine]
     subprocess.run([str(compiler()), *flags, *INCLUDES, *source, "-o", str(program)], check=True)
     return program
 
 
-def on_gpu(folder: Path) -> Path:
-    program = folder / "instructions"
+def on_gpu(folder: Path, given: Path = SOURCE) -> Path:
+    program = folder / given.stem
     flags = ["-std=c++17", "-O3", "-fmad=false", "-arch=native"]
-    subprocess.run(["nvcc", *flags, *INCLUDES, str(SOURCE), "-o", str(program)], check=True)
+    subprocess.run(["nvcc", *flags, *INCLUDES, str(given), "-o", str(program)], check=True)
     return program
 
 
@@ -75,10 +75,10 @@ def pairs() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def answers(program: Path) -> Tensor:
-    """(pairs, 7) words."""
+    """(pairs, 9) words."""
     given = torch.stack(pairs(), 1).contiguous()
     run = subprocess.run([program], input=given.numpy().tobytes(), stdout=subprocess.PIPE, check=True)
-    return torch.frombuffer(bytearray(run.stdout), dtype=torch.int32).view(-1, 7)
+    return torch.frombuffer(bytearray(run.stdout), dtype=torch.int32).view(-1, 9)
 
 
 def flushed(x: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def test_quotient(answers: Tensor) -> None:
 
 def test_narrowing_is_that_of_torch(answers: Tensor) -> None:
     a, b = pairs()
-    halves = answers.contiguous().view(torch.int16).view(-1, 7, 2)
+    halves = answers.contiguous().view(torch.int16).view(-1, 9, 2)
     for dtype, found in (
         (torch.bfloat16, [halves[:, 4, 0], halves[:, 4, 1], halves[:, 6, 0]]),
         (torch.float16, [halves[:, 5, 0], halves[:, 5, 1], halves[:, 6, 1]]),
@@ -134,3 +134,14 @@ def test_narrowing_is_that_of_torch(answers: Tensor) -> None:
             assert torch.equal(value.isnan(), want.isnan())
             number = ~want.isnan()
             assert torch.equal(value.view(torch.int16)[number], want.view(torch.int16)[number])
+
+
+@pytest.mark.parametrize(("column", "dtype"), [(7, torch.bfloat16), (8, torch.float16)])
+def test_maximum_of_a_pair_keeps_a_nan(answers: Tensor, column: int, dtype: torch.dtype) -> None:
+    """Of (a, b) and (b, −a), rounded: the larger ones."""
+    a, b = (item.to(dtype).float() for item in pairs())
+    halves = answers.contiguous().view(torch.int16).view(-1, 9, 2)[:, column]
+    for half, (x, y) in enumerate([(a, b), (b, -a)]):
+        found, want = halves[:, half].contiguous().view(dtype).float(), torch.maximum(x, y)
+        assert torch.equal(found.isnan(), want.isnan())
+        assert torch.equal(found[~want.isnan()], want[~want.isnan()])

@@ -95,5 +95,75 @@ template <> GFLV2_HD std::uint32_t narrow_pair<half>(float low, float high) {
 }
 #endif
 
+// The larger, the smaller of two pairs of T; a NaN in either number gives a NaN, with whichever bits.
+template <class T> GFLV2_HD std::uint32_t pair_of(float (*choose)(float, float), std::uint32_t a, std::uint32_t b) {
+    const float low = choose(widen(T{std::uint16_t(a)}), widen(T{std::uint16_t(b)}));
+    return narrow_pair<T>(low, choose(widen(T{std::uint16_t(a >> 16)}), widen(T{std::uint16_t(b >> 16)})));
+}
+template <class T> GFLV2_HD std::uint32_t max_nan_pair(std::uint32_t a, std::uint32_t b) {
+    return pair_of<T>(max_nan, a, b);
+}
+template <class T> GFLV2_HD std::uint32_t min_nan_pair(std::uint32_t a, std::uint32_t b) {
+    return pair_of<T>(min_nan, a, b);
+}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define GFLV2_PAIR(name, T, instruction)                                           \
+    template <> GFLV2_HD std::uint32_t name<T>(std::uint32_t a, std::uint32_t b) { \
+        std::uint32_t both;                                                        \
+        asm(instruction " %0, %1, %2;" : "=r"(both) : "r"(a), "r"(b));             \
+        return both;                                                               \
+    }
+GFLV2_PAIR(max_nan_pair, bfloat16, "max.NaN.bf16x2")
+GFLV2_PAIR(min_nan_pair, bfloat16, "min.NaN.bf16x2")
+GFLV2_PAIR(max_nan_pair, half, "max.NaN.f16x2")
+GFLV2_PAIR(min_nan_pair, half, "min.NaN.f16x2")
+#undef GFLV2_PAIR
+#endif
+
+// The value of the first rank that equals `own`, and that rank is used up; `otherwise` where there is none.
+GFLV2_HD float take_rank(float own, float (&ranks)[4], const float (&values)[4], float otherwise) {
+#if defined(__CUDA_ARCH__)
+    asm("{\n"
+        ".reg .pred here, left0, left1, left2;\n"
+        "setp.eq.f32 here|left0, %5, %1;\n"
+        "@here mov.f32 %0, %6;\n"
+        "@here mov.f32 %1, 0f7fffffff;\n"
+        "setp.eq.and.f32 here|left1, %5, %2, left0;\n"
+        "@here mov.f32 %0, %7;\n"
+        "@here mov.f32 %2, 0f7fffffff;\n"
+        "setp.eq.and.f32 here|left2, %5, %3, left1;\n"
+        "@here mov.f32 %0, %8;\n"
+        "@here mov.f32 %3, 0f7fffffff;\n"
+        "setp.eq.and.f32 here, %5, %4, left2;\n"
+        "@here mov.f32 %0, %9;\n"
+        "@here mov.f32 %4, 0f7fffffff;\n"
+        "}"
+        : "+f"(otherwise), "+f"(ranks[0]), "+f"(ranks[1]), "+f"(ranks[2]), "+f"(ranks[3])
+        : "f"(own), "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3]));
+    return otherwise;
+#else
+    for (int j = 0; j < 4; ++j) {
+        if (own == ranks[j]) {
+            ranks[j] = NAN;
+            return values[j];
+        }
+    }
+    return otherwise;
+#endif
+}
+
+// No instruction: what the compiler knows of the number ends here. It would else keep in registers, or in local memory,
+// what it has formed from it before and is cheap to form again.
+GFLV2_HD void forget([[maybe_unused]] std::uint32_t& word) {
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(word));
+#endif
+}
+GFLV2_HD void forget([[maybe_unused]] float& word) {
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+f"(word));
+#endif
+}
+
 }  // namespace ptx
 GFLV2_END

@@ -10,15 +10,16 @@ from tests.kernels.hot import BINS, CELLS, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, pyramid
 
 _LOGITS = 4 * BINS * CELLS
-# CUDA: eight times 32 points a block; the first layer reads its weights four at a time, for 20 statistics.
-DIVISION = "I2F"  # the weights once more, for more than 64 units
+# CUDA: four tiles of 64 points a block, with two barriers each; eight tiles of eight units; before it the weights
+# become fragments, 24·32 of 16 bytes.
+FRAGMENTS = 24 * 32 / 128
 HOT = [
     Hot(
-        *("dgqp", "forward", "dgqp.cu", "dgqp_forward_kernel", "bfloat16ELi17ELi4ELb0E"),
+        *("dgqp", "forward", "dgqp.cu", "dgqp_forward_tiles", "bfloat16ELi17E"),
         *(programs(256), 2 * _LOGITS + 4 * CELLS, _LOGITS),
-        shared=8272,
-        loops={r"^LDG\.E\.U16 ": 8 * BINS, r"^LDS\.128 ": 80},
-        cold=DIVISION,
+        shared=20608,
+        loops={"^BAR": 4 * 2, r"^LDS\.128 ": 24, r"^STS\.128 ": FRAGMENTS},
+        cold=r"^LDG\.E\.U16 ",
     ),
     Hot(
         *("dgqp", "forward", "kernels/dgqp.py", "dgqp_forward_kernel", "levels R=17 bfloat16"),

@@ -9,6 +9,7 @@ from gflv2.kernels.variants import Variant, record
 from gflv2.ops.box_losses import SavedBoxLoss
 from tests.kernels.hot import BINS, CELLS, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, STRIDES, pyramid
+from tests.kernels.launches.dgqp import FRAGMENTS
 
 _LOGITS = 4 * BINS * CELLS
 # Of the weights and gradients of the box losses nearly all points have none.
@@ -17,36 +18,38 @@ HOT = [
     Hot(
         *("gfl_loss", "forward", "gfl_loss.cu", "box_loss_kernel", "bfloat16E"),
         *(programs(32), 36 * CELLS, CELLS),
-        shared=512,
+        shared=1024,
         cold=_POSITIVE,
     ),
     Hot(
         *("gfl_loss", "forward", "gfl_loss.cu", "box_loss_sums", ""),
         *(1, 8 * programs(32), 2 * programs(32)),
-        shared=1024,
-        loops={"^LDG": programs(32) / 128},
+        warps=16,
+        shared=8192,
+        loops={"^LDG": programs(32) / 512},
     ),
     Hot(
-        *("gfl_loss", "backward", "gfl_loss.cu", "dgqp_backward_kernel", "bfloat16ELi17ELi4ELb0E.*BoxLoss"),
+        *("gfl_loss", "backward", "gfl_loss.cu", "dgqp_backward_tiles", "bfloat16ELi17E.*BoxLoss"),
         *(programs(256), 4 * _LOGITS + 4 * CELLS, _LOGITS),
-        shared=24912,
-        # Eight times 32 points, whose logits are read twice; statistics of the first layer; 64 units, then 32 points of
-        # two units, with up to six statistics; the sum of two units over 32 points.
+        shared=49152,
+        # Four tiles of 64 points, with three barriers each; eight tiles of units; four steps of 16 units, of 16 points;
+        # before it the weights become fragments.
         loops={
-            r"^LDG\.E\.U16 ": 8 * 2 * BINS,
-            r"^LDS\.128 ": 80,
-            "^FFMA": (64 * 6, 32 * 2 * 6),
-            "^FADD": 64,
+            "^BAR": 4 * 3,
+            r"^LDS\.128 ": 24,
+            "^LDSM": 4,
+            r"^STS\.128 ": FRAGMENTS,
+            r"^STS\.64 ": 4 * 3 * 3 * 32 / 128,
         },
-        cold=r"I2F|^STG\.E [d\[]",
+        cold=r"F2FP.*RZ, |^LDG\.E\.U16 |^STG\.E\.U16 ",  # of one row alone
     ),
     Hot(
         *("gfl_loss", "backward", "dgqp.cu", "dgqp_sums", ""),
         *(64 + 1 + 5, 4 * 1346 * programs(256), 1346 * programs(256)),
-        warps=8,
-        shared=2304,
-        # The rows of a unit, of the second bias, of a scale; then the 21 sums of the unit.
-        loops={"^LDG": (programs(256) / 8, programs(256) / 8, programs(256) / 8, 21)},
+        warps=16,
+        shared=4096,
+        # The rows of a unit, of the second bias, of a scale.
+        loops={"^LDG": (programs(256) / 16, programs(256) / 16, programs(256) / 512)},
     ),
     Hot(
         *("gfl_loss", "forward", "kernels/gfl_loss.py", "box_loss_forward_kernel", "levels R=17 bfloat16"),

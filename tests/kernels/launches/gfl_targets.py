@@ -21,9 +21,10 @@ HOT = [
     Hot(
         *("gfl_targets", "forward", "gfl_targets.cu", "gfl_targets_sums", ""),
         *(1, 8 * _PARTIALS, 2 * _PARTIALS),
-        shared=1024,
-        # Image by image, with nine barriers each.
-        loops={"^BAR": 9 * BATCH, "^LDG": 2 * _PARTIALS / BATCH / 128},
+        warps=16,
+        shared=8192,
+        # 32 threads an image, all images at a time.
+        loops={"^BAR": 2, "^LDG": _PARTIALS / BATCH / 32},
     ),
     Hot(
         *("gfl_targets", "forward", "kernels/gfl_targets.py", "gfl_targets_kernel", "levels R=17 bfloat16"),

@@ -12,27 +12,30 @@ from tests.kernels.inputs import POINTS, pyramid
 
 _LOGITS = CLASSES * CELLS
 _FORWARD, _BACKWARD = 2 * _LOGITS + 20 * CELLS, 4 * _LOGITS + 24 * CELLS
-# CUDA: 20 classes of two points a thread. Cold is the logarithm, which the usual negative goes without.
-_LOGARITHM = "0x3f3504f3|I2FP"
+# CUDA: 40 classes of two points a thread. Cold is the logarithm, which the usual negative goes without, and what reads
+# one element at a time.
+_LOGARITHM = r"0x3f3504f3|I2FP|^LDG\.E\.U16"
+_GROUP = r"^ISETP\.LT\.U32\.OR"  # for each of the two points: is its label among the next four classes?
 HOT = [
     Hot(
         *("qfl", "forward", "qfl.cu", "qfl_points", "bfloat16.*QflFormE1ELb1ELb0ELi2E"),
-        *(programs(64), _FORWARD, _LOGITS),
-        shared=2816,
-        loops={r"^LDG\.E R": CLASSES / 4},
+        *(programs(128), _FORWARD, _LOGITS),
+        shared=4608,
+        loops={_GROUP: CLASSES / 4},
         cold=_LOGARITHM,
     ),
     Hot(
         *("qfl", "forward", "qfl.cu", "total_of_blocks", ""),
-        *(1, 4 * programs(64), programs(64)),
-        shared=1024,
-        loops={"^LDG": programs(64) / 128},
+        *(1, 4 * programs(128), programs(128)),
+        warps=16,
+        shared=4096,
+        loops={"^LDG": programs(128) / 512},
     ),
     Hot(
         *("qfl", "backward", "qfl.cu", "qfl_points", "bfloat16.*QflFormE1ELb1ELb1ELi2E"),
-        *(programs(64), _BACKWARD, _LOGITS),
-        shared=2816,
-        loops={r"^LDG\.E R": CLASSES / 4},
+        *(programs(128), _BACKWARD, _LOGITS),
+        shared=4608,
+        loops={_GROUP: CLASSES / 4},
         cold=_LOGARITHM,
     ),
     Hot(
