@@ -281,21 +281,22 @@ def decode_boxes_kernel(
 
     # 1. The rows of this program, and their points.
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
-    block, live, row, _, cells, logits = _open_points(points, every, levels, rows, blocks, total_rows, BLOCK)
+    block, live, row, point, cells, logits = _open_points(points, every, levels, rows, blocks, total_rows, BLOCK)
     y, x = place_of(levels, block.level, cells)
     scale = scale_of(scales, block.level)
     values, last = load_projection(projection, 1, tile)
     stride = pick(strides, block.level, len(strides))
 
-    for side in tl.static_range(4):
+    # A loop at run time: unrolled, Triton 3.6 reads all sides first, and spills from 65 bins on.
+    for side in range(4):
         # 2. Softmax and expectation.
-        body, tail, norm, _, _ = load_softmax(logits, side, live, scale, tile)
+        body, tail, norm, raw, raw_tail = load_softmax(logits, side, live, scale, tile)
         distance = sum_bins(body * values, tail * last, tile) * norm * stride
 
         # 3. The side of the box.
-        cell = x if side % 2 == 0 else y
+        cell = tl.where(side % 2 == 0, x, y)
         place = (cell + offset) * stride
-        place = place - distance if side < 2 else place + distance
+        place = tl.where(side < 2, place - distance, place + distance)
         if image_sizes is not None:
             place = _clipped(place, tl.load(image_sizes + block.image * 2 + (1 - side % 2)))
         if scale_factors is not None:

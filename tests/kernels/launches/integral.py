@@ -29,7 +29,7 @@ HOT = [
     Hot(
         *("integral", "backward", "kernels/integral.py", "integral_backward_kernel"),
         *("levels R=17 bfloat16, projection fixed", of_cells, _BACKWARD, _LOGITS),
-        trips=(4,),  # sides
+        trips=4,  # sides
     ),
 ]
 
