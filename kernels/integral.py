@@ -315,6 +315,6 @@ def _shape(logits: Sequence[Tensor], touched: Sequence[Tensor]) -> dict[str, Any
     tile = tile_of(logits, touched)
     # 66 bins and more, which would not fit the last entry, are refused by the operation.
     cells, warps = next((cells, warps) for most, cells, warps in _SHAPES[tile["AXIS"]] if tile["BODY"] <= most)
-    if tile["AXIS"] == 0 and logits[0].element_size() == 2:
+    if tile["AXIS"] == 0 and logits[0].dtype.itemsize == 2:
         warps //= 2  # a thread takes pairs of cells
     return {**tile, "BLOCK": _CELLS_INTERPRETED if INTERPRETED else cells, "num_warps": warps, **FUSED}

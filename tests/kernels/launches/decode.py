@@ -38,7 +38,7 @@ HOT = [
     Hot(
         *("decode", "forward", "kernels/decode.py", "decode_keys_kernel", "R=17 bfloat16, box logits float32"),
         *(of_cells, _KEYS, CLASSES * CELLS),
-        trips=(CLASSES / 16,),
+        trips=CLASSES / 16,
     ),
 ]
 
