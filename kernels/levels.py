@@ -214,7 +214,7 @@ def open_map(every, levels, block, cells, AXIS: tl.constexpr, TOUCHING: tl.const
 
 @triton.jit
 def _odd(every, levels, block):
-    """Whether a pair of neighbouring cells of 16 bits would begin at an odd place of a level, or its last one be cut."""
+    """Whether a pair of neighbouring cells of 16 bits may begin at an odd place of a level, or its last one be cut."""
     steps = pick_column(levels, block.level, IMAGE_STRIDE) | pick_column(levels, block.level, SIDE_STRIDE)
     steps |= pick_column(levels, block.level, BIN_STRIDE) | block.size
     return ((steps & 1) | (pick(every, block.level, len(levels)).to(tl.int64) & 3)) != 0
@@ -224,8 +224,8 @@ def _odd(every, levels, block):
 def has_pairs(every, levels, others, other_levels, block, AXIS: tl.constexpr, TOUCHING: tl.constexpr):
     """Whether this block's cells of 16 bits can be read, and the others written, two at once: 4 bytes.
 
-    ``others``: a second map with its table, of Nones where there is none. False, which Triton folds away with the branch
-    behind it, where that is known for all levels: with the bins last, with gaps, for float32.
+    ``others``: a second map with its table, of Nones where there is none. False, which Triton folds away with the
+    branch behind it, where that is known for all levels: with the bins last, with gaps, for float32.
     """
     found = False
     if AXIS == 0 and TOUCHING and every[0].dtype.element_ty.primitive_bitwidth == 16:

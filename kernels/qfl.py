@@ -328,7 +328,7 @@ def _write_gradients(
     values, grad, point, given, of_label, scores, own, rows, score_row, score_class, live, classes, beta,
     GRAD: tl.constexpr, FORM: tl.constexpr, SQUARE: tl.constexpr, AXIS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of the classes, where they are wanted (GRAD), and sum those of the quality, without a label's.
+    """Write the gradients of the classes, where wanted (GRAD), and sum those of the quality, without a label's.
 
     ``given``: upstream gradient of each point. ``of_label``: the gradient of its label's element, not yet times that.
     """
@@ -502,7 +502,7 @@ def _shape(levels: Sequence[Tensor], touched: Sequence[Tensor], form: str, beta:
         "TILE": tile,
         "BLOCK": _CELLS_INTERPRETED if INTERPRETED else (4 * _POINTS // max(tile, 8) if classes_last else _POINTS),
         **OPTIONS,
-        # Explicit: without a limit ptxas chose fewer for some variants, and spilled. A power needs more than a square, and
-        # so do the two ways of a gradient of 16 bits, by pairs and one by one (Triton 3.5 and 3.6).
+        # Explicit: without a limit ptxas chose fewer for some variants, and spilled. A power needs more than a square,
+        # and so do the two ways of a gradient of 16 bits, by pairs and one by one (Triton 3.5 and 3.6).
         "maxnreg": _REGISTERS[pairs and len(touched) > len(levels)][beta == 2],
     }

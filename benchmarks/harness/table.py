@@ -14,8 +14,8 @@ COLUMNS = (
 ).split()
 NUMBERS = COLUMNS[COLUMNS.index("ms") : COLUMNS.index("torch")]
 KEY = COLUMNS[: COLUMNS.index("ms")]
-# Files of the same folder that begin so hold other tables: of `pairs`, of `benchmarks.host`.
-PAIR, HOST = "training_pair-", "host-"
+# Files of the same folder that begin so hold other tables: of `pairs`, of `benchmarks.host`, of `tests.gpu.ncu`.
+PAIR, HOST, NCU = "training_pair-", "host-", "ncu-"
 
 Row = dict[str, str]
 Key = tuple[str, ...]
@@ -30,7 +30,7 @@ def text(value: float | int | None) -> str:
 
 def files(folder: Path) -> list[Path]:
     """The tables in a folder."""
-    return sorted(path for path in folder.glob("*.csv") if not path.name.startswith((PAIR, HOST)))
+    return sorted(path for path in folder.glob("*.csv") if not path.name.startswith((PAIR, HOST, NCU)))
 
 
 def read(path: str | Path, columns: Sequence[str] = COLUMNS) -> list[Row]:

@@ -1,0 +1,3 @@
+from __future__ import annotations
+
+PREFERENCE: dict[str, tuple[tuple[str, ...], str]] = {}
