@@ -116,7 +116,8 @@ def report() -> dict[str, Any]:
 
     Returns:
         ``gflv2`` (version, folder), ``python``, ``platform``, ``packages``, ``torch``, ``native``, ``operations``,
-        ``gpu_order`` and ``options`` (the environment variables that are set). A part that cannot be read is {"error": why}.
+        ``gpu_order`` and ``options`` (the environment variables that are set). A part that cannot be read is
+        {"error": why}.
     """
     return {
         "gflv2": {"version": _try(lambda: importlib.import_module("gflv2").__version__), "folder": str(_FOLDER)},

@@ -1,4 +1,7 @@
-"""A test that hangs on the device ends its process (GFLV2_TEST_SECONDS): a call that never returns cannot be interrupted."""
+"""A test that hangs on the device ends its process (GFLV2_TEST_SECONDS).
+
+A call that never returns cannot be interrupted in any other way.
+"""
 
 from __future__ import annotations
 

@@ -219,7 +219,9 @@ longer, the latency of one block times the rounds that the grid needs (a serial 
 say, how often a loop runs and which side of a branch is the usual one, is declared in `HOT` beside each operation's
 launches (`tests/kernels/launches`). `make forecast FORECAST_ARGS=--check`, and CI, refuse a hot path with 3 % more
 instructions an element, narrower loads or stores, or spilled registers; what is expected stands in
-`tests/kernels/expectation.json`.
+`tests/kernels/expectation.json`. What `benchmarks/gpu_check.sh` measures on a GPU stands beside the predictions, and the
+utilisation is fitted from it, once `benchmarks/results` has its tables. The same times decide which backend comes first
+on a GPU (`gflv2/ops/preference.py`).
 
 ## The machine code
 
