@@ -219,9 +219,9 @@ longer, the latency of one block times the rounds that the grid needs (a serial 
 say, how often a loop runs and which side of a branch is the usual one, is declared in `HOT` beside each operation's
 launches (`tests/kernels/launches`). `make forecast FORECAST_ARGS=--check`, and CI, refuse a hot path with 3 % more
 instructions an element, narrower loads or stores, or spilled registers; what is expected stands in
-`tests/kernels/expectation.json`. What `benchmarks/gpu_check.sh` measures on a GPU stands beside the predictions, and the
-utilisation is fitted from it, once `benchmarks/results` has its tables. The same times decide which backend comes first
-on a GPU (`gflv2/ops/preference.py`).
+`tests/kernels/expectation.json`. What `benchmarks/gpu_check.sh` measures on a GPU stands beside the predictions, and
+the utilisation is fitted from it, once `benchmarks/results` has its tables. The same times decide which backend comes
+first on a GPU (`gflv2/ops/preference.py`).
 
 ## The machine code
 
@@ -363,6 +363,11 @@ def write(results: Sequence[Any]) -> None:
     """Write the document, the expectation and the backends' order from what ``matrix.compile_all`` has returned."""
     from tests.kernels import preference
 
+    missing = {item.name for item in hot()} - {line.hot.name for line in lines(results, CHECKED)}
+    if missing:
+        raise ValueError(
+            f"no machine code fits what HOT in tests/kernels/launches declares: {', '.join(sorted(missing))}"
+        )
     DOCUMENT.write_text(render(results))
     kernels = {line.hot.name: line.held() for line in lines(results, CHECKED)}
     EXPECTATION.write_text(json.dumps({"compilers": compilers(), "kernels": kernels}, indent=2) + "\n")

@@ -59,7 +59,8 @@ def render(found: Mapping[str, tuple[tuple[str, ...], str]]) -> str:
     lines = [
         '"""Which backend of a GPU comes first, and why. `make forecast` writes this file; CI compares it.',
         "",
-        f"The workload: {WORKLOAD}; forward and backward together. An operation that is not here: CUDA first.",
+        f"The workload: {WORKLOAD};",
+        "forward and backward together. An operation that is not here: CUDA first.",
         '"""',
         "",
         "from __future__ import annotations",
