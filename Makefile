@@ -15,8 +15,8 @@ INTEGRATION_VENV := .venv-integrations
 # What clang-format looks at.
 CPP := $(sort $(shell find csrc tests/simt -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh'))
 
-.PHONY: install demo test test-integrations test-oldest bench bench-integrations lint docs dist wheels parity compile-matrix forecast \
-	tables clean help
+.PHONY: install demo test test-integrations test-oldest bench bench-integrations lint docs dist wheels parity compile-matrix \
+	compile-oldest forecast tables clean help
 
 help:
 	@echo "make install  the virtual environment .venv with everything, which the others make by themselves too"
@@ -32,6 +32,7 @@ help:
 	@echo "make wheels  the same for every Python, in manylinux containers (docs/releases.md)"
 	@echo "make parity           how far every kernel is from its definition, and how far it may be"
 	@echo "make compile-matrix   compile every kernel for every architecture, and write docs/kernels.md, docs/forecast.md"
+	@echo "make compile-oldest   compile the Triton kernels with the oldest Triton that is supported: none may spill"
 	@echo "make forecast         predict the kernels' times from their machine code, and write docs/forecast.md"
 	@echo "make tables           write the tables of README.md, docs/kernels.md and docs/models.md anew"
 
@@ -106,6 +107,10 @@ parity: $(STAMP)
 
 compile-matrix: $(STAMP)
 	$(BIN)/python -m tests.kernels.matrix $(MATRIX_ARGS)
+
+# With the oldest Triton: it spills where the newest does not. For one architecture, which takes a minute.
+compile-oldest: $(OLDEST_VENV)/.installed
+	$(OLDEST_VENV)/bin/python -m tests.kernels.matrix --check --triton-only --architectures 90
 
 forecast: $(STAMP)
 	$(BIN)/python -m tests.kernels.forecast $(FORECAST_ARGS)

@@ -95,6 +95,17 @@ def _operations() -> dict[str, dict[str, dict[str, Any]]]:
     return answer
 
 
+def _gpu_order() -> dict[str, dict[str, Any]]:
+    """For each operation: the backends of a GPU in the order in which they are tried, and why."""
+    importlib.import_module("gflv2.ops")
+    backends = importlib.import_module("gflv2.ops.backends")
+    table = importlib.import_module("gflv2.ops.preference").PREFERENCE
+    return {
+        op: {"order": list(backends.order(op, "cuda")), "reason": table[op][1] if op in table else "not forecast"}
+        for op in backends.operations()
+    }
+
+
 def _explanation(choices: Sequence[Any]) -> dict[str, Any]:
     runs = next((choice.backend for choice in choices if choice.chosen), None)
     return {"backend": runs, "others": {choice.backend: choice.reason for choice in choices if not choice.chosen}}
@@ -104,8 +115,9 @@ def report() -> dict[str, Any]:
     """Everything, as plain data.
 
     Returns:
-        ``gflv2`` (version, folder), ``python``, ``platform``, ``packages``, ``torch``, ``native``, ``operations`` and
-        ``options`` (the environment variables that are set). A part that cannot be read is {"error": why}.
+        ``gflv2`` (version, folder), ``python``, ``platform``, ``packages``, ``torch``, ``native``, ``operations``,
+        ``gpu_order`` and ``options`` (the environment variables that are set). A part that cannot be read is
+        {"error": why}.
     """
     return {
         "gflv2": {"version": _try(lambda: importlib.import_module("gflv2").__version__), "folder": str(_FOLDER)},
@@ -115,6 +127,7 @@ def report() -> dict[str, Any]:
         "torch": _try(_torch),
         "native": _try(_native),
         "operations": _try(_operations),
+        "gpu_order": _try(_gpu_order),
         "options": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_OPTIONS)},
     }
 
@@ -131,6 +144,7 @@ def render(found: dict[str, Any]) -> str:
         )
     lines += ["", *_render_torch(found["torch"]), "", *_render_native(found["native"])]
     lines += ["", *_render_operations(found["operations"])]
+    lines += ["", *_render_gpu_order(found["gpu_order"])]
     if found["options"]:
         lines += ["", "set in the environment:"]
         lines += [f"  {name}={value}" for name, value in found["options"].items()]
@@ -178,6 +192,13 @@ def _render_operations(found: dict[str, Any]) -> list[str]:
         for (answer, reasons), ops in _group_alike(found, kind).items():
             lines += [f"  {answer}: {', '.join(ops)}", *(f"    not {reason}" for reason in reasons)]
     return lines
+
+
+def _render_gpu_order(found: dict[str, Any]) -> list[str]:
+    if "error" in found:
+        return [f"order on a GPU: {found['error']}"]
+    lines = ["on a GPU comes first:"]
+    return lines + [f"  {op:<16} {of['order'][0]:<7} ({of['reason']})" for op, of in found.items()]
 
 
 def _group_alike(found: dict[str, Any], kind: str) -> dict[tuple[str, tuple[str, ...]], list[str]]:

@@ -113,6 +113,25 @@ def load_distance(logits, side, live, scale, values, last, tile):
 
 
 @triton.jit
+def put_side(sides, side, value):
+    """Four sides with one of them replaced, whose number is known at run time only."""
+    left, top, right, bottom = sides
+    return (
+        tl.where(side == 0, value, left),
+        tl.where(side == 1, value, top),
+        tl.where(side == 2, value, right),
+        tl.where(side == 3, value, bottom),
+    )
+
+
+@triton.jit
+def side_of(sides, side):
+    """One of four sides, whose number is known at run time only."""
+    left, top, right, bottom = sides
+    return tl.where(side == 0, left, tl.where(side == 1, top, tl.where(side == 2, right, bottom)))
+
+
+@triton.jit
 def hat(target, tile):
     """The shares of a target in the tile's bins, and in the last one; a NaN stays one."""
     body = 1.0 - tl.abs(bins_of(tile) - wide(target, tile))

@@ -31,9 +31,11 @@ from gflv2.kernels.levels import (
     cells_of,
     extent_of,
     find_block,
+    has_pairs,
     level_arguments,
     neighbours_touch,
     open_map,
+    open_pairs,
     pick,
     pick_column,
     place_of,
@@ -80,6 +82,23 @@ def _ranks(keys, points, live):
     return tl.where(live, tl.where(bits < 0, _NOT_A_NUMBER, bits), -1)
 
 
+@triton.jit
+def _largest(logits, live, classes, AXIS: tl.constexpr, CLASSES: tl.constexpr):
+    """Of each cell the largest logit that is a number, and 1 where another is none."""
+    channel = tl.arange(0, CLASSES)
+    at = logits.pointer + (tl.expand_dims(logits.offsets, AXIS) + tl.expand_dims(channel, 1 - AXIS) * logits.bin_stride)
+    best = tl.expand_dims(tl.where(live, float("-inf"), float("-inf")), AXIS)
+    best = best + tl.expand_dims(tl.zeros([CLASSES], tl.float32), 1 - AXIS)
+    odd = tl.zeros(best.shape, tl.int32)
+    for start in range(0, classes, CLASSES):
+        mask = tl.expand_dims(live, AXIS) & tl.expand_dims(start + channel < classes, 1 - AXIS)
+        logit = tl.load(at + start * logits.bin_stride, mask=mask, other=float("-inf")).to(tl.float32)
+        number = logit == logit
+        best = tl.maximum(best, tl.where(number, logit, float("-inf")))
+        odd = tl.where(number, odd, 1)
+    return tl.max(best, axis=AXIS), tl.max(odd, axis=AXIS)
+
+
 @kernel
 def decode_keys_kernel(
     keys,  # (B, A) float32, out
@@ -97,25 +116,19 @@ def decode_keys_kernel(
     block = find_block(levels, blocks, BLOCK)
     cells, live, points = cells_of(block, block.number, total_points, BLOCK)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
-    logits = open_map(every, levels, block, cells, AXIS, TOUCHING)
 
-    # 2. The largest logit that is a number, and whether there are others.
-    channel = tl.arange(0, CLASSES)
-    at = logits.pointer + (tl.expand_dims(logits.offsets, AXIS) + tl.expand_dims(channel, 1 - AXIS) * logits.bin_stride)
-    best = tl.expand_dims(tl.full([BLOCK], float("-inf"), tl.float32), AXIS)
-    best = best + tl.expand_dims(tl.zeros([CLASSES], tl.float32), 1 - AXIS)
-    odd = tl.zeros(best.shape, tl.int32)
-    for start in range(0, classes, CLASSES):
-        mask = tl.expand_dims(live, AXIS) & tl.expand_dims(start + channel < classes, 1 - AXIS)
-        logit = tl.load(at + start * logits.bin_stride, mask=mask, other=float("-inf")).to(tl.float32)
-        number = logit == logit
-        best = tl.maximum(best, tl.where(number, logit, float("-inf")))
-        odd = tl.where(number, odd, 1)
-    largest = tl.max(best, axis=AXIS)
+    # 2. The largest logit that is a number, and whether there are others. Neighbouring cells are read in pairs where
+    #    memory allows it.
+    if has_pairs(every, levels, (None,), None, block, AXIS, TOUCHING):
+        pairs, exist = open_pairs(every, levels, block, cells)
+        largest, odd = _largest(pairs, exist, classes, AXIS, CLASSES)
+    else:
+        logits = open_map(every, levels, block, cells, AXIS, TOUCHING)
+        largest, odd = _largest(logits, live, classes, AXIS, CLASSES)
 
     # 3. The key.
     key = _sigmoid(largest) * _quality(quality, points, live)
-    signed = (tl.max(odd, axis=AXIS) > 0) | (key != key)
+    signed = (odd > 0) | (key != key)
     key = tl.where(key == key, key, 0.0)
     tl.store(keys + points, tl.where(signed, -key, key), mask=live)
 
@@ -281,21 +294,22 @@ def decode_boxes_kernel(
 
     # 1. The rows of this program, and their points.
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
-    block, live, row, _, cells, logits = _open_points(points, every, levels, rows, blocks, total_rows, BLOCK)
+    block, live, row, point, cells, logits = _open_points(points, every, levels, rows, blocks, total_rows, BLOCK)
     y, x = place_of(levels, block.level, cells)
     scale = scale_of(scales, block.level)
     values, last = load_projection(projection, 1, tile)
     stride = pick(strides, block.level, len(strides))
 
-    for side in tl.static_range(4):
+    # A loop at run time: unrolled, Triton 3.6 reads all sides first, and spills from 65 bins on.
+    for side in range(4):
         # 2. Softmax and expectation.
-        body, tail, norm, _, _ = load_softmax(logits, side, live, scale, tile)
+        body, tail, norm, raw, raw_tail = load_softmax(logits, side, live, scale, tile)
         distance = sum_bins(body * values, tail * last, tile) * norm * stride
 
         # 3. The side of the box.
-        cell = x if side % 2 == 0 else y
+        cell = tl.where(side % 2 == 0, x, y)
         place = (cell + offset) * stride
-        place = place - distance if side < 2 else place + distance
+        place = tl.where(side < 2, place - distance, place + distance)
         if image_sizes is not None:
             place = _clipped(place, tl.load(image_sizes + block.image * 2 + (1 - side % 2)))
         if scale_factors is not None:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gflv2.kernels.bins import Tile, chosen_logit, load_bins, load_projection, shift_bins, sum_bins
+from gflv2.kernels.bins import Tile, chosen_logit, load_bins, load_projection, put_side, shift_bins, side_of, sum_bins
 from gflv2.kernels.boxes import Corners, at_least, giou_loss, iou_gradients, load_corners, overlap
 from gflv2.kernels.dgqp import write_gradients
 from gflv2.kernels.gfl_targets import shape_of_head
@@ -56,7 +56,7 @@ def box_loss_forward_kernel(
     box_0, box_1, box_2, box_3, box_4, box_5, box_6, box_7,
     levels, projection, scales, strides,  # see gfl_targets_kernel
     offset: tl.float32, blocks: tl.int32, total: tl.int64,
-    BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr, BLOCK: tl.constexpr,
+    BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr, TOUCHING: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tile: tl.constexpr = Tile(BINS, BODY, AXIS)
 
@@ -81,23 +81,23 @@ def box_loss_forward_kernel(
 
         # 3. Side by side: the target in bins, DFL, the distance.
         every = (box_0, box_1, box_2, box_3, box_4, box_5, box_6, box_7)
-        logits = open_map(every, levels, block, cells, AXIS, False)
+        logits = open_map(every, levels, block, cells, AXIS, TOUCHING)
         scale = scale_of(scales, block.level)
         values, last = load_projection(projection, 1, tile)
         first = tl.load(projection)
         step = tl.load(projection + 1) - first
         wanted = (cx - target.x1, cy - target.y1, target.x2 - cx, target.y2 - cy)
-        distances = ()
-        for side in tl.static_range(4):
-            goal = at_least((wanted[side] - first) / step, 0.0)
+        left, top, right, bottom = nothing, nothing, nothing, nothing
+        # A loop at run time: unrolled, Triton 3.6 reads all sides first, and spills whatever the number of bins.
+        for side in range(4):
+            goal = at_least((side_of(wanted, side) - first) / step, 0.0)
             goal = tl.where(goal > BINS - 1.1, BINS - 1.1, goal)
             distance, loss = _distance_and_dfl(logits, side, counts, scale, values, last, goal, tile)
             dfl += tl.where(counts, weight * loss, 0.0)
-            distances = distances + (distance,)
+            left, top, right, bottom = put_side((left, top, right, bottom), side, distance)
             tl.store(to + 2 * side + 1, tl.where(counts, goal, 0.0), mask=live)
 
         # 4. 1 − GIoU, and its gradient: a distance grows towards the low side, against the corner.
-        left, top, right, bottom = distances
         box = Corners(cx - left, cy - top, cx + right, cy + bottom)
         shared = overlap(box, target)
         giou = tl.where(counts, weight * giou_loss(shared, 1e-6), 0.0)

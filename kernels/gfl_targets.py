@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gflv2.kernels.atss import BOXES, FIRST_BOX, VALID, image_table, numbers_of
-from gflv2.kernels.bins import Tile, load_distance, load_projection, tile_of
+from gflv2.kernels.bins import Tile, load_distance, load_projection, put_side, tile_of
 from gflv2.kernels.boxes import Corners, iou, load_corners, overlap
 from gflv2.kernels.launching import INTERPRETED, OPTIONS, device_of, kernel
 from gflv2.kernels.levels import (
@@ -59,7 +59,8 @@ def gfl_targets_kernel(
     columns: tl.int32,  # of the table
     blocks: tl.int32,  # programs an image
     total: tl.int64,  # A
-    BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    BINS: tl.constexpr, BODY: tl.constexpr, AXIS: tl.constexpr, TOUCHING: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     tile: tl.constexpr = Tile(BINS, BODY, AXIS)
 
@@ -85,13 +86,14 @@ def gfl_targets_kernel(
     if tl.max(positive.to(tl.int32), axis=0) > 0:
         # 2. The predicted boxes, in units of the stride.
         every = (box_0, box_1, box_2, box_3, box_4, box_5, box_6, box_7)
-        logits = open_map(every, levels, block, cells, AXIS, False)
+        logits = open_map(every, levels, block, cells, AXIS, TOUCHING)
         scale = scale_of(scales, block.level)
         values, last = load_projection(projection, 1, tile)
-        distances = ()
-        for side in tl.static_range(4):
-            distances = distances + (load_distance(logits, side, positive, scale, values, last, tile),)
-        left, top, right, bottom = distances
+        left, top, right, bottom = x1, y1, x2, y2
+        # A loop at run time: unrolled, Triton 3.5 and 3.6 read all sides first, and spill from 33 bins on.
+        for side in range(4):
+            distance = load_distance(logits, side, positive, scale, values, last, tile)
+            left, top, right, bottom = put_side((left, top, right, bottom), side, distance)
         cx = x.to(tl.float32) + offset
         cy = y.to(tl.float32) + offset
 
@@ -203,7 +205,7 @@ def shape_of_head(box_logits: Sequence[Tensor]) -> dict[str, Any]:
 
     They depend on R and on the memory layout, never on a size.
     """
-    tile = tile_of(box_logits)
+    tile = tile_of(box_logits, box_logits)
     cells = _CELLS[tile["AXIS"]]
     return {
         **tile,

@@ -21,9 +21,11 @@ from gflv2.kernels.levels import (
     cells_of,
     extent_of,
     find_block,
+    has_pairs,
     level_arguments,
     level_table,
     open_map,
+    open_pairs,
     pick,
     place_of,
     scale_of,
@@ -46,6 +48,15 @@ def _stride_of(strides, point_strides, level, cells, live):
     else:
         stride = tl.load(point_strides + cells, mask=live, other=0.0)
     return stride
+
+
+@triton.jit
+def _distances(logits, live, scale, values, last, tile):
+    """Of the four sides."""
+    distances = ()
+    for side in tl.static_range(4):
+        distances = distances + (load_distance(logits, side, live, scale, values, last, tile),)
+    return distances
 
 
 @kernel(aligned="out")
@@ -73,15 +84,16 @@ def integral_forward_kernel(
     block = find_block(levels, blocks, BLOCK)
     cells, live, rows = cells_of(block, block.number, total, BLOCK)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
-    logits = open_map(every, levels, block, cells, AXIS, TOUCHING)
     scale = scale_of(scales, block.level)
     values, last = load_projection(projection, projection_step, tile)
 
     # 2. Softmax and expectation, side after side.
-    distances = ()
-    for side in tl.static_range(4):
-        distances = distances + (load_distance(logits, side, live, scale, values, last, tile),)
-    left, top, right, bottom = distances
+    if has_pairs(every, levels, (None,), None, block, AXIS, TOUCHING):
+        pairs, exist = open_pairs(every, levels, block, cells)
+        left, top, right, bottom = _distances(pairs, exist, scale, values, last, tile)
+    else:
+        logits = open_map(every, levels, block, cells, AXIS, TOUCHING)
+        left, top, right, bottom = _distances(logits, live, scale, values, last, tile)
 
     # 3. From distances to the box.
     if strides is not None or points is not None:
@@ -99,6 +111,46 @@ def integral_forward_kernel(
     # 4. The four sides of a cell lie side by side: one 16-byte store a cell.
     sides = tl.reshape(tl.join(tl.join(left, right), tl.join(top, bottom)), (BLOCK, 4))
     tl.store(out + rows[:, None] * 4 + tl.arange(0, 4)[None, :], sides, mask=live[:, None])
+
+
+@triton.jit
+def _write_sides(
+    logits, grad, live, upstream, stride, scale, values, last, SUMS: tl.constexpr, GRAD: tl.constexpr, tile
+):  # fmt: skip
+    """Write the gradient of the logits, where it is wanted (GRAD), side after side.
+
+    ``upstream``: where the gradient of the cells' first side stands; ``stride``: pixels a unit, or None. Returns what
+    this program adds to the gradients of scale and projection, where SUMS says so, else 0.
+    """
+    nothing = tl.where(live, 0.0, 0.0)
+    sum_scale = nothing
+    sum_bins_of = wide(nothing, tile) * values
+    sum_last = nothing
+    for side in range(4):
+        # 1. The softmax once more.
+        body, tail, norm, raw, raw_tail = load_softmax(logits, side, live, scale, tile)
+        body *= wide(norm, tile)
+        tail *= norm
+        distance = sum_bins(body * values, tail * last, tile)
+
+        # 2. Upstream gradient of this side's distance.
+        g = tl.load(upstream + side, mask=live, other=0.0)
+        if stride is not None:
+            g *= tl.where(side < 2, -stride, stride)
+
+        # 3. ∂d/∂z_b = P_b (projection_b − d), rounded once on its way to memory.
+        gradient = wide(g, tile) * body * (values - wide(distance, tile))
+        gradient_tail = g * tail * (last - distance)
+        if GRAD:
+            store_bins(grad, side, gradient * scale, gradient_tail * scale, live, tile)
+
+        # 4. What this program adds to the gradients of scale and projection.
+        if SUMS[0]:
+            sum_scale += sum_bins(gradient * raw, gradient_tail * raw_tail, tile)
+        if SUMS[1]:
+            sum_bins_of += wide(g, tile) * body
+            sum_last += g * tail
+    return tl.sum(sum_scale, axis=0), tl.sum(sum_bins_of, axis=1 - tile.axis), tl.sum(sum_last, axis=0)
 
 
 @kernel
@@ -119,52 +171,42 @@ def integral_backward_kernel(
     block = find_block(levels, blocks, BLOCK)
     cells, live, rows = cells_of(block, block.number, total, BLOCK)
     every = (logits_0, logits_1, logits_2, logits_3, logits_4, logits_5, logits_6, logits_7)
-    logits = open_map(every, levels, block, cells, AXIS, TOUCHING)
+    every_grad = (grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7)
     scale = scale_of(scales, block.level)
     values, last = load_projection(projection, projection_step, tile)
-    if grad_0 is not None:  # here: before the projection it cost ptxas 36 registers more
-        every = (grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7)
-        grad = open_map(every, grad_levels, block, cells, AXIS, TOUCHING)
+    stride = None
     if strides is not None or point_strides is not None:
         stride = _stride_of(strides, point_strides, block.level, cells, live)
 
-    sum_scale = tl.zeros((BLOCK,), tl.float32)
-    sum_bins_of = wide(sum_scale, tile) * values
-    sum_last = tl.zeros((BLOCK,), tl.float32)
-    for side in range(4):
-        # 2. The softmax once more.
-        body, tail, norm, raw, raw_tail = load_softmax(logits, side, live, scale, tile)
-        body *= wide(norm, tile)
-        tail *= norm
-        distance = sum_bins(body * values, tail * last, tile)
-
-        # 3. Upstream gradient of this side's distance.
-        g = tl.load(upstream + rows * 4 + side, mask=live, other=0.0)
-        if strides is not None or point_strides is not None:
-            g *= tl.where(side < 2, -stride, stride)
-
-        # 4. ∂d/∂z_b = P_b (projection_b − d), rounded once on its way to memory.
-        gradient = wide(g, tile) * body * (values - wide(distance, tile))
-        gradient_tail = g * tail * (last - distance)
+    # 2. The sides, whose neighbouring cells are read and written in pairs where memory allows it.
+    given = upstream + rows * 4
+    SUMS: tl.constexpr = (partial_scales is not None, partial_projection is not None)
+    if has_pairs(every, levels, every_grad, grad_levels, block, AXIS, TOUCHING):
+        logit_pairs, exist = open_pairs(every, levels, block, cells)
+        grad_pairs = logit_pairs
         if grad_0 is not None:
-            store_bins(grad, side, gradient * scale, gradient_tail * scale, live, tile)
+            grad_pairs, _ = open_pairs(every_grad, grad_levels, block, cells)
+        sum_scale, sum_bins_of, sum_last = _write_sides(
+            logit_pairs, grad_pairs, exist, given, stride, scale, values, last, SUMS, grad_0 is not None, tile
+        )
+    else:
+        logits = open_map(every, levels, block, cells, AXIS, TOUCHING)
+        grad = logits
+        if grad_0 is not None:
+            grad = open_map(every_grad, grad_levels, block, cells, AXIS, TOUCHING)
+        sum_scale, sum_bins_of, sum_last = _write_sides(
+            logits, grad, live, given, stride, scale, values, last, SUMS, grad_0 is not None, tile
+        )
 
-        # 5. What this program adds to the gradients of scale and projection.
-        if partial_scales is not None:
-            sum_scale += sum_bins(gradient * raw, gradient_tail * raw_tail, tile)
-        if partial_projection is not None:
-            sum_bins_of += wide(g, tile) * body
-            sum_last += g * tail
-
-    # 6. First stage of the reductions.
+    # 3. First stage of the reductions.
     slot = level_slot(block, batch, BLOCK)
     if partial_scales is not None:
-        tl.store(partial_scales + slot, tl.sum(sum_scale, axis=0))
+        tl.store(partial_scales + slot, sum_scale)
     if partial_projection is not None:
         bins = tl.arange(0, BODY)
-        tl.store(partial_projection + bins * slots + slot, tl.sum(sum_bins_of, axis=1 - AXIS), mask=bins < BINS)
+        tl.store(partial_projection + bins * slots + slot, sum_bins_of, mask=bins < BINS)
         if BODY < BINS:
-            tl.store(partial_projection + BODY * slots + slot, tl.sum(sum_last, axis=0))
+            tl.store(partial_projection + BODY * slots + slot, sum_last)
 
 
 @kernel
@@ -273,4 +315,6 @@ def _shape(logits: Sequence[Tensor], touched: Sequence[Tensor]) -> dict[str, Any
     tile = tile_of(logits, touched)
     # 66 bins and more, which would not fit the last entry, are refused by the operation.
     cells, warps = next((cells, warps) for most, cells, warps in _SHAPES[tile["AXIS"]] if tile["BODY"] <= most)
+    if tile["AXIS"] == 0 and logits[0].dtype.itemsize == 2:
+        warps //= 2  # a thread takes pairs of cells
     return {**tile, "BLOCK": _CELLS_INTERPRETED if INTERPRETED else cells, "num_warps": warps, **FUSED}

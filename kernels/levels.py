@@ -213,6 +213,45 @@ def open_map(every, levels, block, cells, AXIS: tl.constexpr, TOUCHING: tl.const
 
 
 @triton.jit
+def _odd(every, levels, block):
+    """Whether a pair of neighbouring cells of 16 bits may begin at an odd place of a level, or its last one be cut."""
+    steps = pick_column(levels, block.level, IMAGE_STRIDE) | pick_column(levels, block.level, SIDE_STRIDE)
+    steps |= pick_column(levels, block.level, BIN_STRIDE) | block.size
+    return ((steps & 1) | (pick(every, block.level, len(levels)).to(tl.int64) & 3)) != 0
+
+
+@triton.jit
+def has_pairs(every, levels, others, other_levels, block, AXIS: tl.constexpr, TOUCHING: tl.constexpr):
+    """Whether this block's cells of 16 bits can be read, and the others written, two at once: 4 bytes.
+
+    ``others``: a second map with its table, of Nones where there is none. False, which Triton folds away with the
+    branch behind it, where that is known for all levels: with the bins last, with gaps, for float32.
+    """
+    found = False
+    if AXIS == 0 and TOUCHING and every[0].dtype.element_ty.primitive_bitwidth == 16:
+        found = not _odd(every, levels, block)
+        if others[0] is not None:
+            found = found & (not _odd(others, other_levels, block))
+    return found
+
+
+@triton.jit
+def _even(value):
+    """The same even number, so written that Triton sees it."""
+    return (value >> 1) * 2
+
+
+@triton.jit
+def open_pairs(every, levels, block, cells):
+    """As `open_map` where `has_pairs`, and which cells exist: Triton then reads and writes pairs of them."""
+    start = block.image * _even(pick_column(levels, block.level, IMAGE_STRIDE))
+    pointer = tl.multiple_of(pick(every, block.level, len(levels)) + start, 4)
+    side_stride = _even(pick_column(levels, block.level, SIDE_STRIDE))
+    bin_stride = _even(pick_column(levels, block.level, BIN_STRIDE))
+    return Map(pointer, cells.to(tl.int64), side_stride, bin_stride), cells < _even(block.size)
+
+
+@triton.jit
 def scale_of(scales, level):
     """The factor of a level's logits, 1 without ``scales``."""
     scale = 1.0

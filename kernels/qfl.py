@@ -24,9 +24,11 @@ from gflv2.kernels.levels import (
     cells_of,
     extent_of,
     find_block,
+    has_pairs,
     level_arguments,
     neighbours_touch,
     open_map,
+    open_pairs,
 )
 from gflv2.kernels.logarithm import minus_log
 from gflv2.kernels.row_losses import launch_gradients, launch_losses, reduce_rows, upstream_of_rows
@@ -35,6 +37,7 @@ from gflv2.ops.reduction import Reduction
 # Points of a program of four warps, and the classes that it may take at a time, by AXIS. A thread holds eight elements,
 # or four with the classes last, where it also holds the quality of each of its points: with twice as many it spilled.
 _POINTS, _TILES = 128, {False: (8,), True: (32, 16, 8)}
+_REGISTERS = (168, 128), (208, 176)  # the most of a thread; without and with a gradient of pairs, then for β = 2
 _CELLS_INTERPRETED, _CLASSES_INTERPRETED = 512, 256
 
 LOGITS = tl.constexpr(0)
@@ -227,12 +230,11 @@ def _load_labels(labels, rows, live, classes):
 
 @triton.jit
 def _load_tile(
-    values, scores, labels, own, rows, score_row, score_class, first, live, classes,
-    AXIS: tl.constexpr, TILE: tl.constexpr,
+    values, scores, own, rows, score_row, score_class, first, live, classes, AXIS: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
-    """Classes from ``first`` on of each point: their numbers, which count, their values and targets.
+    """Classes from ``first`` on of each point: their numbers, which exist, their values and targets.
 
-    With labels those of the labels (``own``) do not count: the others are negatives, whose target is 0.
+    With labels (``own``) the target is 0: that of a negative.
     """
     number = first + tl.expand_dims(tl.arange(0, TILE), 1 - AXIS)
     far = number.to(tl.int64)
@@ -240,11 +242,9 @@ def _load_tile(
     at = values.pointer + (tl.expand_dims(values.offsets, AXIS) + far * values.bin_stride)
     value = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     target = 0.0
-    if labels is None:
+    if own is None:
         at_score = scores + (tl.expand_dims(rows * score_row, AXIS) + far * score_class)
         target = tl.load(at_score, mask=mask, other=0.0)
-    else:
-        mask = mask & (number != tl.expand_dims(own, AXIS))
     return number, mask, value, target
 
 
@@ -254,6 +254,24 @@ def _load_labelled(values, scores, own, rows):
     hit = own >= 0
     value = tl.load(values.pointer + (values.offsets + own * values.bin_stride), mask=hit, other=0.0).to(tl.float32)
     return hit, value, tl.load(scores + rows, mask=hit, other=0.0)
+
+
+@triton.jit
+def _sum_losses(
+    values, point, scores, own, rows, score_row, score_class, live, classes, beta,
+    FORM: tl.constexpr, SQUARE: tl.constexpr, AXIS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The losses of each point's classes together, without that of its label."""
+    shared = _widened(point, AXIS)
+    sums = tl.expand_dims(tl.arange(0, TILE), 1 - AXIS) * tl.expand_dims(tl.where(live, 0.0, 0.0), AXIS)
+    for first in range(0, classes, TILE):
+        number, mask, value, target = _load_tile(
+            values, scores, own, rows, score_row, score_class, first, live, classes, AXIS, TILE
+        )
+        if own is not None:
+            mask = mask & (number != tl.expand_dims(own, AXIS))
+        sums += tl.where(mask, _loss(value, shared, target, beta, FORM, SQUARE, own is not None), 0.0)
+    return tl.sum(sums, axis=AXIS)
 
 
 @kernel
@@ -282,26 +300,58 @@ def qfl_forward_kernel(
     every = (values_0, values_1, values_2, values_3, values_4, values_5, values_6, values_7)
     values = open_map(every, levels, block, cells, AXIS, TOUCHING)
     point = _load_quality(quality, rows, live, FORM)
-    shared = _widened(point, AXIS)
-    NEGATIVE: tl.constexpr = labels is not None
     own = None
     if labels is not None:
         own = _load_labels(labels, rows, live, classes)
 
-    # 2. All elements; with labels, those of the labels are left out.
-    sums = tl.expand_dims(tl.arange(0, TILE), 1 - AXIS) * tl.expand_dims(tl.zeros((BLOCK,), tl.float32), AXIS)
-    for first in range(0, classes, TILE):
-        number, mask, value, target = _load_tile(
-            values, scores, labels, own, rows, score_row, score_class, first, live, classes, AXIS, TILE
+    # 2. All elements; with labels, those of the labels are left out. Neighbouring points are read in pairs where memory
+    #    allows it.
+    if has_pairs(every, levels, (None,), None, block, AXIS, TOUCHING):
+        pairs, exist = open_pairs(every, levels, block, cells)
+        losses = _sum_losses(
+            pairs, point, scores, own, rows, score_row, score_class, exist, classes, beta, FORM, SQUARE, AXIS, TILE
         )
-        sums += tl.where(mask, _loss(value, shared, target, beta, FORM, SQUARE, NEGATIVE), 0.0)
-    losses = tl.sum(sums, axis=AXIS)
+    else:
+        losses = _sum_losses(
+            values, point, scores, own, rows, score_row, score_class, live, classes, beta, FORM, SQUARE, AXIS, TILE
+        )
 
     # 3. Those of the labels.
     if labels is not None:
         hit, value, target = _load_labelled(values, scores, own, rows)
         losses += tl.where(hit, _loss(value, point, target, beta, FORM, SQUARE, False), 0.0)
     reduce_rows(losses, weight, out, partials, rows, live)
+
+
+@triton.jit
+def _write_gradients(
+    values, grad, point, given, of_label, scores, own, rows, score_row, score_class, live, classes, beta,
+    GRAD: tl.constexpr, FORM: tl.constexpr, SQUARE: tl.constexpr, AXIS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of the classes, where wanted (GRAD), and sum those of the quality, without a label's.
+
+    ``given``: upstream gradient of each point. ``of_label``: the gradient of its label's element, not yet times that.
+    """
+    shared = _widened(point, AXIS)
+    sums = tl.expand_dims(tl.arange(0, TILE), 1 - AXIS) * tl.expand_dims(tl.where(live, 0.0, 0.0), AXIS)
+    for first in range(0, classes, TILE):
+        number, mask, value, target = _load_tile(
+            values, scores, own, rows, score_row, score_class, first, live, classes, AXIS, TILE
+        )
+        of_value, of_quality = _gradients(value, shared, target, beta, FORM, SQUARE, own is not None)
+        counted = mask
+        if own is not None:
+            # The label's element goes with the others: a store that leaves it out could not take pairs.
+            labelled = number == tl.expand_dims(own, AXIS)
+            of_value = tl.where(labelled, tl.expand_dims(of_label, AXIS), of_value)
+            counted = mask & ~labelled
+        if GRAD:
+            to = grad.pointer + (tl.expand_dims(grad.offsets, AXIS) + number.to(tl.int64) * grad.bin_stride)
+            found = of_value * tl.expand_dims(given, AXIS)
+            tl.store(to, found.to(grad.pointer.dtype.element_ty), mask=mask)
+        if FORM == JOINT:
+            sums += tl.where(counted, of_quality, 0.0)
+    return tl.sum(sums, axis=AXIS)
 
 
 @kernel
@@ -323,45 +373,43 @@ def qfl_backward_kernel(
     block = find_block(levels, blocks, BLOCK)
     cells, live, rows = cells_of(block, block.number, total, BLOCK)
     every = (values_0, values_1, values_2, values_3, values_4, values_5, values_6, values_7)
+    every_grad = (grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7)
     values = open_map(every, levels, block, cells, AXIS, TOUCHING)
-    if grad_0 is not None:
-        every = (grad_0, grad_1, grad_2, grad_3, grad_4, grad_5, grad_6, grad_7)
-        grad = open_map(every, grad_levels, block, cells, AXIS, TOUCHING)
-        dtype = grad.pointer.dtype.element_ty
     given = upstream_of_rows(upstream, weight, factor, divisor, rows, live, TOTAL)
     point = _load_quality(quality, rows, live, FORM)
-    shared = _widened(point, AXIS)
-    NEGATIVE: tl.constexpr = labels is not None
-    own = None
+
+    # 2. The elements of the labels.
+    own, of_label = None, None
     if labels is not None:
         own = _load_labels(labels, rows, live, classes)
-
-    # 2. All elements; with labels, those of the labels are left out.
-    sums = tl.expand_dims(tl.arange(0, TILE), 1 - AXIS) * tl.expand_dims(tl.zeros((BLOCK,), tl.float32), AXIS)
-    for first in range(0, classes, TILE):
-        number, mask, value, target = _load_tile(
-            values, scores, labels, own, rows, score_row, score_class, first, live, classes, AXIS, TILE
-        )
-        of_value, of_quality = _gradients(value, shared, target, beta, FORM, SQUARE, NEGATIVE)
-        if grad_0 is not None:
-            to = grad.pointer + (tl.expand_dims(grad.offsets, AXIS) + number.to(tl.int64) * grad.bin_stride)
-            tl.store(to, (of_value * tl.expand_dims(given, AXIS)).to(dtype), mask=mask)
-        if grad_quality is not None:
-            sums += tl.where(mask, of_quality, 0.0)
-
-    # 3. Those of the labels.
-    if grad_quality is not None:
-        total_of_quality = tl.sum(sums, axis=AXIS)
-    if labels is not None:
         hit, value, target = _load_labelled(values, scores, own, rows)
-        of_value, of_quality = _gradients(value, point, target, beta, FORM, SQUARE, False)
+        of_label, of_quality = _gradients(value, point, target, beta, FORM, SQUARE, False)
+        of_quality = tl.where(hit, of_quality, 0.0)
+
+    # 3. The others, and what the labels' have become. Neighbouring points are read and written in pairs where memory
+    #    allows it.
+    if has_pairs(every, levels, every_grad, grad_levels, block, AXIS, TOUCHING):
+        pairs, exist = open_pairs(every, levels, block, cells)
+        grad_pairs = pairs
         if grad_0 is not None:
-            tl.store(grad.pointer + (grad.offsets + own * grad.bin_stride), (of_value * given).to(dtype), mask=hit)
-        if grad_quality is not None:
-            total_of_quality += tl.where(hit, of_quality, 0.0)
+            grad_pairs, _ = open_pairs(every_grad, grad_levels, block, cells)
+        total_of_quality = _write_gradients(
+            pairs, grad_pairs, point, given, of_label, scores, own, rows, score_row, score_class, exist, classes, beta,
+            grad_0 is not None, FORM, SQUARE, AXIS, TILE,
+        )  # fmt: skip
+    else:
+        grad = values
+        if grad_0 is not None:
+            grad = open_map(every_grad, grad_levels, block, cells, AXIS, TOUCHING)
+        total_of_quality = _write_gradients(
+            values, grad, point, given, of_label, scores, own, rows, score_row, score_class, live, classes, beta,
+            grad_0 is not None, FORM, SQUARE, AXIS, TILE,
+        )  # fmt: skip
 
     # 4. The quality's gradient.
     if grad_quality is not None:
+        if labels is not None:
+            total_of_quality += of_quality
         tl.store(grad_quality + rows, total_of_quality * given, mask=live)
 
 
@@ -443,6 +491,7 @@ def _shape(levels: Sequence[Tensor], touched: Sequence[Tensor], form: str, beta:
     sizes = (_CLASSES_INTERPRETED,) if INTERPRETED else _TILES[classes_last]
     sizes = [min(size, most) for size in sizes]
     tile = min(sizes, key=lambda size: -(-classes // size) * size)
+    pairs = not classes_last and levels[0].dtype.itemsize == 2
     return {
         "FORM": _FORMS[form],
         "SQUARE": int(beta == 2),
@@ -451,6 +500,7 @@ def _shape(levels: Sequence[Tensor], touched: Sequence[Tensor], form: str, beta:
         "TILE": tile,
         "BLOCK": _CELLS_INTERPRETED if INTERPRETED else (4 * _POINTS // max(tile, 8) if classes_last else _POINTS),
         **OPTIONS,
-        # Explicit: without a limit ptxas chose fewer for some variants, and spilled. A power needs more than a square.
-        "maxnreg": 128 if beta == 2 else 168,
+        # Explicit: without a limit ptxas chose fewer for some variants, and spilled. A power needs more than a square,
+        # and so do the two ways of a gradient of 16 bits, by pairs and one by one (Triton 3.5 and 3.6).
+        "maxnreg": _REGISTERS[pairs and len(touched) > len(levels)][beta == 2],
     }

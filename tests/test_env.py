@@ -94,3 +94,10 @@ def test_survives_an_operation_that_cannot_answer(monkeypatch: pytest.MonkeyPatc
     found = env.report()
     assert "a bug in this refusal" in found["operations"]["integral"]["cpu"]["error"]
     assert "a bug in this refusal" in env.render(found)
+
+
+def test_the_order_on_a_gpu_is_told() -> None:
+    found = env.report()
+    for op in backends.operations():
+        assert found["gpu_order"][op]["order"] == list(backends.order(op, "cuda"))
+        assert f"  {op:<16} {backends.order(op, 'cuda')[0]:<7} (" in env.render(found)

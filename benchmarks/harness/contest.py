@@ -23,6 +23,7 @@ from benchmarks.harness.candidates import (
     time_limit,
 )
 from benchmarks.harness.cases import Case
+from benchmarks.harness.gpu_clock import GpuClock
 from benchmarks.harness.operation import Inputs, Operation
 
 MODES = ("forward", "backward", "both")
@@ -54,6 +55,7 @@ class Contest:
         self.operation, self.case, self.device, self.settings = operation, case, device, settings
         self.full = full
         self.sets = [operation.inputs(case, device, seed) for seed in range(settings.sets)]
+        self.gpu_clock = GpuClock()
         self.samples: dict[str, list[Times]] = {}
         self.candidates = self._gather(notes)
         warm = {candidate.name: self._sample(candidate, 0, 1)["both"] for candidate in self.candidates}
@@ -131,10 +133,11 @@ class Contest:
             gc.enable()
 
     def _sample(self, candidate: Candidate, start: int, repeats: int) -> Times:
-        measure = _gpu_times if self.device.type == "cuda" else _cpu_times
         sets = [self.sets[(start + index) % len(self.sets)] for index in range(repeats)]
         with candidate.running():
-            return measure(self.operation, candidate, sets)
+            if self.device.type == "cuda":
+                return _gpu_times(self.gpu_clock, self.operation, candidate, sets)
+            return _cpu_times(self.operation, candidate, sets)
 
     # 3. What is counted, and the rows.
 
@@ -230,32 +233,19 @@ def _cpu_times(operation: Operation, candidate: Candidate, sets: list[Inputs]) -
     return _per_call(len(sets), forward, backward, forward, backward)
 
 
-def _gpu_times(operation: Operation, candidate: Candidate, sets: list[Inputs]) -> Times:
-    """Times between events on the stream; the host's own time beside them."""
-    clock = time.perf_counter
-    host_forward = host_backward = 0.0
-    events = []
-    torch.cuda.synchronize()
+def _gpu_times(clock: GpuClock, operation: Operation, candidate: Candidate, sets: list[Inputs]) -> Times:
+    """Times of the device behind a kernel that hides the host; the host's own time beside them."""
+    totals = [0.0] * 4
     for inputs in sets:
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
         if candidate.kind == "compile":
             torch.compiler.cudagraph_mark_step_begin()
-        marks[0].record()
-        start = clock()
-        result = candidate(inputs)
-        middle = clock()
-        marks[1].record()
-        again = clock()
-        found = gradients(operation, result, inputs)
-        end = clock()
-        marks[2].record()
-        host_forward, host_backward = host_forward + middle - start, host_backward + end - again
-        events.append(marks)
-        del result, found
-    torch.cuda.synchronize()
-    forward = sum(first.elapsed_time(middle) for first, middle, _ in events) / 1e3
-    backward = sum(middle.elapsed_time(last) for _, middle, last in events) / 1e3
-    return _per_call(len(sets), forward, backward, host_forward, host_backward)
+        steps = [
+            lambda _, inputs=inputs: candidate(inputs),
+            lambda result, inputs=inputs: gradients(operation, result, inputs),
+        ]
+        device, host = clock.times(candidate.name, steps)
+        totals = [total + part for total, part in zip(totals, [*device, *host], strict=True)]
+    return _per_call(len(sets), *totals)
 
 
 def _per_call(calls: int, forward: float, backward: float, host_forward: float, host_backward: float) -> Times:

@@ -14,8 +14,8 @@ COLUMNS = (
 ).split()
 NUMBERS = COLUMNS[COLUMNS.index("ms") : COLUMNS.index("torch")]
 KEY = COLUMNS[: COLUMNS.index("ms")]
-# Files of the same folder that begin so hold other tables: of `pairs`, and of the modules of these names.
-PAIR, HOST, LOADER, FORMATS = "training_pair-", "host-", "loader-", "formats-"
+# Files of the same folder that begin so hold other tables: of `pairs`, of `tests.gpu.ncu`, of the modules so named.
+PAIR, HOST, LOADER, FORMATS, NCU = "training_pair-", "host-", "loader-", "formats-", "ncu-"
 
 Row = dict[str, str]
 Key = tuple[str, ...]
@@ -30,7 +30,8 @@ def text(value: float | int | None) -> str:
 
 def files(folder: Path) -> list[Path]:
     """The tables in a folder."""
-    return sorted(path for path in folder.glob("*.csv") if not path.name.startswith((PAIR, HOST, LOADER, FORMATS)))
+    others = (PAIR, HOST, LOADER, FORMATS, NCU)
+    return sorted(path for path in folder.glob("*.csv") if not path.name.startswith(others))
 
 
 def read(path: str | Path, columns: Sequence[str] = COLUMNS) -> list[Row]:

@@ -17,8 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gflv2.ops.preference import PREFERENCE
+
 BACKENDS = ("cuda", "triton", "cpu", "reference", "simt")
-# In the order of preference. On a CPU, Triton means its interpreter and simt an emulation: only on request.
+# In the order of preference; for a GPU, `preference` may have another one for an operation. On a CPU, Triton means its
+# interpreter and simt an emulation: only on request.
 _PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 _DEVICE_OF = {"cuda": "cuda", "cpu": "cpu", "simt": "cpu"}
 
@@ -191,12 +194,19 @@ def select(op: str, call: Call, *, tell: bool = True) -> str:
         if reason is not None:
             raise BackendError(f"{op}: backend {asked!r} was asked for, but {reason}")
         return asked
-    for backend in _PREFERENCE.get(call.device.type, ()):
+    for backend in order(op, call.device.type):
         if refusal(op, backend, call) is None:
             if tell and backend == "reference":
                 _tell_fallback(op, call)
             return backend
     return "reference"
+
+
+def order(op: str, device_type: str) -> tuple[str, ...]:
+    """The backends of an operation in the order in which they are tried."""
+    if device_type == "cuda" and op in PREFERENCE:
+        return (*PREFERENCE[op][0], "reference")
+    return _PREFERENCE.get(device_type, ())
 
 
 def explain(op: str | Callable, *args: Any, **kwargs: Any) -> Explanation:
@@ -224,6 +234,8 @@ def explain_call(op: str, call: Call) -> Explanation:
         reason = refusal(op, backend, call)
         if reason is None and backend != chosen:
             reason = f"{asked} was asked for" if asked else f"{chosen} comes first"
+            if not asked and {backend, chosen} == {"cuda", "triton"} and op in PREFERENCE:
+                reason += f" ({PREFERENCE[op][1]})"
         rows.append(Choice(backend, backend == chosen, reason or ""))
     return rows
 

@@ -1,9 +1,10 @@
 """The forecast: how long each kernel should take on a GPU, predicted from its machine code; and what CI holds.
 
-``python -m tests.kernels.forecast`` compiles every kernel for the forecast's architectures and writes docs/forecast.md
-and expectation.json. With ``--check`` it writes nothing and fails where a hot path has more instructions an element
-than expected, narrower loads or stores, or spilled registers. ``matrix`` does both with the machine code that it
-compiles anyway. What is declared of a launch: ``hot``; the machine code: ``machine_code``; the times: ``model``.
+``python -m tests.kernels.forecast`` compiles every kernel for the forecast's architectures and writes docs/forecast.md,
+expectation.json and gflv2/ops/preference.py. With ``--check`` it writes nothing and fails where a hot path has more
+instructions an element than expected, narrower loads or stores, or spilled registers, or where another backend would
+come first. ``matrix`` does both with the machine code that it compiles anyway. What is declared of a launch: ``hot``;
+the machine code: ``machine_code``; the times: ``model``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tests.kernels.model import GPUS, UTILISATION, Forecast, Gpu, Launch, foreca
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "forecast.md"
 EXPECTATION = Path(__file__).with_name("expectation.json")
+PREFERENCE = ROOT / "gflv2" / "ops" / "preference.py"
 RESULTS = ROOT / "benchmarks" / "results"
 CHECKED = 90  # architecture whose machine code is held
 
@@ -38,9 +40,6 @@ _HEAD = {
     "forward": ("atss", "gfl_targets", "dgqp", "qfl", "gfl_loss"),
     "backward": ("qfl", "gfl_loss"),
 }
-
-# Not all of their launches are forecast: decode's selection, the sums for the scales.
-_IN_PART = {("decode", "forward"), ("integral", "backward")}
 
 
 class Line(NamedTuple):
@@ -93,6 +92,8 @@ def compilers() -> dict[str, str]:
 
 def problems(results: Sequence[Any]) -> list[str]:
     """What became worse, one text each. A backend compiled by another compiler is only looked at for spills."""
+    from tests.kernels import preference  # it is derived from this module's sums
+
     expected = json.loads(EXPECTATION.read_text())
     found = lines(results, CHECKED)
     if not any(usage.architecture == CHECKED for result in results if isinstance(result, list) for usage in result):
@@ -103,12 +104,16 @@ def problems(results: Sequence[Any]) -> list[str]:
             print(f"forecast: {backend} {version} here, {expected['compilers'][backend]} expected: not compared")
     same = {backend for backend, version in here.items() if version == expected["compilers"][backend]}
     names = {line.hot.name for line in found}
+    sources = {usage.source for result in results if isinstance(result, list) for usage in result}
     for item in hot():
-        if item.backend in same and item.name not in names:
+        # A source that was left out, or did not compile, has its own message.
+        if item.backend in same and item.source in sources and item.name not in names:
             texts.append(f"{item.name}: no machine code fits what HOT in tests/kernels/launches declares")
     for line in found:
         before = expected["kernels"].get(line.hot.name)
         texts += compare(line.hot.name, line.held(), before, same=line.hot.backend in same)
+    if len(same) == len(here):
+        texts += preference.problems(results)
     return texts
 
 
@@ -146,6 +151,18 @@ def measured(folder: Path, gpu: Gpu) -> dict[tuple[str, str, str], float]:
     return found
 
 
+def profiled(folder: Path, gpu: Gpu) -> dict[str, table.Row]:
+    """What ncu has measured of each launch on this GPU, by the launch's name."""
+    from tests.gpu import ncu
+
+    found = {}
+    for path in sorted(folder.glob(f"{table.NCU}*.csv")):
+        for row in table.read(path, ncu.COLUMNS):
+            if re.search(rf"\b{gpu.name}\b", row["device"]):
+                found[f"{row['operation']} {row['mode']}: {row['source']} {row['kernel']}"] = row
+    return found
+
+
 def _is_workload(case: str) -> bool:
     values = dict(item.split("=", 1) for item in case.split())
     wanted = {
@@ -165,9 +182,7 @@ def totals(found: Sequence[Line], gpu: Gpu) -> dict[tuple[str, str, str], float]
     sums: dict[tuple[str, str, str], float] = {}
     for line in found:
         key = (line.hot.operation, line.hot.mode, line.hot.backend)
-        if key[:2] in _IN_PART:
-            continue
-        sums[key] = sums.get(key, 0.0) + forecast(line.facts, line.launch, gpu).seconds
+        sums[key] = sums.get(key, 0.0) + line.hot.launches * forecast(line.facts, line.launch, gpu).seconds
     for backend in ("cuda", "triton"):
         for mode, operations in _HEAD.items():
             parts = [sums.get((operation, mode, backend)) for operation in operations]
@@ -189,6 +204,9 @@ def render(results: Sequence[Any], folder: Path = RESULTS) -> str:
         times = measured(folder, gpu)
         if times:
             parts.append(_measured(by_architecture[gpu.architecture], times, gpu))
+        kernels = profiled(folder, gpu)
+        if kernels:
+            parts.append(_profiled(by_architecture[gpu.architecture], kernels, gpu))
     return "\n".join([*parts, _hardware()])
 
 
@@ -203,7 +221,9 @@ longer, the latency of one block times the rounds that the grid needs (a serial 
 say, how often a loop runs and which side of a branch is the usual one, is declared in `HOT` beside each operation's
 launches (`tests/kernels/launches`). `make forecast FORECAST_ARGS=--check`, and CI, refuse a hot path with 3 % more
 instructions an element, narrower loads or stores, or spilled registers; what is expected stands in
-`tests/kernels/expectation.json`.
+`tests/kernels/expectation.json`. What `benchmarks/gpu_check.sh` measures on a GPU stands beside the predictions, and
+the utilisation is fitted from it, once `benchmarks/results` has its tables. The same times decide which backend comes
+first on a GPU (`gflv2/ops/preference.py`).
 
 ## The machine code
 
@@ -237,12 +257,15 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _micro(seconds: float) -> str:
+def micro(seconds: float) -> str:
+    """Microseconds for a reader."""
     return _number(seconds * 1e6)
 
 
-def _label(line: Line) -> tuple[str, str]:
-    return f"{line.hot.operation} {line.hot.mode}", f"{line.hot.source} `{line.hot.kernel}`"
+def label(item: Hot) -> tuple[str, str]:
+    """A launch as the tables of the document name it; times are of one launch."""
+    times = f" × {item.launches}" if item.launches > 1 else ""
+    return f"{item.operation} {item.mode}", f"{item.source} `{item.kernel}`{times}"
 
 
 def _facts(found: Sequence[Line], gpu: Gpu) -> str:
@@ -255,7 +278,7 @@ def _facts(found: Sequence[Line], gpu: Gpu) -> str:
         occupancy = forecast(facts, launch, gpu).occupancy
         warps = f"{launch.blocks * launch.warps:,}"
         cells = (warps, launch.registers, occupancy, _number(facts.instructions), _number(line.per_element))
-        text.append(_row(*_label(line), *cells, *widths, *counts))
+        text.append(_row(*label(line.hot), *cells, *widths, *counts))
     return "\n".join(text)
 
 
@@ -269,8 +292,8 @@ def _times(found: Mapping[int, Sequence[Line]]) -> str:
     predicted = [_predicted(found, gpu) for gpu in GPUS]
     for line in found[first.architecture]:
         own = predicted[0][line.hot.name]
-        times = [_micro(item[line.hot.name].seconds) if line.hot.name in item else "–" for item in predicted]
-        text.append(_row(*_label(line), _micro(own.limits["bytes"]), own.limit, *times))
+        times = [micro(item[line.hot.name].seconds) if line.hot.name in item else "–" for item in predicted]
+        text.append(_row(*label(line.hot), micro(own.limits["bytes"]), own.limit, *times))
     return "\n".join(text)
 
 
@@ -279,7 +302,7 @@ def _sums(found: Mapping[int, Sequence[Line]]) -> str:
     text = _heading("operation", "kernels", *(f"{gpu.name}, predicted" for gpu in GPUS))
     for key in sorted(columns[0]):
         operation, mode, backend = key
-        text.append(_row(f"{operation} {mode}", backend, *(_micro(column[key]) for column in columns if key in column)))
+        text.append(_row(f"{operation} {mode}", backend, *(micro(column[key]) for column in columns if key in column)))
     return "\n".join(text)
 
 
@@ -300,10 +323,32 @@ def _measured(found: Sequence[Line], times: Mapping[tuple[str, str, str], float]
     for key in sorted(predicted.keys() & times.keys()):
         ratios.append(times[key] / predicted[key])
         label = (f"{key[0]} {key[1]}", key[2])
-        text.append(_row(*label, _micro(predicted[key]), _micro(times[key]), f"{ratios[-1]:.2f}"))
+        text.append(_row(*label, micro(predicted[key]), micro(times[key]), f"{ratios[-1]:.2f}"))
     if ratios:
         fitted = UTILISATION / statistics.median(ratios)
         text.append(f"\nThe utilisation that fits the median of these: {fitted:.2f} (assumed: {UTILISATION}).")
+    return "\n".join(text)
+
+
+def _profiled(found: Sequence[Line], kernels: Mapping[str, table.Row], gpu: Gpu) -> str:
+    text = [f"\n## Predicted and measured, kernel by kernel: {gpu.name}\n"]
+    names = ("predicted µs", "measured µs", "measured ÷ predicted", "predicted instructions", "measured instructions")
+    text += _heading("operation", "kernel", *names)
+    ratios = []
+    for line in found:
+        row = kernels.get(line.hot.name)
+        if row is None:
+            continue
+        predicted = forecast(line.facts, line.launch, gpu)
+        ratio = float(row["us"]) / 1e6 / predicted.seconds
+        if predicted.limit != "latency":  # which no utilisation divides
+            ratios.append(ratio)
+        issued = line.facts.instructions * line.launch.blocks * line.launch.warps
+        cells = (micro(predicted.seconds), _number(float(row["us"])), f"{ratio:.2f}")
+        text.append(_row(*label(line.hot), *cells, f"{issued:,.0f}", f"{float(row['instructions']):,.0f}"))
+    if ratios:
+        fitted = UTILISATION / statistics.median(ratios)
+        text.append(f"\nThe utilisation that fits the median of these, latency apart: {fitted:.2f}.")
     return "\n".join(text)
 
 
@@ -317,11 +362,20 @@ def _hardware() -> str:
 
 
 def write(results: Sequence[Any]) -> None:
-    """Write the document and the expectation from what ``matrix.compile_all`` has returned."""
+    """Write the document, the expectation and the backends' order from what ``matrix.compile_all`` has returned."""
+    from tests.kernels import preference
+
+    missing = {item.name for item in hot()} - {line.hot.name for line in lines(results, CHECKED)}
+    if missing:
+        raise ValueError(
+            f"no machine code fits what HOT in tests/kernels/launches declares: {', '.join(sorted(missing))}"
+        )
     DOCUMENT.write_text(render(results))
     kernels = {line.hot.name: line.held() for line in lines(results, CHECKED)}
     EXPECTATION.write_text(json.dumps({"compilers": compilers(), "kernels": kernels}, indent=2) + "\n")
-    print(f"wrote {DOCUMENT.relative_to(ROOT)} and {EXPECTATION.relative_to(ROOT)}")
+    PREFERENCE.write_text(preference.render(preference.of_results(results)))
+    files = (DOCUMENT, EXPECTATION, PREFERENCE)
+    print("wrote", ", ".join(str(path.relative_to(ROOT)) for path in files))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -45,8 +45,9 @@ class Hot(NamedTuple):
     warps: int = 4  # of a block; for Triton the launch says it
     shared: int = 0  # bytes of a block that only the launch knows
     loops: Mapping[str, float | Sequence[float]] = {}  # see machine_code.facts_of
-    trips: float | Sequence[float] = ()
+    trips: float | Sequence[float | None] = ()
     cold: str = ""
+    launches: int = 1  # one after the other, alike
 
     @property
     def backend(self) -> str:

@@ -70,7 +70,7 @@ def disassemble(cubin: Path, symbol: str | None = None) -> str:
 def facts_of(
     text: str,
     loops: Mapping[str, float | Sequence[float]] | None = None,
-    trips: float | Sequence[float] = (),
+    trips: float | Sequence[float | None] = (),
     cold: str = "",
 ) -> Facts:
     """Facts of the hot path of one kernel.
@@ -82,7 +82,7 @@ def facts_of(
             expressions the first one that finds something counts. One number: of neighbouring innermost loops the
             longest does all of it. Several: of the innermost loops that it is found in, by address. A loop that holds
             none runs once.
-        trips: instead, how often each loop runs, by address; the others once. A number: of each.
+        trips: instead, how often each loop runs, by address; the others, and where it is None, once. A number: of each.
         cold: an expression for instructions off the usual path.
 
     Raises:
@@ -250,7 +250,7 @@ def _trips_of(
     blocks: Mapping[int, Block],
     patterns: Sequence[re.Pattern[str]],
     declared: Sequence[float | Sequence[float]],
-    trips: float | Sequence[float],
+    trips: float | Sequence[float | None],
 ) -> _Trips:
     """For each loop with something declared, by its head: number and count of an expression, or None and its trips."""
     bodies = dict(_loops(blocks, min(blocks)))
@@ -259,7 +259,8 @@ def _trips_of(
     if trips:
         if len(bodies) < len(trips):
             raise ValueError(f"{len(trips)} loops are declared, the machine code has {len(bodies)}")
-        return {head: (None, count) for head, count in zip(sorted(bodies), trips, strict=False)}
+        declared_trips = zip(sorted(bodies), trips, strict=False)
+        return {head: (None, count) for head, count in declared_trips if count is not None}
     found: _Trips = {}
     met: Counter[int] = Counter()
     longest: dict[tuple[int | None, int], tuple[int, int]] = {}  # instructions and head

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
 from benchmarks.harness import table  # noqa: E402
-from tests.kernels import forecast, matrix  # noqa: E402
+from gflv2.ops.preference import PREFERENCE  # noqa: E402
+from tests.kernels import forecast, matrix, preference  # noqa: E402
 from tests.kernels.forecast import Line  # noqa: E402
 from tests.kernels.hot import Hot  # noqa: E402
 from tests.kernels.launches import OPERATIONS, hot, variants_of  # noqa: E402
@@ -177,6 +178,7 @@ def test_the_compile_matrix_fails_where_the_forecast_does(
     before = line_of(facts(VECTOR))
     monkeypatch.setattr(forecast, "EXPECTATION", tmp_path / "expectation.json")
     monkeypatch.setattr(forecast, "DOCUMENT", tmp_path / "forecast.md")
+    monkeypatch.setattr(forecast, "PREFERENCE", tmp_path / "preference.py")
     monkeypatch.setattr(forecast, "ROOT", tmp_path)
     monkeypatch.setattr(forecast, "compilers", lambda: {"cuda": "13.0", "triton": "3.8"})
     monkeypatch.setattr(forecast, "hot", lambda: [before.hot])
@@ -276,5 +278,35 @@ def test_the_committed_forecast_has_every_declared_launch() -> None:
     assert set(expected["kernels"]) == {item.name for item in hot()}, "run: make forecast"
     rows = forecast.DOCUMENT.read_text()
     for item in hot():
-        row = f"| {item.operation} {item.mode} | {item.source} `{item.kernel}` |"
+        row = f"| {' | '.join(forecast.label(item))} |"
         assert rows.count(row) == 2, f"{row} run: make forecast"
+
+
+def test_the_quicker_backend_comes_first() -> None:
+    predicted = {("integral", mode, "cuda"): 20e-6 for mode in ("forward", "backward")}
+    predicted |= {("integral", "forward", "triton"): 10e-6, ("integral", "backward", "triton"): 20e-6}
+    predicted |= {("atss", "forward", "cuda"): 10e-6, ("atss", "forward", "triton"): 9.9e-6}
+    found = preference.table(predicted, {})
+    assert found["integral"] == (("triton", "cuda"), "predicted for an H200: triton 30 µs, cuda 40 µs")
+    assert found["atss"][0] == ("cuda", "triton")  # a forecast is no finer
+    assert "qfl" not in found
+    # Measurements come first, where both backends have all of them.
+    assert preference.table(predicted, {("integral", "forward", "cuda"): 1e-6})["integral"] == found["integral"]
+    measured = {key: 1e-6 if key[2] == "cuda" else 2e-6 for key in predicted}
+    assert preference.table(predicted, measured)["integral"] == (
+        ("cuda", "triton"),
+        "measured on an H200: cuda 2 µs, triton 4 µs",
+    )
+
+
+def test_another_order_than_the_committed_one_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preference, "of_results", lambda _: dict(PREFERENCE))
+    assert preference.problems([]) == []
+    op, (order, reason) = next(iter(PREFERENCE.items()))
+    monkeypatch.setattr(preference, "of_results", lambda _: {op: (order[::-1], reason)})
+    (text,) = preference.problems([])
+    assert "run make forecast" in text
+
+
+def test_the_committed_order_is_what_is_written(tmp_path: Path) -> None:
+    assert preference.render(PREFERENCE) == forecast.PREFERENCE.read_text()

@@ -219,3 +219,25 @@ def test_compiling_is_not_exporting() -> None:
 
     for strict in (False, True):
         assert torch.export.export(Module(), (torch.zeros(()),), strict=strict).module()(torch.zeros(())) == 1
+
+
+@pytest.mark.parametrize("first", ["cuda", "triton"])
+def test_the_order_on_a_gpu_is_that_of_the_table(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the forecast or a measurement found quicker comes first, and `explain` says so."""
+    monkeypatch.delenv("GFLV2_BACKEND", raising=False)
+    monkeypatch.setattr(backends, "unavailable", lambda backend, device: None)
+    second = "triton" if first == "cuda" else "cuda"
+    monkeypatch.setitem(backends.PREFERENCE, "integral", ((first, second), "measured on an H200: 1 µs, 2 µs"))
+    call = Call(torch.device("cuda"), torch.float32, {"bins": 17})
+    assert backends.select("integral", call) == first
+    rows = {row.backend: row.reason for row in backends.explain_call("integral", call)}
+    assert rows[second] == f"{first} comes first (measured on an H200: 1 µs, 2 µs)"
+    assert rows["reference"] == f"{first} comes first"
+    assert backends.select("integral", Call(CPU, torch.float32, {"bins": 17})) == "cpu"
+
+
+def test_the_table_names_operations_and_backends() -> None:
+    for op, (order, reason) in backends.PREFERENCE.items():
+        assert op in backends.operations()
+        assert sorted(order) == ["cuda", "triton"]
+        assert reason

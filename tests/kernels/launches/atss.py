@@ -12,6 +12,8 @@ from tests.kernels.hot import BATCH, BOXES, CELLS, LEVELS, Hot
 from tests.kernels.inputs import POINTS, SIZES, STRIDES
 
 _BLOCKS = BATCH * math.ceil(sum(LEVELS) / 256)
+_SEARCHES = BATCH * len(LEVELS) * math.ceil(BOXES / 16)
+_CANDIDATES = BATCH * BOXES * len(LEVELS) * 9
 HOT = [
     Hot(
         *("atss", "forward", "atss.cu", "atss_clear", "", _BLOCKS, 8 * CELLS, CELLS),
@@ -25,6 +27,30 @@ HOT = [
     Hot(
         *("atss", "forward", "atss.cu", "atss_finish", "", _BLOCKS, 28 * CELLS, CELLS),
         warps=8,
+    ),
+    # Triton: the table of 16 × (4 + 2 · 5) numbers, 64 a launch.
+    Hot(
+        *("atss", "forward", "kernels/atss.py", "atss_table_kernel", "grid", 1, 8 * 64, 64),
+        launches=math.ceil(BATCH * (4 + 2 * len(LEVELS)) / 64),
+    ),
+    Hot(
+        *("atss", "forward", "kernels/atss.py", "atss_nearest_kernel", "grid"),
+        *(_SEARCHES, 16 * BATCH * BOXES + 4 * _CANDIDATES, len(LEVELS) * BATCH * BOXES),
+        # One window, whose two sides and cells take one turn each; nine candidates are merged.
+        trips=(1, 1, 1, 1, 9),
+    ),
+    Hot(
+        *("atss", "forward", "kernels/atss.py", "atss_overlap_kernel", "grid"),
+        *(_SEARCHES, 16 * BATCH * BOXES + 8 * _CANDIDATES, len(LEVELS) * BATCH * BOXES),
+    ),
+    Hot(
+        *("atss", "forward", "kernels/atss.py", "atss_claim_kernel", "grid"),
+        *(BATCH * math.ceil(BOXES / 32), 16 * BATCH * BOXES + 8 * _CANDIDATES, len(LEVELS) * BATCH * BOXES),
+        # Nine candidates of each level, four at a time, then the rest: their mean, and their deviation; all once more.
+        trips=(*(2, 1) * 2 * len(LEVELS), len(LEVELS), 9),
+    ),
+    Hot(
+        *("atss", "forward", "kernels/atss.py", "atss_finish_kernel", "grid", _BLOCKS, 28 * CELLS, CELLS),
     ),
 ]
 

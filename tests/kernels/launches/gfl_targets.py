@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from gflv2.kernels import gfl_targets
 from gflv2.kernels.variants import Variant, record
-from tests.kernels.hot import BATCH, CELLS, Hot, of_cells, programs
+from tests.kernels.hot import BATCH, CELLS, LEVELS, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, STRIDES, pyramid
 
 _POSITIVE = r"MUFU\.(EX2|LG2)|^LDG\.E\.U16"  # a positive point's: few points are
@@ -35,6 +37,11 @@ HOT = [
         *("gfl_targets", "forward", "kernels/gfl_targets.py", "gfl_targets_sums_kernel", "levels R=17 bfloat16"),
         *(1, 8 * programs(64), 2 * programs(64)),
         trips=(BATCH,),
+    ),
+    Hot(
+        *("gfl_targets", "forward", "kernels/gfl_targets.py", "atss_table_kernel", "levels R=17 bfloat16"),
+        *(1, 8 * 64, 64),
+        launches=math.ceil(BATCH * (4 + 2 * len(LEVELS)) / 64),
     ),
 ]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from gflv2.kernels import integral
 from gflv2.kernels.variants import Variant, record
-from tests.kernels.hot import BINS, CELLS, Hot, of_cells, programs
+from tests.kernels.hot import BATCH, BINS, CELLS, LEVELS, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, STRIDES, pyramid
 
 _LOGITS = 4 * BINS * CELLS
@@ -29,7 +31,18 @@ HOT = [
     Hot(
         *("integral", "backward", "kernels/integral.py", "integral_backward_kernel"),
         *("levels R=17 bfloat16, projection fixed", of_cells, _BACKWARD, _LOGITS),
-        trips=(4,),  # sides
+        trips=4,  # sides
+    ),
+    # The scales' gradients, a block a level; the largest level takes longest.
+    Hot(
+        *("integral", "backward", "integral.cu", "integral_sums", "", len(LEVELS), 4 * programs(64), programs(64)),
+        shared=1024,
+        loops={"^LDG": BATCH * math.ceil(LEVELS[0] / 64) / 128},
+    ),
+    Hot(
+        *("integral", "backward", "kernels/integral.py", "integral_reduce_kernel"),
+        *("levels R=17 bfloat16, projection fixed", len(LEVELS), 4 * programs(128), programs(128)),
+        loops={"^LDG": BATCH * math.ceil(LEVELS[0] / 128) / 128},
     ),
 ]
 

@@ -41,7 +41,7 @@ HOT = [
     Hot(
         *("qfl", "forward", "kernels/qfl.py", "qfl_forward_kernel", "levels C=80 bfloat16"),
         *(of_cells, _FORWARD, _LOGITS),
-        trips=(CLASSES / 8,),
+        trips=CLASSES / 8,
     ),
     Hot(
         *("qfl", "forward", "kernels/qfl.py", "total_kernel", "levels C=80 bfloat16"),
@@ -51,7 +51,7 @@ HOT = [
     Hot(
         *("qfl", "backward", "kernels/qfl.py", "qfl_backward_kernel", "levels C=80 bfloat16"),
         *(of_cells, _BACKWARD, _LOGITS),
-        trips=(CLASSES / 8,),
+        trips=CLASSES / 8,
     ),
 ]
 

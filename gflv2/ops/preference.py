@@ -1,0 +1,17 @@
+"""Which backend of a GPU comes first, and why. `make forecast` writes this file; CI compares it.
+
+The workload: B = 16, 800×1344, 80 classes, R = 17, bfloat16, NCHW;
+forward and backward together. An operation that is not here: CUDA first.
+"""
+
+from __future__ import annotations
+
+PREFERENCE: dict[str, tuple[tuple[str, ...], str]] = {
+    "atss": (("cuda", "triton"), "predicted for an H200: cuda 15 µs, triton 53.2 µs"),
+    "decode": (("cuda", "triton"), "predicted for an H200: cuda 84.1 µs, triton 95.2 µs"),
+    "dgqp": (("cuda", "triton"), "predicted for an H200: cuda 98.7 µs, triton 195 µs"),
+    "gfl_loss": (("cuda", "triton"), "predicted for an H200: cuda 503 µs, triton 1852 µs"),
+    "gfl_targets": (("cuda", "triton"), "predicted for an H200: cuda 145 µs, triton 225 µs"),
+    "integral": (("triton", "cuda"), "predicted for an H200: triton 51.3 µs, cuda 55 µs"),
+    "qfl": (("cuda", "triton"), "predicted for an H200: cuda 164 µs, triton 195 µs"),
+}
