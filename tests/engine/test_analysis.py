@@ -17,6 +17,7 @@ from gflv2 import GFLV2
 from gflv2.cli import main
 from gflv2.data import CocoDetection, collate, load_coco
 from gflv2.engine.analysis import analyze
+from gflv2.engine.analysis.charts import distribution_chart
 from gflv2.engine.analysis.errors import KINDS, decompose
 from gflv2.engine.analysis.observe import _at_positives
 from gflv2.engine.analysis.relations import relation
@@ -94,12 +95,23 @@ def test_what_mending_one_kind_gains():
     errors = decompose(truth, found(right, (1, [50, 7, 10, 10], 0.4)), [1])
     assert errors.gains == pytest.approx({**dict.fromkeys(KINDS, 0.0), "localisation": 1 - half})
     # One of two boxes that mean the same object finds it, the other is removed.
-    errors = decompose(truth, found(right, (1, [50, 7, 10, 10], 0.4), (1, [50, 6, 10, 10], 0.6)), [1])
-    assert errors.gains["localisation"] == pytest.approx(1 - errors.ap50)
+    three = objects(*(tuple(row.values()) for row in truth[1]), (1, [0, 80, 10, 10], 0))
+    errors = decompose(three, found(right, (1, [50, 7, 10, 10], 0.4), (1, [50, 6, 10, 10], 0.6)), [1])
+    assert errors.ap50 + errors.gains["localisation"] == pytest.approx(67 / 101)  # the recalls up to two thirds
     # A class without an object left is perfect if nothing wrong is left, too.
     truth = objects((1, [0, 0, 10, 10], 0))
     assert decompose(truth, [], [1]).gains["missed"] == 1
     assert decompose(truth, found((1, [80, 80, 5, 5], 0.9)), [1]).gains["missed"] == 0
+
+
+def test_of_two_objects_alike_the_one_that_the_evaluation_takes():
+    truth = objects((1, [0, 0, 10, 10], 0), (1, [4, 0, 10, 10], 0))
+    rows = [{**row, "id": n, "image_id": 1, "area": 100} for n, row in enumerate(truth[1], 1)]
+    records = found((1, [2, 0, 10, 10], 0.9), (1, [6, 0, 10, 10], 0.8))
+    content = {"images": [{"id": 1, "height": 50, "width": 50, "file_name": "a.png"}], "annotations": rows}
+    expected = evaluate_detections({**content, "categories": [{"id": 1, "name": "a"}]}, records)
+    errors = decompose(truth, records, [1])
+    assert errors.ap50 == pytest.approx(expected["AP50"], abs=1e-12) and errors.kinds == ["right", "duplicate"]
 
 
 def test_no_objects_and_no_detections():
@@ -172,7 +184,10 @@ def test_positive_points_have_the_scores_and_boxes_of_the_decoder(tmp_path, head
     assert ("top1" in seen) == (head.get("kind") != "atss")
     assert ("quality" in seen) == (head.get("quality", "") is not None or head.get("kind") == "atss")
     if "quality" in seen:
-        assert ((seen["quality"] >= seen["score"]) & (seen["quality"] <= 1)).all()  # J = σ(c)·σ(r)
+        logits = output.quality_logits
+        if logits is None:
+            logits = model.bbox_head.targets(output, assignment, batch.boxes, batch.padded_sizes).quality
+        np.testing.assert_allclose(seen["quality"], logits.sigmoid()[assignment.index > 0], rtol=1e-4)
 
 
 # ---- the report ----------------------------------------------------------------
@@ -225,6 +240,7 @@ def test_the_raw_numbers_are_those_of_the_result(analysis):
     assert content["pearson"] == {name: pytest.approx(value, nan_ok=True) for name, value in found.pearson.items()}
     assert set(found.pearson) == {
         "score_iou_points", "quality_iou_points", "top1_iou_points", "score_iou_detections", "top1_iou_detections",
+        "score_iou_near", "top1_iou_near",
     }  # fmt: skip
     assert content["objects"] == 3 and content["images"] == 2 and len(content["uncertain"]) == 3
     rows = table(folder / "points.csv")
@@ -235,6 +251,16 @@ def test_the_raw_numbers_are_those_of_the_result(analysis):
     assert {row["class"] for row in rows} <= set(NAMES)
     assert len(table(folder / "precision_recall.csv")) == 101
     assert [row["objects"] for row in table(folder / "classes.csv")] == ["2", "1"]
+
+
+def test_the_mark_of_a_chart_stands_at_the_expectation():
+    picture = distribution_chart([40.0, 30.0, 20.0, 10.0], [0.1, 0.2, 0.3, 0.4])  # a left side: the mean is 20
+    bars = [float(x) for x in re.findall(r'<rect x="([\d.]+)"', picture)]
+    mark = float(re.search(r'<line x1="([\d.]+)"', picture)[1])
+    width = bars[1] - bars[0]
+    assert mark == pytest.approx(bars[1] + (width - 2) / 2, abs=0.1)  # the middle of the bar of 20
+    heights = [float(height) for height in re.findall(r'height="([\d.]+)" fill', picture)]
+    assert heights == sorted(heights, reverse=True)
 
 
 def test_uncertain_sides_are_the_broadest(analysis):
@@ -253,7 +279,7 @@ def test_uncertain_sides_are_the_broadest(analysis):
 def test_an_atss_model_says_what_does_not_apply(tmp_path):
     model = small_model(kind="atss", quality=None)
     found = analyze(model, write_data(tmp_path), output=tmp_path / "out", progress=False)
-    assert set(found.pearson) == {"score_iou_points", "quality_iou_points", "score_iou_detections"}
+    assert set(found.pearson) == {"score_iou_points", "quality_iou_points", "score_iou_detections", "score_iou_near"}
     assert "no distributions" in found.notes[0] and found.uncertain == []
     page = Page((tmp_path / "out/report.html").read_text())
     assert "no distributions" in page.text and "uncertain sides do not apply" in page.text
@@ -299,4 +325,7 @@ def test_a_network_that_others_trained_knows_its_boxes(tmp_path):
     (tmp_path / "part.json").write_text(json.dumps(content))
     found = analyze(model, tmp_path / "part.json", image_dir=folder / "images", workers=0, progress=False)
     assert found.pearson["score_iou_points"] > 0.4 and found.pearson["top1_iou_points"] > 0.4
+    assert found.pearson["top1_iou_near"] > found.pearson["top1_iou_detections"] + 0.2
+    near = found.errors.overlaps[np.array(found.errors.kinds) != "on a crowd"] >= 0.1
+    assert found.relations["score_iou_near"].samples == near.sum() < found.relations["score_iou_detections"].samples
     assert "quality_iou_points" not in found.pearson and found.errors.ap50 == pytest.approx(found.ap["AP50"], abs=1e-12)

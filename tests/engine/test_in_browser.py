@@ -235,7 +235,7 @@ def test_the_report(browser, tmp_path):
     sizes = browser.execute_script(
         "return [...document.querySelectorAll('svg')].map((s) => s.getBoundingClientRect().width)"
     )
-    assert len(sizes) == 5 + 2 + 2 * 3 and min(sizes) > 200
+    assert len(sizes) == 7 + 2 + 2 * 3 and min(sizes) > 200
     wide = browser.execute_script("return document.documentElement.scrollWidth - innerWidth")
     assert wide <= 0  # nothing reaches over the edge
     crops = browser.execute_script("return [...document.querySelectorAll('.sides image')].map((i) => i.href.baseVal)")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gflv2.data import CocoDetection, make_loader
-from gflv2.engine.analysis.errors import Errors, decompose
+from gflv2.engine.analysis.errors import LEFT_OUT, NEAR, Errors, decompose
 from gflv2.engine.analysis.observe import Observations, has_distributions, observe
 from gflv2.engine.analysis.relations import Relation, relation
 from gflv2.engine.analysis.result import Analysis
@@ -48,6 +48,8 @@ def analyze(
       true IoU (section 1, figure 2: the observation that the quality predictor rests on).
     * ``score_iou_detections``, ``top1_iou_detections``: of the detections after NMS; true IoU is the highest with an
       object of the detection's class, 0 where there is none. Detections on crowd regions are left out.
+    * ``score_iou_near``, ``top1_iou_near``: of those of them near an object of their class (IoU ≥ 0.1). A distribution
+      tells how sure a side is, not whether an object is there.
 
     **Errors**: see `gflv2.engine.analysis.errors`. **AP**: pycocotools, over all, per class and per size of object.
 
@@ -133,11 +135,12 @@ def _relations(seen: Observations, errors: Errors) -> dict[str, Relation]:
     pairs = {
         f"{name}_iou_points": (points[name], points["iou"]) for name in ("score", "quality", "top1") if name in points
     }
-    counted = np.array([kind != "on a crowd" for kind in errors.kinds], dtype=bool)
     scores = np.array([record["score"] for record in seen.records], dtype=np.float64)
-    pairs["score_iou_detections"] = (scores[counted], errors.overlaps[counted])
-    if seen.top1 is not None:
-        pairs["top1_iou_detections"] = (seen.top1[counted], errors.overlaps[counted])
+    counted = np.array([kind != LEFT_OUT for kind in errors.kinds], dtype=bool)
+    for name, chosen in (("detections", counted), ("near", counted & (errors.overlaps >= NEAR))):
+        pairs[f"score_iou_{name}"] = (scores[chosen], errors.overlaps[chosen])
+        if seen.top1 is not None:
+            pairs[f"top1_iou_{name}"] = (seen.top1[chosen], errors.overlaps[chosen])
     return {name: relation(*pair) for name, pair in pairs.items()}
 
 
@@ -171,7 +174,7 @@ def _notes(model, seen: Observations, errors: Errors, objects: list) -> list[str
         )
     if seen.unknown:
         notes.append(f"{seen.unknown} detections of classes that the data do not have were left out.")
-    crowd = errors.kinds.count("on a crowd")
+    crowd = errors.kinds.count(LEFT_OUT)
     if crowd:
         notes.append(f"{crowd} detections on crowd regions are neither right nor wrong, and were left out.")
     if not objects:

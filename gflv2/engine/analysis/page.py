@@ -24,6 +24,8 @@ _X = {
     "top1_iou_points": "mean top-1 probability",
     "score_iou_detections": "score",
     "top1_iou_detections": "mean top-1 probability",
+    "score_iou_near": "score",
+    "top1_iou_near": "mean top-1 probability",
 }
 
 
@@ -53,7 +55,7 @@ def _head(found: Analysis) -> str:
 def _knowledge(found: Analysis) -> str:
     figures = []
     for name, relation in found.relations.items():
-        is_estimate = not name.startswith("top1")
+        is_estimate = name.startswith(("score", "quality")) and name != "score_iou_near"
         chart = relation_chart(relation, _X[name], "true IoU", diagonal=is_estimate)
         numbers = f"Pearson <b>{shown(relation.pearson)}</b>, {relation.samples} samples"
         if is_estimate:
@@ -66,7 +68,8 @@ def _knowledge(found: Analysis) -> str:
         "<h2>What the model knows about its boxes</h2>"
         "<p>Blue: where the samples lie, by the logarithm of their number. Red: the mean true IoU of the samples in "
         "each tenth of the axis. Positive points are those that training would teach, before any NMS; detections are "
-        f"what is left after it.</p><p>The authors of GFLV2 published, for COCO: {authors}. They do not say which "
+        "what is left after it; those near an object have an IoU of at least 0.1 with one of their class.</p>"
+        f"<p>The authors of GFLV2 published, for COCO: {authors}. They do not say which "
         f'samples they took, so compare models on the same data.</p><div class="row">{"".join(figures)}</div>'
     )
 

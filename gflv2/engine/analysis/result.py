@@ -20,6 +20,8 @@ TITLES = {
     "top1_iou_points": "mean top-1 probability and IoU, same points",
     "score_iou_detections": "score and IoU, of detections",
     "top1_iou_detections": "mean top-1 probability and IoU, of detections",
+    "score_iou_near": "score and IoU, of detections near an object",
+    "top1_iou_near": "mean top-1 probability and IoU, same detections",
 }
 
 
