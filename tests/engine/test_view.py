@@ -21,7 +21,7 @@ from gflv2.data import collate
 from gflv2.data.transforms import preprocess
 from gflv2.engine.image_sources import read_source
 from gflv2.engine.predict import predict
-from gflv2.engine.view import make_app
+from gflv2.engine.view import make_app, view
 from gflv2.engine.view.answer import MOST_PIXELS
 from gflv2.engine.view.server import HOST, serve
 from gflv2.ops.levels import flatten_levels
@@ -200,6 +200,24 @@ def test_it_listens_on_this_machine_only(model):
         server.shutdown()
         thread.join(10)
         server.server_close()
+
+
+def test_view_says_where_and_ends_by_ctrl_c(model, capsys, monkeypatch):
+    opened = threading.Event()
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.set())
+    seen = []
+
+    def interrupted(server, **_):
+        seen.append(server.port)
+        assert opened.wait(10)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("http.server.HTTPServer.serve_forever", interrupted)
+    view(model, port=0)
+    said = capsys.readouterr().out
+    assert f"http://127.0.0.1:{seen[0]}/" in said and said.endswith("ended\n")
+    with socket.create_server((HOST, seen[0])):  # the port is free again
+        pass
 
 
 def test_a_port_that_cannot_be_used(model, capsys, tmp_path):

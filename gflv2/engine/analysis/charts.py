@@ -8,7 +8,7 @@ from html import escape
 
 from gflv2.engine.analysis.relations import CELLS, Relation
 
-_WIDTH, _HEIGHT = 380, 330
+_WIDTH, _HEIGHT = 360, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 46
 _INK, _FAINT, _GRID = "#212529", "#868e96", "#dee2e6"
 COLOURS = ("#1971c2", "#e8590c", "#2f9e44")

@@ -53,14 +53,14 @@ def _head(found: Analysis) -> str:
 
 
 def _knowledge(found: Analysis) -> str:
-    figures = []
+    rows: dict[str, list[str]] = {}  # one for each kind of sample
     for name, relation in found.relations.items():
         is_estimate = name.startswith(("score", "quality")) and name != "score_iou_near"
         chart = relation_chart(relation, _X[name], "true IoU", diagonal=is_estimate)
         numbers = f"Pearson <b>{shown(relation.pearson)}</b>, {relation.samples} samples"
         if is_estimate:
             numbers += f"; mean distance from the diagonal {shown(relation.gap)}"
-        figures.append(
+        rows.setdefault(name.rsplit("_", 1)[1], []).append(
             f"<figure><h3>{escape(_first_up(TITLES[name]))}</h3>{chart}<figcaption>{numbers}</figcaption></figure>"
         )
     authors = ", ".join(f"{value:.3f} for {name}" for name, value in AUTHORS.items())
@@ -70,7 +70,8 @@ def _knowledge(found: Analysis) -> str:
         "each tenth of the axis. Positive points are those that training would teach, before any NMS; detections are "
         "what is left after it; those near an object have an IoU of at least 0.1 with one of their class.</p>"
         f"<p>The authors of GFLV2 published, for COCO: {authors}. They do not say which "
-        f'samples they took, so compare models on the same data.</p><div class="row">{"".join(figures)}</div>'
+        "samples they took, so compare models on the same data.</p>"
+        + "".join(f'<div class="row">{"".join(figures)}</div>' for figures in rows.values())
     )
 
 

@@ -90,9 +90,10 @@ class Analysis:
         lines = [f"{self.model} on {self.data}: {self.images} images, {self.objects} objects, "]
         lines[0] += f"{self.detections} detections"
         lines.append("  ".join(f"{name} {shown(value)}" for name, value in self.ap.items()))
-        lines += ["", f"{'':<44}{'Pearson':>8}{'samples':>9}"]
+        width = max(map(len, TITLES.values()))
+        lines += ["", f"{'':<{width}}{'Pearson':>8}{'samples':>9}"]
         for name, found in self.relations.items():
-            lines.append(f"{TITLES[name]:<44}{shown(found.pearson):>8}{found.samples:>9}")
+            lines.append(f"{TITLES[name]:<{width}}{shown(found.pearson):>8}{found.samples:>9}")
         lines += ["", f"{'error':<16}{'count':>7}  AP50 gained if mended"]
         for kind, gain in self.errors.gains.items():
             lines.append(f"{kind:<16}{self.errors.counts[kind]:>7}  {shown(gain)}")

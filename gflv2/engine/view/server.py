@@ -148,9 +148,5 @@ def view(
     print(f"{model.config.name or 'the model'} at {address} (this machine only; Ctrl-C ends it)", flush=True)
     if browser:
         threading.Timer(0.3, webbrowser.open, [address]).start()
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        print("ended")
-    finally:
-        server.server_close()
+    server.serve_forever()  # returns after Ctrl-C, and closes its socket
+    print("ended")
