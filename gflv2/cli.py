@@ -225,6 +225,21 @@ def _predict(options: argparse.Namespace) -> int:
     return 1 if report.failures else 0  # the other images were predicted all the same
 
 
+def _analyze(options: argparse.Namespace) -> None:
+    from gflv2.engine.analysis import analyze
+
+    model = _model(options.config, options.weights, options.overrides, options.device)
+    print(_hand_on(analyze, options, model))
+    print(f"\nreport: {Path(options.output) / 'report.html'}")
+
+
+def _view(options: argparse.Namespace) -> None:
+    from gflv2.engine.view import view
+
+    config, weights = _published(options.config, options.weights, "WEIGHTS")
+    _hand_on(view, options, _model(config or weights, weights, options.overrides, options.device))
+
+
 def _predict_film(options: argparse.Namespace, model: GFLV2 | OnnxDetector) -> int:
     from gflv2.engine.video import predict_video
 
@@ -234,7 +249,7 @@ def _predict_film(options: argparse.Namespace, model: GFLV2 | OnnxDetector) -> i
     return 0
 
 
-def _published(config: str | None, weights: str | None) -> tuple[str | None, str | None]:
+def _published(config: str | None, weights: str | None, option: str = "--weights") -> tuple[str | None, str | None]:
     """Configuration and weights to predict with; where no weights are named, published ones, said aloud."""
     from gflv2.checkpoint import find_weights
     from gflv2.checkpoint.zoo import COCO, DEFAULT
@@ -242,8 +257,8 @@ def _published(config: str | None, weights: str | None) -> tuple[str | None, str
     named = find_weights(config or DEFAULT) if weights is None else None
     if named is None:
         return config, weights
-    text = "no --weights: predicting with those of %s, trained on %s by others (%s; AP %.1f as published)"
-    logging.getLogger("gflv2").info(text, named.name, named.dataset, named.source, named.ap)
+    text = "no %s: predicting with those of %s, trained on %s by others (%s; AP %.1f as published)"
+    logging.getLogger("gflv2").info(text, option, named.name, named.dataset, named.source, named.ap)
     return named.name, COCO
 
 
@@ -409,6 +424,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_val(verbs)
     _add_predict(verbs)
+    _add_analyze(verbs)
+    _add_view(verbs)
     _add_export(verbs)
     _add_bench(verbs)
     _add_convert(verbs)
@@ -593,6 +610,46 @@ def _add_predict(verbs: Any) -> None:
     )
     _add_image_options(parser, skip=False)
     _add_model_options(parser)
+
+
+def _add_analyze(verbs: Any) -> None:
+    about = "what a detector knows about its own boxes, and what its errors cost: a report as one HTML file"
+    note = "Settings may follow as --SECTION.KEY VALUE. docs/analyze.md says what the numbers mean."
+    parser = _verb(verbs, "analyze", _analyze, about, epilog=note)
+    parser.add_argument(
+        "config", metavar="CONFIG|WEIGHTS", help="a checkpoint of gflv2, or a configuration with --weights"
+    )
+    parser.add_argument("data", metavar="DATA", help="a COCO JSON file, a YOLO YAML file, or a folder (docs/data.md)")
+    parser.add_argument(
+        "--images", dest="image_dir", metavar="FOLDER", help="their images (default: looked for beside the file)"
+    )
+    parser.add_argument("--weights", metavar="FILE|NAME", help=f"checkpoint for a configuration, or {_NAMES}")
+    parser.add_argument("--output", default="analysis", metavar="FOLDER", help="default: analysis")
+    parser.add_argument(
+        "--threshold", type=float, default=0.3, metavar="SCORE", help="least score of the sides that are shown (0.3)"
+    )
+    parser.add_argument("--sides", type=int, default=24, metavar="N", help="how many uncertain sides to show (24)")
+    _add_model_options(parser)
+
+
+def _add_view(verbs: Any) -> None:
+    about = "a page on this machine: drop a picture, click a box, see its four distributions"
+    note = "It needs the extra view: pip install 'gflv2[view]'. Settings may follow as --SECTION.KEY VALUE."
+    parser = _verb(verbs, "view", _view, about, epilog=note)
+    parser.set_defaults(takes_overrides=True)
+    parser.add_argument(
+        "weights",
+        nargs="?",
+        metavar="WEIGHTS",
+        help=f"checkpoint (those of gflv2 carry their configuration), or {_NAMES} (default: those of gflv2_nanodet_m)",
+    )
+    parser.add_argument("--config", metavar="CONFIG", help="configuration for a checkpoint that carries none")
+    parser.add_argument("--port", type=int, default=8710, metavar="N", help="of 127.0.0.1; 0: any (8710)")
+    parser.add_argument("--no-browser", dest="browser", action="store_false", help="do not open the page in a browser")
+    parser.add_argument(
+        "--megabytes", dest="most_megabytes", type=_positive, default=32, metavar="N", help="of a picture's file (32)"
+    )
+    parser.add_argument("--device", help="for example cpu or cuda:1 (default: a GPU if there is one)")
 
 
 def _add_export(verbs: Any) -> None:

@@ -11,6 +11,7 @@ _EXTRA_OF = {
         "train",
     ),
     **dict.fromkeys("onnx onnxscript onnxruntime".split(), "export"),
+    **dict.fromkeys("flask werkzeug".split(), "view"),
     "supervision": "supervision",
     "av": "video",
 }

@@ -116,7 +116,8 @@ def held_by_wheel(path: Path) -> Counter[str]:
 def expected_in_a_wheel() -> Counter[str]:
     """What every wheel holds: the package with its kernels and configurations, and nothing else of the repository."""
     package = ROOT / "gflv2"
-    modules = [path.relative_to(ROOT) for path in package.rglob("*.py")]
+    kinds = (".py", ".css", ".html", ".js")
+    modules = [path.relative_to(ROOT) for path in package.rglob("*") if path.suffix in kinds]
     names = [str(path) for path in modules if path.parts[1] not in ("kernels", "configs")]
     for folder in ("kernels", "configs"):
         names += [f"gflv2/{path.relative_to(ROOT)}" for path in (ROOT / folder).iterdir() if path.is_file()]
