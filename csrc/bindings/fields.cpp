@@ -212,6 +212,9 @@ LevelList Fields::levels(const char* name, const char* gradients, int sides, con
         if (l == 0) {
             list.batch = map ? shape.at[0] : 1;
             list.channels = int(map ? shape.at[1] / sides : shape.at[shape.count - 1]);
+        } else if (!map || shape.at[0] != list.batch || shape.at[1] / sides != list.channels ||
+                   dtype_of(tensors[l]) != list.dtype) {
+            throw std::invalid_argument(std::string(name) + ": expected batch, channels and dtype of the first level");
         }
         Level& level = list.table.level[l];
         level.height = map ? shape.at[2] : 1;

@@ -24,6 +24,7 @@ constexpr int back_words = unit_steps * feature_tiles * 3 * mma::lanes * 2;
 constexpr int active_words = tile * active_pitch / 2;
 constexpr int upstream_words = 3 * columns * upstream_pitch;
 constexpr int backward_words = feature_words + first_layer_words + back_words + active_words + upstream_words;
+static_assert(backward_words * sizeof(float) <= 48 * 1024, "what a block gets without asking for more");
 
 __device__ inline void stage_back(const DgqpArguments& a, mma::Right* to) {
     GFLV2_UNROLL_NEVER

@@ -203,7 +203,8 @@ class _GflLoss(torch.autograd.Function):
         refuse_double_backward("gfl_loss")
         saved = ctx.saved_tensors  # asked for once: under activation checkpointing each time computes forward anew
         if ctx.hooked:  # a hook may give back equal tensors with other strides
-            saved = [*(None if tensor is None else tensor.contiguous() for tensor in saved[:13]), *saved[13:]]
+            small = [None if tensor is None else tensor.contiguous() for tensor in (*saved[:13], saved[-1])]
+            saved = [*small[:13], *saved[13:-1], small[13]]
         layers, (scales, quality), levels = saved[:4], saved[4:6], saved[13:-1]
         count, has_predictor = len(levels) // 2, layers[0] is not None
         rows = Rows(levels[:count], levels[count:], quality, scales, *saved[6:12])

@@ -201,11 +201,12 @@ def _converted(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _converted_backward(*arguments: Any) -> list[Tensor]:
-    maps, small, settings = arguments[:5], arguments[5:16], arguments[16:]
-    converted = (convert(tensor, torch.int64 if place == 3 else small[8].dtype) for place, tensor in enumerate(small))
-    rows = Rows(*maps[3:], *(next(converted) for _ in range(8)))
-    gradients = flatten(run_backward(maps[:3], rows, *converted, *settings))
-    needs, (class_logits, box_logits), (quality, scales) = Needs(*arguments[-1]), maps[3:], small[:2]
+    grads, maps, small, settings = arguments[:3], arguments[3:5], arguments[5:16], arguments[16:]
+    dtype = compute_dtype(maps[1][0].dtype)
+    converted = (convert(tensor, torch.int64 if place == 3 else dtype) for place, tensor in enumerate(small))
+    rows = Rows(*maps, *(next(converted) for _ in range(8)))
+    gradients = flatten(run_backward(convert(grads, dtype), rows, *converted, *settings))
+    needs, (class_logits, box_logits), (quality, scales) = Needs(*arguments[-1]), maps, small[:2]
     every = zip((class_logits, box_logits, small[10], [scales], [quality]), needs, strict=True)
     given = [tensor for group, need in every if need for tensor in group]
     return [gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, given, strict=True)]

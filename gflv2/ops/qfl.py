@@ -14,7 +14,7 @@ from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, co
 from gflv2.ops.levels import check_levels, rows_of
 from gflv2.ops.reduction import INTEGERS, Loss, read_reduction
 from gflv2.ops.reference import qfl as reference
-from gflv2.ops.registration import as_rows, convert, like_map
+from gflv2.ops.registration import Argument, as_rows, convert, first_of, like_map
 
 FORMS = ("logits", "class_logits", "probabilities")
 
@@ -86,9 +86,7 @@ def qfl(
             reduction=reduction,
         )
     labels, y = (None, target) if isinstance(target, Tensor) else target
-    y, dtype = y.detach(), compute_dtype(scores.tensors[0].dtype)
-    y = y.to(dtype) if labels is None else convert(y, dtype)  # a dense target keeps its strides
-    return OPERATION.of((scores.tensors, quality_logits, labels, y), (scores.form, float(beta)), how, backend)
+    return OPERATION.of((scores.tensors, quality_logits, labels, y.detach()), (scores.form, float(beta)), how, backend)
 
 
 @dataclass
@@ -157,8 +155,18 @@ def _describe(_: Any = None, *, quality_logits: Any = None, **arguments: Any) ->
     return _read({name: arguments.get(name) for name in FORMS}, quality_logits).call()
 
 
+class _Qfl(Loss):
+    def _converted(self, tensors: Sequence[Argument]) -> list[Argument]:
+        converted = super()._converted(tensors)
+        values, _, labels, scores = converted[:4]
+        dtype = compute_dtype(first_of(values).dtype)
+        # A dense target keeps its strides.
+        converted[3] = scores.to(dtype) if labels is None else convert(scores, dtype)
+        return converted
+
+
 # `values`: levels (B, C, H, W), or one tensor (N, C). `labels` None: `scores` is the dense target (N, C).
-OPERATION = Loss(
+OPERATION = _Qfl(
     "qfl",
     describe=_describe,
     tensors="Tensor[] values, Tensor? quality, Tensor? labels, Tensor scores",

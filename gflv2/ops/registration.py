@@ -313,6 +313,7 @@ class Operation:
 
     def _registered_backward(self, grad: Tensor, *arguments: Argument) -> Tensor | list[Tensor]:
         *arguments, backend, needs = arguments
+        grad = grad.to(self._arithmetic(first_of(arguments[0]).dtype))
         gradients = flatten(self.gradients(grad, self._converted(arguments), backend, needs))
         given = flatten([arguments[place] for (place, _), need in zip(self.layouts, needs, strict=True) if need])
         gradients = [gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, given, strict=True)]

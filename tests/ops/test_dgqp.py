@@ -130,6 +130,18 @@ class TestParity:
             assert torch.equal(found[name].flatten(), want[name].flatten())
         assert found["grad of weight2"].shape == (1, 64, 1, 1)
 
+    @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3.4028e38])
+    @pytest.mark.parametrize("name", ["weight1", "bias1", "weight2"])
+    def test_a_weight_without_bounds(self, name: str, value: float, backend: str) -> None:
+        """A unit whose sum is −∞ is not active; that of +∞ gives what the definition gives."""
+        with running(backend) as device:
+            inputs = SMALL.inputs(device)
+            inputs.predictor[PREDICTOR.index(name)].view(-1)[3] = value
+            found = inputs.call().cpu()
+        want = inputs.converted(torch.float32).call(of_reference=True)
+        # The last bits of so large a number do not count.
+        torch.testing.assert_close(found, want, rtol=1e-3 if value == 3.4028e38 else 1e-5, atol=1e-5, equal_nan=True)
+
     def test_strided_predictor_and_scales(self, backend: str) -> None:
         with running(backend) as device:
             inputs = SMALL.inputs(device)

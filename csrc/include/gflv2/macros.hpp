@@ -24,13 +24,6 @@
 #define GFLV2_ON_GPU 0
 #endif
 
-// Code that runs on a GPU, or stands for it.
-#if defined(__CUDA_ARCH__) || defined(GFLV2_SIMT)
-#define GFLV2_ON_GPU 1
-#else
-#define GFLV2_ON_GPU 0
-#endif
-
 // The arithmetic is compiled once per instruction set. Each copy lives in a namespace of its own, else the linker would
 // keep one of them for all, and a baseline processor could meet an AVX-512 instruction.
 #if defined(GFLV2_ISA)

@@ -49,11 +49,20 @@ struct TwoParts {
     std::uint32_t high, low;
 };
 
-// As tf32. An infinite value becomes NaN: what is left of it beside the high part.
+constexpr std::uint32_t kept = 0xffffe000u;
+
+// As tf32, of a finite value; a NaN stays one.
 GFLV2_HD TwoParts two_parts(float value) {
-    constexpr std::uint32_t kept = 0xffffe000u;
     const std::uint32_t high = (as_bits(value) + 0x1000u) & kept;  // a NaN may become 0: `low` is one
     return {high, as_bits(value - as_float(high)) & kept};
+}
+
+// The same of a right factor, which may be infinite. All of that is the low part: the high one of a finite left factor
+// is 0 where the factor is 0, so that the products give what float32 would. (Its low part may be 0 anywhere.)
+GFLV2_HD TwoParts two_parts_of_any(float value) {
+    const TwoParts parts = two_parts(value);
+    const bool beyond = (parts.high & 0x7fffffffu) == 0x7f800000u && value == value;
+    return beyond ? TwoParts{0, as_bits(value) & kept} : parts;
 }
 
 struct ThreeParts {
@@ -252,7 +261,7 @@ struct alignas(16) RightParts {
 };
 
 __device__ inline RightParts right_parts(float first, float second) {
-    const TwoParts a = two_parts(first), b = two_parts(second);
+    const TwoParts a = two_parts_of_any(first), b = two_parts_of_any(second);
     return {{{a.high, b.high}}, {{a.low, b.low}}};
 }
 
