@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except _USER_ERRORS as error:
         return _report(error, arguments, traceback, 2)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         return _report(error, arguments, traceback, 1)
 
 
@@ -603,7 +603,7 @@ def _add_export(verbs: Any) -> None:
     parser.add_argument(
         "config", metavar="WEIGHTS|CONFIG", help="a checkpoint of gflv2, or a configuration with --weights"
     )
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint for a configuration")
+    parser.add_argument("--weights", metavar="FILE|NAME", help=f"checkpoint for a configuration, or {_NAMES}")
     parser.add_argument(
         "--output", dest="path", type=Path, metavar="FILE", help="default: named after the weights, .onnx or .pt2"
     )
@@ -637,7 +637,9 @@ def _add_bench(verbs: Any) -> None:
     parser.set_defaults(takes_overrides=True)
     parser.add_argument("config", metavar="CONFIG|WEIGHTS", help="a configuration, or a checkpoint of gflv2")
     parser.add_argument(
-        "--weights", metavar="FILE|NAME", help="checkpoint (default: random weights, which detect nothing)"
+        "--weights",
+        metavar="FILE|NAME",
+        help=f"checkpoint, or {_NAMES} (default: random weights, which detect nothing)",
     )
     parser.add_argument("--batch-size", type=_positive, default=1, metavar="N")
     parser.add_argument(
