@@ -83,6 +83,10 @@ def _max_pixels(number: int | None) -> Iterator[None]:
     before = os.environ.get("GFLV2_MAX_PIXELS")
     if number is not None:
         os.environ["GFLV2_MAX_PIXELS"] = str(number)
+    elif before:
+        from gflv2.data.image import max_pixels
+
+        max_pixels()  # a wrong value is told as such, not as the fault of each image
     try:
         yield
     finally:
@@ -212,7 +216,12 @@ def _predict(options: argparse.Namespace) -> int:
     config, weights = _published(options.config, options.weights)
     from gflv2.engine.video import is_video
 
+    if options.tiles is None and options.overlap is not None:
+        raise UsageError("--overlap: expected with --tiles, whose neighbours it is about")
+    options.overlap = 0.2 if options.overlap is None else options.overlap
     is_film = any(is_video(pattern) for pattern in options.patterns)
+    if options.max_frames is not None and not is_film:
+        raise UsageError("--max-frames: expected with a video or camera, got images")
     alone = (options.distributions, options.formats, options.categories)
     if is_film and (len(options.patterns) > 1 or any(alone)):
         raise UsageError("a video or camera stands alone, without images, --distributions, --formats and --categories")
@@ -261,7 +270,8 @@ def _export(options: argparse.Namespace) -> None:
     output = options.path or Path(named).with_suffix(".pt2" if options.format == "torch" else ".onnx")
     ending = {"onnx": ".onnx", "torch": ".pt2"}[options.format or {".pt2": "torch"}.get(output.suffix, "onnx")]
     if output.suffix != ending:
-        raise UsageError(f"--output: expected a file that ends in {ending} for --format {options.format}, got {output}")
+        wanted = ".onnx or .pt2" if options.format is None else f"{ending} for --format {options.format}"
+        raise UsageError(f"--output: expected a file that ends in {wanted}, got {output}")
     if output.exists() and Path(named).exists() and output.samefile(named):
         raise UsageError(f"--output: expected another file than the weights {named}")
     options.path = output
@@ -580,9 +590,7 @@ def _add_predict(verbs: Any) -> None:
     parser.add_argument(
         "--tiles", type=_positive, metavar="PIXELS", help="cut large images into squares of this side, and merge"
     )
-    parser.add_argument(
-        "--overlap", type=float, default=0.2, metavar="SHARE", help="least part that neighbouring tiles share (0.2)"
-    )
+    parser.add_argument("--overlap", type=float, metavar="SHARE", help="least part that neighbouring tiles share (0.2)")
     parser.add_argument("--max-frames", type=_positive, metavar="N", help="of a video or camera")
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="write the JSON file only")
     parser.add_argument(
