@@ -127,7 +127,8 @@ def _log_on_stderr() -> Iterator[None]:
     handler.setFormatter(_Lines("%(message)s"))
     level = log.level
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    # Of several processes of a training, the first says what all of them would.
+    log.setLevel(logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.WARNING)
     try:
         yield
     finally:
