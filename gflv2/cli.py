@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except _USER_ERRORS as error:
         return _report(error, arguments, traceback, 2)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         return _report(error, arguments, traceback, 1)
 
 
@@ -83,6 +83,10 @@ def _max_pixels(number: int | None) -> Iterator[None]:
     before = os.environ.get("GFLV2_MAX_PIXELS")
     if number is not None:
         os.environ["GFLV2_MAX_PIXELS"] = str(number)
+    elif before:
+        from gflv2.data.image import max_pixels
+
+        max_pixels()  # a wrong value is told as such, not as the fault of each image
     try:
         yield
     finally:
@@ -123,7 +127,8 @@ def _log_on_stderr() -> Iterator[None]:
     handler.setFormatter(_Lines("%(message)s"))
     level = log.level
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    # Of several processes of a training, the first says what all of them would.
+    log.setLevel(logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.WARNING)
     try:
         yield
     finally:
@@ -212,7 +217,12 @@ def _predict(options: argparse.Namespace) -> int:
     config, weights = _published(options.config, options.weights)
     from gflv2.engine.video import is_video
 
+    if options.tiles is None and options.overlap is not None:
+        raise UsageError("--overlap: expected with --tiles, whose neighbours it is about")
+    options.overlap = 0.2 if options.overlap is None else options.overlap
     is_film = any(is_video(pattern) for pattern in options.patterns)
+    if options.max_frames is not None and not is_film:
+        raise UsageError("--max-frames: expected with a video or camera, got images")
     alone = (options.distributions, options.formats, options.categories)
     if is_film and (len(options.patterns) > 1 or any(alone)):
         raise UsageError("a video or camera stands alone, without images, --distributions, --formats and --categories")
@@ -276,7 +286,8 @@ def _export(options: argparse.Namespace) -> None:
     output = options.path or Path(named).with_suffix(".pt2" if options.format == "torch" else ".onnx")
     ending = {"onnx": ".onnx", "torch": ".pt2"}[options.format or {".pt2": "torch"}.get(output.suffix, "onnx")]
     if output.suffix != ending:
-        raise UsageError(f"--output: expected a file that ends in {ending} for --format {options.format}, got {output}")
+        wanted = ".onnx or .pt2" if options.format is None else f"{ending} for --format {options.format}"
+        raise UsageError(f"--output: expected a file that ends in {wanted}, got {output}")
     if output.exists() and Path(named).exists() and output.samefile(named):
         raise UsageError(f"--output: expected another file than the weights {named}")
     options.path = output
@@ -597,9 +608,7 @@ def _add_predict(verbs: Any) -> None:
     parser.add_argument(
         "--tiles", type=_positive, metavar="PIXELS", help="cut large images into squares of this side, and merge"
     )
-    parser.add_argument(
-        "--overlap", type=float, default=0.2, metavar="SHARE", help="least part that neighbouring tiles share (0.2)"
-    )
+    parser.add_argument("--overlap", type=float, metavar="SHARE", help="least part that neighbouring tiles share (0.2)")
     parser.add_argument("--max-frames", type=_positive, metavar="N", help="of a video or camera")
     parser.add_argument("--no-pictures", dest="pictures", action="store_false", help="write the JSON file only")
     parser.add_argument(
@@ -660,7 +669,7 @@ def _add_export(verbs: Any) -> None:
     parser.add_argument(
         "config", metavar="WEIGHTS|CONFIG", help="a checkpoint of gflv2, or a configuration with --weights"
     )
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint for a configuration")
+    parser.add_argument("--weights", metavar="FILE|NAME", help=f"checkpoint for a configuration, or {_NAMES}")
     parser.add_argument(
         "--output", dest="path", type=Path, metavar="FILE", help="default: named after the weights, .onnx or .pt2"
     )
@@ -694,7 +703,9 @@ def _add_bench(verbs: Any) -> None:
     parser.set_defaults(takes_overrides=True)
     parser.add_argument("config", metavar="CONFIG|WEIGHTS", help="a configuration, or a checkpoint of gflv2")
     parser.add_argument(
-        "--weights", metavar="FILE|NAME", help="checkpoint (default: random weights, which detect nothing)"
+        "--weights",
+        metavar="FILE|NAME",
+        help=f"checkpoint, or {_NAMES} (default: random weights, which detect nothing)",
     )
     parser.add_argument("--batch-size", type=_positive, default=1, metavar="N")
     parser.add_argument(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gflv2.checkpoint.errors import CheckpointError, shorten
+from gflv2.checkpoint.errors import CheckpointError, exported, shorten
 from gflv2.config import load_config
 from gflv2.extras import missing_package
 from gflv2.models.detector import SingleStageDetector
@@ -32,10 +32,12 @@ def read_nanodet(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except ModuleNotFoundError as error:
         raise missing_package(error, f"Reading {path}") from error
     try:
-        graph = onnx.load(str(path), load_external_data=False).graph
+        proto = onnx.load(str(path), load_external_data=False)
     except (DecodeError, ValueError) as error:
         raise CheckpointError(f"weights: {path} is not a readable ONNX file ({error})") from error
-    convolutions = _convolutions(graph, path)
+    if any(entry.key == "gflv2_version" for entry in proto.metadata_props):
+        raise exported(path)
+    convolutions = _convolutions(proto.graph, path)
     config = load_config(CONFIG)
     head = config.model.head
     boxes, levels = 4 * (head.reg_max + 1), len(head.strides)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gflv2.checkpoint.download import fetch
-from gflv2.checkpoint.errors import CheckpointError, shorten
+from gflv2.checkpoint.errors import CheckpointError, exported, shorten
 from gflv2.checkpoint.inert import Inert, stand_ins
 from gflv2.checkpoint.integrity import check_container, check_size, check_values
 from gflv2.checkpoint.zoo import NamedWeights, find_weights
@@ -134,11 +134,22 @@ def _read_torch(path: Path) -> Any:
         except pickle.UnpicklingError as error:
             raise _refusal(path, error) from error
         except (RuntimeError, EOFError, OSError, KeyError, AttributeError, TypeError, ValueError, IndexError) as error:
+            if _is_torch_export(path):
+                raise exported(path) from error
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
                 f"weights: {path} cannot be read as a PyTorch checkpoint ({text}). A truncated download? "
                 f"The file has {path.stat().st_size} bytes."
             ) from error
+
+
+def _is_torch_export(path: Path) -> bool:
+    """Whether torch.export.save wrote a file that `torch.load` cannot read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/archive_format") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def _refuse_known_strangers(path: Path) -> None:

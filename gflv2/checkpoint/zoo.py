@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from gflv2.checkpoint.errors import CheckpointError
+from gflv2.config import load_config
 
 COCO = "coco"  # the set of weights that every entry belongs to: trained on COCO, 80 classes
 DEFAULT = "gflv2_nanodet_m"  # of `gflv2 predict` without weights: 3.8 MB, and fast on a CPU
@@ -133,10 +133,10 @@ def find_weights(weights: Any, config: Any = None) -> NamedWeights | None:
     Args:
         weights: ``"coco"``, the published weights of ``config``; or the name of a configuration, those of that one. A
             file of such a name is reached as a ``Path`` or as ``"./coco"``.
-        config: a configuration's name, or a ``Config``.
+        config: whatever ``load_config`` takes; what counts is the ``name`` in it.
 
     Raises:
-        CheckpointError: ``"coco"`` for a configuration that has none.
+        CheckpointError: ``"coco"`` for a configuration that has none. And what ``load_config`` raises.
     """
     if isinstance(weights, NamedWeights):
         return weights
@@ -144,7 +144,7 @@ def find_weights(weights: Any, config: Any = None) -> NamedWeights | None:
         return None
     if weights != COCO:
         return _TABLE.get(weights)
-    name = config if isinstance(config, (str, Path)) else getattr(config, "name", None)
+    name = None if config is None else load_config(config).name
     if (found := _TABLE.get(str(name))) is not None:
         return found
     what = "no configuration is named" if name is None else f"none are published for the configuration {str(name)!r}"

@@ -95,7 +95,8 @@ class StopEarly(EarlyStopping):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_validation_end(trainer, pl_module)
-        if self.wait_count >= self.patience and trainer.current_epoch + 1 < trainer.max_epochs:
+        stopped = self.wait_count >= self.patience and trainer.current_epoch + 1 < trainer.max_epochs
+        if stopped and trainer.is_global_zero:
             _log.info(
                 "stopped early after epoch %d of %d: no better AP than %.3f in %d evaluations (--train.early_stopping)",
                 trainer.current_epoch + 1,

@@ -28,6 +28,7 @@ from gflv2.engine.tta import detect_views
 from gflv2.files import write_whole
 from gflv2.models.detector import SingleStageDetector
 from gflv2.ops import Detections
+from gflv2.ops.checks import check_number
 
 _WRITE_EVERY = 30.0  # seconds
 
@@ -275,7 +276,8 @@ def predict_files(
 
     Raises:
         FileNotFoundError: the patterns name no file at all.
-        ValueError: a picture would overwrite one of the images; ``categories`` lacks a class of the model.
+        ValueError: a picture would overwrite one of the images; ``categories`` lacks a class of the model; a number is
+            out of its range.
     """
     from tqdm import tqdm
 
@@ -283,6 +285,7 @@ def predict_files(
     if not files:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items()) or "no pattern was given"
         raise FileNotFoundError(f"nothing to predict ({reasons})")
+    check_number(threshold, "threshold", least=0, most=1)
     if distributions and isinstance(model, OnnxDetector):
         raise ValueError("distributions: an exported file gives none; predict with the checkpoint")
     ids = list(model.category_ids) if categories is None else _category_ids(model.class_names, categories)

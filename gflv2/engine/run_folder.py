@@ -40,7 +40,7 @@ def claimed(config: Config, output: str | Path | None, resumed: Path | None, ove
     """
     if output is None and resumed is None:
         _check_name(config.name)
-    if _rank() != 0:
+    if process_rank() != 0:
         yield Path(output or resumed or Path("runs") / config.name)
         return
     folder, made = _make(config, output, resumed)
@@ -126,8 +126,8 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _rank() -> int:
-    # Of torchrun, of Lightning's own processes, of srun.
+def process_rank() -> int:
+    """Number of this process in a run, before the group is there: of torchrun, Lightning's own processes, srun."""
     return int(next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), "0"))
 
 

@@ -47,6 +47,7 @@ from gflv2.engine.run_folder import (
     check_resumable,
     claimed,
     find_resume_point,
+    process_rank,
     read_metrics,
     write_metrics,
 )
@@ -531,7 +532,7 @@ def _quiet_lightning(progress: bool) -> Iterator[None]:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         _log.addHandler(handler)
-    _log.setLevel(logging.INFO if progress else logging.WARNING)
+    _log.setLevel(logging.INFO if progress and process_rank() == 0 else logging.WARNING)
     try:
         for logger in loggers[:2]:
             logger.setLevel(logging.WARNING)

@@ -19,7 +19,7 @@ import numpy as np
 from gflv2.engine.predict import predict
 from gflv2.engine.results import Result
 from gflv2.extras import missing_package
-from gflv2.ops.checks import bad_value
+from gflv2.ops.checks import bad_value, check_number
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 CSV_COLUMNS = ("frame", "seconds", "class", "score", "x1", "y1", "x2", "y2")
@@ -83,6 +83,7 @@ def predict_video(
     """
     from tqdm import tqdm
 
+    check_number(threshold, "threshold", least=0, most=1)
     output, name = Path(output), "camera" if _CAMERA.fullmatch(str(source)) else Path(source).stem
     csv_path, video_path = output / f"{name}.csv", output / f"{name}.mp4"
     if pictures and video_path.exists() and Path(source).exists() and video_path.samefile(source):

@@ -103,15 +103,23 @@ def test_every_entry_is_whole() -> None:
         assert named.file == f"{authors.name}.pth"
 
 
-def test_a_name_means_one_entry() -> None:
+def test_a_name_means_one_entry(tmp_path: Path) -> None:
     assert find_weights("gflv1_r50_fpn_1x").name == "gflv1_r50_fpn_1x"
     assert find_weights("coco", "gflv1_r50_fpn_1x") == find_weights("gflv1_r50_fpn_1x", "gflv2_lite0")
     assert find_weights("coco", load_config("atss_r50_fpn_1x")).name == "atss_r50_fpn_1x"
     for path in ("mine.pth", "./coco", Path("coco"), "gflv2_lite0", None):
         assert find_weights(path, "gflv1_r50_fpn_1x") is None
-    for config in (None, "gflv2_lite0", "mine.yaml", Config()):
+    # Everywhere the name in the configuration counts, not that of the file or the kind of the argument.
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: atss_r50_fpn_1x")
+    for config in (None, "gflv2_lite0", mine, Config()):
         with pytest.raises(CheckpointError, match="'coco' means .*gflv2_nanodet_m"):
             find_weights("coco", config)
+    mine.write_text("base: atss_r50_fpn_1x\nname: gflv1_r50_fpn_1x")
+    for config in (mine, str(mine), {"name": "gflv1_r50_fpn_1x"}):
+        assert find_weights("coco", config).name == "gflv1_r50_fpn_1x"
+    with pytest.raises(FileNotFoundError, match="config: no file and no named configuration"):
+        find_weights("coco", "missing.yaml")
 
 
 def test_models_lists_them(capsys) -> None:

@@ -20,12 +20,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+from gflv2 import cli
 from gflv2.data import shapes
 from gflv2.engine import group
+from gflv2.engine.callbacks import StopEarly
 from gflv2.engine.group import GroupError, ended_together
-from gflv2.engine.train import train
+from gflv2.engine.train import _quiet_lightning, train
 from tests.engine.test_train import TINY
 
 FORK = multiprocessing.get_context("fork")
@@ -278,3 +280,23 @@ def test_after_an_error_those_that_were_started_end(monkeypatch) -> None:
         raise GroupError("one line")
     assert sleeping.wait(10) == -signal.SIGKILL and gone.returncode == 0
     assert children == []  # what Lightning looks at before it kills the first process
+
+
+def test_what_all_processes_would_say_the_first_says(monkeypatch, capsys, caplog) -> None:
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with cli._log_on_stderr(), _quiet_lightning(True):
+            logging.getLogger("gflv2").info("from here on")
+            logging.getLogger("gflv2").warning("beware")
+        said.append(capsys.readouterr().err)
+    assert said == ["from here on\nbeware\n", "beware\n"]
+    # Under several machines each has a process 0, and one of them is the first of all.
+    caplog.set_level(logging.INFO, "gflv2")
+    stop = StopEarly(1)
+    stop.wait_count, stop.best_score = 1, torch.tensor(0.5)
+    monkeypatch.setattr(EarlyStopping, "on_validation_end", lambda *arguments: None)
+    for first in (False, True):
+        caplog.clear()
+        stop.on_validation_end(SimpleNamespace(is_global_zero=first, current_epoch=0, max_epochs=3), None)
+        assert ("stopped early after epoch 1 of 3" in caplog.text) == first

@@ -569,6 +569,32 @@ def test_huge_images_by_a_named_option(model, tmp_path, capsys, monkeypatch):
     assert "GFLV2_MAX_PIXELS" not in os.environ
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--overlap", "0.5"], "--overlap: expected with --tiles"),
+        (["--max-frames", "3"], "--max-frames: expected with a video or camera, got images"),
+        (["--threshold", "nan"], r"threshold: expected a number in [0, 1], got nan"),
+        (["--threshold", "30"], r"threshold: expected a number in [0, 1], got 30.0"),
+    ],
+)
+def test_options_without_effect_are_refused(model, folder, tmp_path, capsys, arguments, message):
+    from gflv2 import cli
+
+    line = ["predict", str(folder), "--weights", str(model.save(tmp_path / "model.pt")), "--no-progress"]
+    assert cli.main([*line, "--output", str(tmp_path / "out"), *arguments]) == 2
+    assert f"gflv2 predict: error: {message}" in capsys.readouterr().err
+
+
+def test_a_wrong_limit_of_pixels_is_not_the_fault_of_the_images(folder, capsys, monkeypatch):
+    from gflv2 import cli
+
+    monkeypatch.setenv("GFLV2_MAX_PIXELS", "many")
+    assert cli.main(["predict", str(folder), "--weights", "any.pt"]) == 2
+    expected = "gflv2 predict: error: GFLV2_MAX_PIXELS: expected a whole number above 0, got 'many'\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_pictures_of_huge_images_are_smaller(monkeypatch):
     from gflv2.engine import plot
 

@@ -124,6 +124,30 @@ def test_points_of_predictions(ours) -> None:
     torch.testing.assert_close(result.boxes[inside], means[inside], rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_points_of_predictions_lie_on_the_grid(flip) -> None:
+    """At i·stride + (stride − 1)/2 of the network's input; those of the mirrored view at as much from the right."""
+    torch.manual_seed(0)
+    config = load_config("gflv2_nanodet_m", {"data.long_side": 160, "data.test_short_side": 96})
+    model = GFLV2(config, num_classes=3)
+    model.config.test.tta.flip = flip
+    picture = torch.randint(0, 255, (3, 120, 200), dtype=torch.uint8)  # 96×160 for the network
+    result = model.predict(picture, score_thr=0.0)
+    assert len(result) > 50 and len(result.levels.unique()) > 1
+    stride = torch.tensor(STRIDES)[result.levels].float()
+    torch.testing.assert_close(result.strides, (stride / 0.8)[:, None].expand(-1, 2))
+
+    def on_grid(position: torch.Tensor) -> torch.Tensor:
+        cell = (position * 0.8 - (stride - 1) / 2) / stride
+        return (cell - cell.round()).abs() < 1e-4
+
+    x, y = result.points.T
+    plain, mirrored = on_grid(x), on_grid(200 - x)
+    assert on_grid(y).all() and not (plain & mirrored).any()
+    assert (plain | mirrored).all() if flip else plain.all()
+    assert mirrored.any() == flip and plain.any()
+
+
 # ---- fine-tuning ---------------------------------------------------------------------------------------------------
 
 

@@ -50,7 +50,7 @@ def quantise(
         node.name = node.name or f"conv_{number}"
     left_out = [node.name for node in convolutions if any(part in node.input[1] for part in LEFT_IN_FLOAT)]
     log = logging.getLogger()
-    level = log.level
+    level, handlers = log.level, log.handlers[:]
     log.setLevel(logging.ERROR)  # it advises a preprocessing that the exporter has done
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -70,6 +70,7 @@ def quantise(
             return onnx.load(str(path)), len(convolutions) - len(left_out)
     finally:
         log.setLevel(level)
+        log.handlers[:] = handlers  # it logs in a way that adds one, which would show all later lines twice
 
 
 class _Calibration:

@@ -12,6 +12,8 @@ from gflv2.version import __version__
 
 FORMAT = "gflv2-export"
 VERSION = 1
+# What a detector cannot be made without.
+_NEEDED = ("names", "category_ids", "size_multiple", "outputs", "pre_topk", "score_thr", "iou_thr", "max_detections")
 
 
 def describe(
@@ -77,4 +79,6 @@ def from_texts(texts: Mapping[str, str], path: Any) -> dict[str, Any]:
         raise ValueError(
             f"{path}: of version {found.get('version')} of the export format, this package reads {VERSION}"
         )
+    if missing := [name for name in (*_NEEDED, "config") if name not in found]:
+        raise ValueError(f"{path}: damaged: its metadata has no {', '.join(missing)}")
     return found

@@ -112,9 +112,21 @@ def session(model: bytes | str, device: str = "cpu") -> Any:
 
 
 def run(runtime_session: Any, **inputs: Tensor) -> list[Tensor]:
-    """The outputs of one call."""
+    """The outputs of one call.
+
+    Raises:
+        MemoryError: there is not enough. RuntimeError: onnxruntime cannot run it.
+    """
     arrays = {name: value.detach().cpu().numpy() for name, value in inputs.items()}
-    return [torch.from_numpy(array) for array in runtime_session.run(None, arrays)]
+    try:
+        outputs = runtime_session.run(None, arrays)
+    except (MemoryError, RuntimeError):
+        raise
+    except Exception as error:  # onnxruntime's own errors have no common class
+        text = " ".join(str(error).split()) or type(error).__name__
+        kind = MemoryError if "allocate memory" in text or "bad_alloc" in text else RuntimeError
+        raise kind(f"onnxruntime: {text}") from error
+    return [torch.from_numpy(array) for array in outputs]
 
 
 def run_images(runtime_session: Any, images: Tensor) -> list[Tensor]:

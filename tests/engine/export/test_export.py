@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
 import torch
 
 from gflv2 import GFLV2
+from gflv2.checkpoint import CheckpointError, read
 from gflv2.engine.export import ExportError, OnnxDetector, export, onnx_file, writing
 from gflv2.engine.export.graph import ExportedGraph
 from gflv2.engine.export.nms import append_nms
+from gflv2.engine.predict import predict_files
 from tests.engine.export.conftest import small_model
 
 SIZES = [(96, 160), (160, 128), (64, 64)]
@@ -220,16 +224,48 @@ def test_files_that_are_none_of_ours(open_file: Path, tmp_path: Path) -> None:
     onnx.save(proto, str(tmp_path / "other.onnx"))
     with pytest.raises(ValueError, match="not a file of `gflv2 export`"):
         OnnxDetector(tmp_path / "other.onnx")
+    texts = {entry.key: entry.value for entry in onnx.load(str(open_file)).metadata_props}
+    onnx_file.set_metadata(proto, {name: text for name, text in texts.items() if name not in ("names", "config")})
+    onnx.save(proto, str(tmp_path / "other.onnx"))
+    with pytest.raises(ValueError, match="other.onnx: damaged: its metadata has no names, config"):
+        OnnxDetector(tmp_path / "other.onnx")
     with pytest.raises(FileNotFoundError):
         OnnxDetector(tmp_path / "missing.onnx")
     with pytest.raises(ValueError, match="model.num_classes: the network of .* is fixed"):
         OnnxDetector(open_file, overrides={"model.num_classes": 3})
 
 
+def test_an_exported_file_is_no_checkpoint(model: GFLV2, open_file: Path, traced, tmp_path: Path) -> None:
+    torch.export.save(traced[1], str(tmp_path / "traced.pt2"))
+    for path in (open_file, tmp_path / "traced.pt2"):
+        with pytest.raises(CheckpointError, match=f"{path.name} is an exported file, not a checkpoint"):
+            read(path)
+
+
+def test_errors_of_onnxruntime_are_those_of_python(open_file: Path, sample_set, tmp_path: Path, monkeypatch) -> None:
+    """Its own have no common class with ours, and would end the prediction of a whole folder."""
+    detector = OnnxDetector(open_file)
+    with pytest.raises(RuntimeError, match="onnxruntime: .*Invalid rank for input: images"):
+        onnx_file.run_images(detector.session, torch.zeros(3, 64, 64))
+
+    class Failed(Exception):
+        pass
+
+    def run(*arguments: object) -> None:
+        raise Failed("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 983040000")
+
+    detector.session = SimpleNamespace(run=run)
+    report = predict_files(detector, sample_set.val_images, tmp_path, pictures=False, progress=False)
+    assert report.images == 0 and len(report.failures) == 4
+    assert set(report.failures.values()) == {"there is not enough memory for its 96×96 pixels"}
+
+
 def test_int8(model: GFLV2, open_file: Path, sample_set, tmp_path: Path, monkeypatch) -> None:
     written_before(monkeypatch, open_file)
     path = tmp_path / "int8.onnx"
     options = {"data": sample_set.val, "calibration_images": 3, "progress": False}
+    # onnxruntime adds a handler where there is none, which would show every later line of a program.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     report = export(model, path, precision="int8", dynamic_batch=True, dynamic_size=True, **options)
     proto = onnx.load(str(path))
     computed = {output for node in proto.graph.node for output in node.output}
@@ -238,6 +274,7 @@ def test_int8(model: GFLV2, open_file: Path, sample_set, tmp_path: Path, monkeyp
     assert len(quantised) == report.quantised > 5
     assert len(in_float) == 4 and all("bbox_head.gfl_" in node.input[1] for node in in_float)  # two a level
     detector, images = OnnxDetector(path), pictures(2, (96, 96))
+    assert logging.getLogger().handlers == []
     best = [image.scores[:5] for image in detector.detect(images)]
     expected = [image.scores[:5] for image in model.detect(images)]
     assert not torch.equal(torch.cat(best), torch.cat(expected))

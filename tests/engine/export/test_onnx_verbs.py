@@ -69,6 +69,7 @@ def test_the_example_needs_onnxruntime_and_numpy_only(open_file: Path, sample_se
     "arguments, message",
     [
         (["--output", "a.onnx", "--format", "torch"], "--output: expected a file that ends in .pt2 for --format torch"),
+        (["--output", "a.txt"], "--output: expected a file that ends in .onnx or .pt2, got a.txt"),
         (["--raw", "--nms"], "argument --nms: not allowed with argument --raw"),
         (["--size", "100", "64"], "image_size: expected multiples of 32"),
         (["--precision", "int8"], "data: expected a data set to calibrate on with precision int8"),
@@ -77,6 +78,31 @@ def test_the_example_needs_onnxruntime_and_numpy_only(open_file: Path, sample_se
 def test_wrong_command_lines(arguments: list[str], message: str, weights: Path, capsys) -> None:
     assert main(["export", str(weights), *arguments]) == 2
     assert "gflv2 export: error: " + message in capsys.readouterr().err
+
+
+def test_an_exported_file_sees_each_image_once(open_file: Path, sample_set, tmp_path: Path, capsys) -> None:
+    """Views that its configuration asks for are said and left out; views that the command asks for are refused."""
+    import onnx
+
+    from gflv2.engine.export import onnx_file
+
+    proto = onnx.load(str(open_file))
+    texts = {entry.key: entry.value for entry in proto.metadata_props}
+    config = json.loads(texts["config"])
+    config["test"]["tta"] = {"flip": True, "scales": [0.5, 1.0]}
+    onnx_file.set_metadata(proto, {**texts, "config": json.dumps(config)})
+    file = tmp_path / "views.onnx"
+    onnx.save(proto, str(file))
+    found = []
+    for source in (open_file, file):
+        line = ["val", str(source), "--data", str(sample_set.val), "--no-progress"]
+        assert main([*line, "--json", str(tmp_path / "numbers.json")]) == 0
+        found.append(numbers(tmp_path / "numbers.json"))
+    assert found[0] == found[1] and found[0]["detections"] > 10
+    said = capsys.readouterr().err
+    assert said.count("views.onnx sees each image once: test.tta of the model") == 1
+    assert main([*line, "--test.tta.flip", "true"]) == 2
+    assert "test.tta.flip: an exported file sees each image once" in capsys.readouterr().err
 
 
 def test_a_configuration_with_an_exported_file_is_refused(open_file: Path, capsys) -> None:
