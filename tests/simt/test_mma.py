@@ -63,6 +63,16 @@ def test_a_nan_stays_in_its_row(program: Path) -> None:
     assert bool(found[[row for row in range(16) if row != 11]].isfinite().all())
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
+def test_an_infinite_number_gives_infinity_in_its_column(program: Path, value: float) -> None:
+    left, right, binary, other = factors(1, 0.0)
+    left[0, 5] = left[0, 5].to(torch.bfloat16).float()  # its low parts are 0
+    right[0, 5, 3] = value
+    found = apply(program, left, right, binary, other)[0, 0]
+    assert torch.equal(found[:, 3], left[0, 5] * value)
+    assert bool(found[:, [column for column in range(8) if column != 3]].isfinite().all())
+
+
 def test_zeros_give_zero(program: Path) -> None:
     left, right, binary, other = (torch.zeros_like(item) for item in factors(1, 0.0))
     found = apply(program, left, right, binary, other)
