@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from gflv2.cli import main
+from gflv2.engine.analysis import analyze
+from gflv2.engine.export import OnnxDetector
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "docs" / "onnx_example.py"
 
@@ -77,6 +79,21 @@ def test_the_example_needs_onnxruntime_and_numpy_only(open_file: Path, sample_se
 def test_wrong_command_lines(arguments: list[str], message: str, weights: Path, capsys) -> None:
     assert main(["export", str(weights), *arguments]) == 2
     assert "gflv2 export: error: " + message in capsys.readouterr().err
+
+
+def test_verbs_that_look_inside_refuse_an_exported_file(open_file: Path, capsys) -> None:
+    for arguments in (["analyze", str(open_file), "x.json"], ["view", str(open_file), "--no-browser"]):
+        assert main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"gflv2 {arguments[0]}: error: weights: {open_file} is an ")
+    detector = OnnxDetector(open_file)
+    with pytest.raises(TypeError, match="model: expected a GFLV2, .* got OnnxDetector"):
+        analyze(detector, "x.json")
+    pytest.importorskip("flask", reason="the extra view is not installed")
+    from gflv2.engine.view import make_app
+
+    with pytest.raises(TypeError, match="model: expected a GFLV2, .* got OnnxDetector"):
+        make_app(detector)
 
 
 def test_a_configuration_with_an_exported_file_is_refused(open_file: Path, capsys) -> None:
