@@ -35,7 +35,7 @@ def analyze(
 ) -> Analysis:
     """How well a detector knows its own boxes, and what its errors cost.
 
-    **Relations**, each with Pearson's coefficient, a curve and a picture:
+    Relations, each with Pearson's coefficient, a curve and a picture:
 
     * ``score_iou_points``: predicted IoU against true IoU at the positive points of the assignment, before any NMS.
       Predicted is the joint score J of the class of the point's object; true is the IoU of the point's predicted box
@@ -51,10 +51,12 @@ def analyze(
     * ``score_iou_near``, ``top1_iou_near``: of those of them near an object of their class (IoU ≥ 0.1). A distribution
       tells how sure a side is, not whether an object is there.
 
-    **Errors**: see `gflv2.engine.analysis.errors`. **AP**: pycocotools, over all, per class and per size of object.
+    Errors: see `gflv2.engine.analysis.errors`. AP: pycocotools, over all, per class and per size of object.
 
-    **Uncertain sides**: of detections with at least ``threshold``, those whose distribution has the highest entropy, at
+    Uncertain sides: of detections with at least ``threshold``, those whose distribution has the highest entropy, at
     most one a detection and two an image.
+
+    Each image is seen once: ``model.config.test.tta`` is not used, which ``notes`` then say.
 
     Args:
         model: a ``GFLV2``; runs where it is, in evaluation mode, which is undone afterwards.
@@ -69,8 +71,6 @@ def analyze(
     Raises:
         ValueError, FileNotFoundError: data without annotations, or that cannot be read; numbers out of their range.
         TypeError: a model of another kind, an exported file for example: it gives detections alone.
-
-    Each image is seen once: ``model.config.test.tta`` is not used, which ``notes`` then say.
     """
     from tqdm import tqdm
 
