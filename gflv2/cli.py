@@ -427,24 +427,17 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="gflv2", description="Generalized Focal Loss V2: train, evaluate, predict.", allow_abbrev=False
+        prog="gflv2", description="Generalized Focal Loss V2: detect, train, evaluate, export.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"gflv2 {__version__}")
     parser.set_defaults(run=lambda options: parser.print_help())
     verbs = parser.add_subparsers(metavar="VERB", parser_class=_Parser)
-    _add_train(verbs)
-    _add_val(verbs)
-    _add_predict(verbs)
-    _add_analyze(verbs)
-    _add_view(verbs)
-    _add_export(verbs)
-    _add_bench(verbs)
-    _add_convert(verbs)
-    _add_configs(verbs)
-    _add_models(verbs)
-    _add_data(verbs)
+    for add in (_add_predict, _add_view, _add_data, _add_train, _add_val, _add_analyze, _add_export, _add_convert):
+        add(verbs)
+    for add in (_add_bench, _add_models, _add_configs):
+        add(verbs)
     verbs.add_parser("demo", help="generate a small data set, train a light model, draw what it sees")
-    verbs.add_parser("env", help="versions, what was built, which backend each operation uses (--json)")
+    verbs.add_parser("env", help="show versions, what was built, which backend each operation uses")
     return parser
 
 
@@ -588,7 +581,13 @@ def _add_predict(verbs: Any) -> None:
         "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.2; with several views of each\n"
         "image: --test.tta.flip true --test.tta.scales [0.8,1,1.25]."
     )
-    parser = _verb(verbs, "predict", _predict, "detect objects in images: pictures and one JSON file", epilog=note)
+    parser = _verb(
+        verbs,
+        "predict",
+        _predict,
+        "detect objects in images or a video: pictures with boxes, and their numbers",
+        epilog=note,
+    )
     parser.add_argument(
         "patterns", nargs="+", metavar="FILE|FOLDER|PATTERN", help="images; or one video, or camera[:NUMBER]"
     )
@@ -622,7 +621,7 @@ def _add_predict(verbs: Any) -> None:
 
 
 def _add_analyze(verbs: Any) -> None:
-    about = "what a detector knows about its own boxes, and what its errors cost: a report as one HTML file"
+    about = "report what a detector knows about its own boxes, and what its errors cost: one HTML file"
     note = "Settings may follow as --SECTION.KEY VALUE. docs/analyze.md says what the numbers mean."
     parser = _verb(verbs, "analyze", _analyze, about, epilog=note)
     parser.add_argument(
@@ -642,7 +641,7 @@ def _add_analyze(verbs: Any) -> None:
 
 
 def _add_view(verbs: Any) -> None:
-    about = "a page on this machine: drop a picture, click a box, see its four distributions"
+    about = "open a page on this machine: drop a picture, click a box, see its four distributions"
     note = "It needs the extra view: pip install 'gflv2[view]'. Settings may follow as --SECTION.KEY VALUE."
     parser = _verb(verbs, "view", _view, about, epilog=note)
     parser.set_defaults(takes_overrides=True)

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gflv2.data.dataset import CocoDetection
 from gflv2.data.fonts import drawable, runs_of
+from gflv2.data.label_places import label_places
 from gflv2.data.positives import spread
 
 _COLOURS = "#e8590c #1971c2 #2f9e44 #9c36b5 #e03131 #0c8599 #f08c00 #6741d9 #c2255c #5c940d".split()
@@ -19,6 +20,8 @@ _TEXT = 12  # height of a label's letters, pixels
 
 def draw_page(dataset: CocoDetection, *, images: int = 20, columns: int = 5, side: int = 320) -> Image.Image:
     """Some images, evenly spread over those with boxes, each with its boxes and class names; crowds are grey.
+
+    No name covers another one: a box whose name finds no place has none (see ``label_places``).
 
     A class whose name no installed font can draw is called by its number (see ``fonts.drawable``).
 
@@ -49,16 +52,24 @@ def _picture(dataset: CocoDetection, item: int, side: int) -> Image.Image:
 
 def _draw(picture: Image.Image, boxes: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
     pen = ImageDraw.Draw(picture)
-    for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist(), strict=True):
-        colour = _COLOURS[label % len(_COLOURS)] if label >= 0 else _CROWD
+    colours = [_COLOURS[label % len(_COLOURS)] if label >= 0 else _CROWD for label in labels.tolist()]
+    for (x1, y1, x2, y2), colour in zip(boxes.tolist(), colours, strict=True):
         pen.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colour, width=2)
-        parts = [(part, _font(path)) for part, path in runs_of(names[label] if label >= 0 else "crowd")]
-        width = sum(pen.textlength(part, font=font) for part, font in parts)
-        # Inside of the picture, whichever edge the box lies at.
-        left, base = max(min(x1 + 2, picture.width - width - 2), 2), max(y1 - 3, _TEXT)
-        pen.rectangle((left - 2, base - _TEXT, left + width + 2, base + 3), fill=colour)
+    texts = [
+        [(part, _font(path)) for part, path in runs_of(names[label] if label >= 0 else "crowd")]
+        for label in labels.tolist()
+    ]
+    widths = [sum(pen.textlength(part, font=font) for part, font in parts) + 4 for parts in texts]
+    sizes = np.array([(width, _TEXT + 3) for width in widths]).reshape(-1, 2)
+    for (left, top), width, parts, colour in zip(
+        label_places(boxes, sizes, picture.size), widths, texts, colours, strict=True
+    ):
+        if np.isnan(left):
+            continue
+        left, top = float(left), float(top)
+        pen.rectangle((left, top, left + width - 1, top + _TEXT + 2), fill=colour)
         for part, font in parts:
-            pen.text((left, base), part, fill="white", font=font, anchor="ls")
+            pen.text((left + 2, top + _TEXT), part, fill="white", font=font, anchor="ls")
             left += pen.textlength(part, font=font)
 
 

@@ -51,6 +51,8 @@ class EvalResult(Mapping):
     # the least score that reaches each recall. See gflv2.engine.curves.
     precision: np.ndarray | None = field(default=None, repr=False, compare=False)
     scores: np.ndarray | None = field(default=None, repr=False, compare=False)
+    # The same with the size of objects last: all (which is ``precision``), small, medium, large.
+    precision_by_size: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> float:
         return self.metrics[name]
@@ -162,17 +164,30 @@ def evaluate_detections(
     if not wanted:
         metrics = dict.fromkeys(METRICS, math.nan)
         classes = {_name(index, i): {"AP": math.nan, "AP50": math.nan} for i in sorted(index.cats)}
-        empty = np.full((10, 101, len(index.cats)), -1.0)
+        empty = np.full((10, 101, len(index.cats), 4), -1.0)
         return EvalResult(
-            metrics, classes, max_detections=max_detections, category_ids=ids, precision=empty, scores=empty
+            metrics, classes, 0, 0, 0, max_detections, ids, empty[..., 0], empty[..., 0], precision_by_size=empty
         )
-    stats, precision, scores = _run(engine, content, records, max_detections)
+    recalls, precision, scores = _run(engine, content, records, max_detections)
+    numbers = [average_precisions(precision[:, :, k : k + 1]) for k in range(len(index.cats))]
     classes = {
-        _name(index, category): {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])}
-        for k, category in enumerate(sorted(index.cats))
+        _name(index, category): {name: found[name] for name in ("AP", "AP50")}
+        for category, found in zip(sorted(index.cats), numbers, strict=True)
     }
-    metrics = dict(zip(METRICS, stats, strict=True))
-    return EvalResult(metrics, classes, len(wanted), boxes, len(records), max_detections, ids, precision, scores)
+    metrics = average_precisions(precision) | dict(zip(METRICS[6:], recalls, strict=True))
+    counts = len(wanted), boxes, len(records), max_detections
+    return EvalResult(metrics, classes, *counts, ids, precision[..., 0], scores, precision_by_size=precision)
+
+
+def average_precisions(precision: np.ndarray) -> dict[str, float]:
+    """AP, AP50, AP75 and AP of each size; NaN where there are no objects.
+
+    Args:
+        precision: ``EvalResult.precision_by_size``, or a part of its classes, (10, 101, k, 4).
+    """
+    overall = {"AP": precision[..., 0], "AP50": precision[0, ..., 0], "AP75": precision[5, ..., 0]}
+    by_size = {name: precision[..., size] for size, name in enumerate(METRICS[3:6], 1)}
+    return {name: _mean(values) for name, values in (overall | by_size).items()}
 
 
 def _name(index: Any, category: Any) -> str:
@@ -203,8 +218,8 @@ def _complete(number: int, record: Mapping[str, Any], index: Any) -> dict[str, A
 
 
 def _run(engine: str, content: dict, records: list[dict], limit: int) -> tuple[list[float], np.ndarray, np.ndarray]:
-    """The twelve numbers; precision and least score (IoU, recall, class) over all sizes at ``limit`` detections per
-    image.
+    """The six recalls; precision (IoU, recall, class, size) and, over all sizes, least score (IoU, recall, class), at
+    ``limit`` detections per image.
     """
     if engine == "pycocotools":
         from pycocotools.coco import COCO
@@ -230,10 +245,8 @@ def _run(engine: str, content: dict, records: list[dict], limit: int) -> tuple[l
     # for a limit of 100 and give −1 where there is none.
     names = ("precision", "recall", "scores")
     precision, recall, scores = (np.asarray(evaluation.eval[name]).copy() for name in names)
-    sizes = [_mean(precision[:, :, :, size, -1]) for size in range(4)]
-    at_iou = [_mean(precision[threshold, :, :, 0, -1]) for threshold in (0, 5)]
     recalls = [_mean(recall[:, :, 0, k]) for k in range(3)] + [_mean(recall[:, :, size, -1]) for size in (1, 2, 3)]
-    return [sizes[0], *at_iou, *sizes[1:], *recalls], precision[:, :, :, 0, -1], scores[:, :, :, 0, -1]
+    return recalls, precision[..., -1], scores[:, :, :, 0, -1]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from gflv2.data.fonts import families_of
+from gflv2.data.label_places import label_places
 from gflv2.extras import missing_package
 from gflv2.sides import SIDES
 
@@ -29,6 +30,8 @@ MOST_PIXELS = 50_000_000  # of a picture: drawing takes some thirty bytes a pixe
 LONGEST_SIDE = 65_000  # pixels; a JPEG holds 65,500
 
 _DPI = 100
+_POINTS = 72 / _DPI  # of a pixel: matplotlib measures lines and text in points
+_PAD = 2.0  # pixels round the text of a label
 _CLASS_COLORS = (
     "#e8590c #1971c2 #2f9e44 #9c36b5 #e03131 #0c8599 #f08c00 #6741d9 #c2255c #5c940d #1864ab #a61e4d".split()
 )
@@ -92,8 +95,13 @@ def sides_of(point: np.ndarray, positions: np.ndarray, probabilities: np.ndarray
 def plot_boxes(drawing: Drawing, threshold: float = 0.3) -> Image.Image:
     """The image with the boxes of score ≥ ``threshold``, each with its class and score.
 
-    At its own size up to ``MOST_PIXELS`` and ``LONGEST_SIDE``; above, reduced to that.
+    At its own size up to ``MOST_PIXELS`` and ``LONGEST_SIDE``; above, reduced to that. No text covers another
+    one: the best boxes choose first, and one whose text finds no place has none (see ``gflv2.data.label_places``).
     """
+    return _render(_figure_of_boxes(drawing, threshold))
+
+
+def _figure_of_boxes(drawing: Drawing, threshold: float) -> Figure:
     pixels = _reduced(drawing.image)
     height, width = pixels.shape[:2]
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
@@ -101,9 +109,11 @@ def plot_boxes(drawing: Drawing, threshold: float = 0.3) -> Image.Image:
     _show_image(axes, pixels, drawing.image.shape)
     line = max(1.5, 0.003 * max(height, width))
     font = min(max(9.0, 0.02 * max(height, width)), 40.0)
-    for index in _shown(drawing, threshold):
-        _draw_box(axes, drawing, index, line, font)
-    return _render(figure)
+    shown = _shown(drawing, threshold)
+    for index in reversed(shown):  # the best last
+        _draw_box(axes, drawing, index, line)
+    _draw_labels(axes, drawing, shown, [font] * len(shown))
+    return figure
 
 
 def _reduced(image: np.ndarray) -> np.ndarray:
@@ -132,10 +142,11 @@ def plot_distributions(
     layout = _layout(drawing.image.shape[:2], window)
     pixels = _reduced(drawing.image)
     _show_image(layout.image, pixels, drawing.image.shape)
-    for other in _shown(drawing, threshold):
-        if other != index:
-            _draw_box(layout.image, drawing, other, 1.5, 10.0)
-    _draw_box(layout.image, drawing, index, 3.0, 12.0)
+    others = [other for other in _shown(drawing, threshold) if other != index]
+    for other in reversed(others):
+        _draw_box(layout.image, drawing, other, 1.5)
+    _draw_box(layout.image, drawing, index, 3.0)
+    _draw_labels(layout.image, drawing, [index, *others], [12.0] + [10.0] * len(others))
 
     _show_image(layout.zoom, pixels, drawing.image.shape)
     _draw_zoom(layout.zoom, box, point, sides, window)
@@ -288,9 +299,10 @@ def _draw_legend(figure: Figure) -> None:
         axes.text(x, 0.5, text, ha=align, va="center", fontsize=9, color=_INK, transform=axes.transAxes)
 
 
-def _shown(drawing: Drawing, threshold: float) -> np.ndarray:
-    """The boxes to draw, the best last."""
-    return np.flatnonzero(drawing.scores >= threshold)[::-1]
+def _shown(drawing: Drawing, threshold: float) -> list[int]:
+    """The boxes to draw, the best first."""
+    order = np.argsort(-drawing.scores, kind="stable")
+    return order[drawing.scores[order] >= threshold].tolist()
 
 
 def _show_image(axes: Axes, image: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -302,29 +314,48 @@ def _show_image(axes: Axes, image: np.ndarray, shape: tuple[int, ...]) -> None:
         spine.set_visible(False)
 
 
-def _draw_box(axes: Axes, drawing: Drawing, index: int, line: float, font: float) -> None:
-    """``line`` and ``font`` in pixels of the canvas."""
+def _color_of(drawing: Drawing, index: int) -> str:
+    return _CLASS_COLORS[int(drawing.labels[index]) % len(_CLASS_COLORS)]
+
+
+def _draw_box(axes: Axes, drawing: Drawing, index: int, line: float) -> None:
+    """``line`` in pixels of the canvas."""
     x1, y1, x2, y2 = drawing.boxes[index]
-    color = _CLASS_COLORS[int(drawing.labels[index]) % len(_CLASS_COLORS)]
-    points = 72 / _DPI  # matplotlib measures lines and text in points
     frame = {"fill": False, "joinstyle": "miter"}
-    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, edgecolor="white", linewidth=(line + 1.4) * points, **frame))
-    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, edgecolor=color, linewidth=line * points, **frame))
-    inside = y1 < 0.04 * drawing.image.shape[0]
-    axes.annotate(
-        f"{drawing.names[index]} {drawing.scores[index]:.2f}",
-        (x1, y1),
-        xytext=(0, -1 if inside else 1),
-        textcoords="offset points",
-        va="top" if inside else "bottom",
-        fontsize=font * points,
-        family=families_of(drawing.names[index]),
-        parse_math=False,
-        color="white",
-        bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
-        annotation_clip=True,
-        clip_on=True,
-    )
+    for color, width in (("white", line + 1.4), (_color_of(drawing, index), line)):
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, edgecolor=color, linewidth=width * _POINTS, **frame))
+
+
+def _draw_labels(axes: Axes, drawing: Drawing, indices: list[int], fonts: list[float]) -> None:
+    """Class and score of the boxes; the first choose their places first. ``fonts`` in pixels of the canvas."""
+    texts = [
+        axes.text(
+            0,
+            0,
+            f"{drawing.names[index]} {drawing.scores[index]:.2f}",
+            va="bottom",
+            fontsize=font * _POINTS,
+            family=families_of(drawing.names[index]),
+            parse_math=False,
+            color="white",
+            bbox={"facecolor": _color_of(drawing, index), "edgecolor": "none", "pad": _PAD * _POINTS},
+            clip_on=True,
+        )
+        for index, font in zip(indices, fonts, strict=True)
+    ]
+    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    extents = [text.get_window_extent(renderer) for text in texts]
+    sizes = np.array([(extent.width, extent.height) for extent in extents]).reshape(-1, 2) + 2 * _PAD
+    # Places are found in pixels of the canvas; the axes count in those of the image.
+    canvas = axes.get_window_extent()
+    height, width = drawing.image.shape[:2]
+    scale = np.array([canvas.width / width, canvas.height / height])
+    places = label_places(drawing.boxes[indices] * np.tile(scale, 2), sizes, (canvas.width, canvas.height))
+    for text, (x, y), label in zip(texts, places, sizes, strict=True):
+        if np.isnan(x):
+            text.remove()
+        else:
+            text.set_position(np.array([x + _PAD, y + label[1] - _PAD]) / scale)
 
 
 def _render(figure: Figure) -> Image.Image:

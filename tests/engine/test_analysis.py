@@ -21,8 +21,7 @@ from gflv2.engine.analysis.charts import distribution_chart
 from gflv2.engine.analysis.errors import KINDS, decompose
 from gflv2.engine.analysis.observe import _at_positives
 from gflv2.engine.analysis.relations import relation
-from gflv2.engine.analysis.tables import average_precisions, precision_table
-from gflv2.engine.evaluate import evaluate_detections
+from gflv2.engine.evaluate import average_precisions, evaluate_detections
 from gflv2.models.dense_head import shapes_of
 from tests.engine.looking import FILE, NAMES, small_model, write_data
 from tests.shared import data
@@ -120,7 +119,7 @@ def test_no_objects_and_no_detections():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_ap50_and_tables_are_those_of_the_evaluation(seed):
+def test_ap50_and_sizes_of_a_class_are_those_of_the_evaluation(seed):
     rng = np.random.default_rng(seed)
     rows, records = [], []
     for image in range(1, 9):
@@ -143,13 +142,12 @@ def test_ap50_and_tables_are_those_of_the_evaluation(seed):
     expected = evaluate_detections(index, records)
     errors = decompose(index.imgToAnns, records, sorted(index.imgs))
     assert errors.ap50 == pytest.approx(expected["AP50"], abs=1e-12)
-    table, categories = precision_table(index, records, sorted(index.imgs), 100)
-    assert table.shape == (10, 101, 3, 4) and categories == [1, 2, 3]
-    numbers = average_precisions(table)
-    assert numbers == pytest.approx({name: expected[name] for name in numbers}, abs=1e-12, nan_ok=True)
-    for place, row in enumerate(expected.per_class.values()):
-        one = average_precisions(table[:, :, place : place + 1])
-        assert (one["AP"], one["AP50"]) == pytest.approx((row["AP"], row["AP50"]), abs=1e-12, nan_ok=True)
+    assert expected.precision_by_size.shape == (10, 101, 3, 4)
+    for place, category in enumerate((1, 2, 3)):
+        part = {**content, "annotations": [row for row in rows if row["category_id"] == category]}
+        alone = evaluate_detections(part, [row for row in records if row["category_id"] == category])
+        numbers = average_precisions(expected.precision_by_size[:, :, place : place + 1])
+        assert numbers == pytest.approx({name: alone[name] for name in numbers}, abs=1e-12, nan_ok=True)
 
 
 # ---- what is observed ----------------------------------------------------------------
@@ -284,6 +282,14 @@ def test_an_atss_model_says_what_does_not_apply(tmp_path):
     page = Page((tmp_path / "out/report.html").read_text())
     assert "no distributions" in page.text and "uncertain sides do not apply" in page.text
     assert "top1" not in (tmp_path / "out/points.csv").read_text().splitlines()[0]
+
+
+def test_views_of_an_image_are_not_used_which_is_said(tmp_path):
+    model = small_model()
+    model.config.test.tta.flip = True
+    found = analyze(model, write_data(tmp_path), progress=False)
+    assert found.notes[0] == "Each image was seen once: test.tta is set, but not used here."
+    assert str(found).count("test.tta") == 1
 
 
 def test_data_without_objects(tmp_path):

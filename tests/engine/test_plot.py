@@ -12,6 +12,7 @@ from PIL import Image
 
 from gflv2.engine import plot
 from gflv2.engine.results import Result
+from tests.data.test_label_places import crossing
 
 HEIGHT, WIDTH, STRIDE, BINS = 150, 240, 8.0, 17
 
@@ -60,6 +61,34 @@ def test_boxes_are_drawn_at_their_place():
     assert not drawn[50:95, 50:135].any() and not drawn[:, 160:].any()
     assert differs(result.plot(threshold=0.1))[100, 158:163].any()
     assert not differs(result.plot(threshold=0.95)).any()
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.8])
+def test_labels_do_not_cover_each_other(threshold, monkeypatch):
+    monkeypatch.setattr(plot, "_render", lambda figure: figure.draw_without_rendering() or figure)
+    random = np.random.default_rng(0)
+    corner = random.uniform(0, 500, (100, 2))
+    boxes = np.concatenate([corner, corner + random.uniform(5, 120, (100, 2))], axis=1)
+    scores = random.uniform(0.3, 1, 100)
+    best = 7
+    boxes[best], scores[best] = (100.4, 200.4, 300, 400), 1
+    names = random.choice(["cup", "Ünïcode – ☂", "a long name of a class"], 100).tolist()
+    drawing = plot.Drawing(np.full((600, 600, 3), 128, np.uint8), boxes, scores, np.zeros(100, int), names)
+    for picture in (
+        plot.plot_boxes(drawing, threshold),
+        plot.plot_distributions(drawing, best, boxes[best, :2] + 100, sides_of(make_result()), threshold),
+    ):
+        axes = picture.axes[0]
+        texts, frame = axes.texts, axes.get_window_extent()
+        extents = [text.get_bbox_patch().get_window_extent() for text in texts]
+        places = np.array([(*extent.min, *extent.max) for extent in extents])
+        assert 10 < len(places) <= (scores >= threshold).sum() == len(axes.patches) // 2
+        assert crossing(places) == 0
+        assert (places[:, :2] > frame.min - 1).all() and (places[:, 2:] < frame.max + 1).all()
+        assert texts[0].get_text() == f"{names[best]} {scores[best]:.2f}"
+        # Above its box, from its left edge on; in a figure y goes up.
+        corner = axes.transData.transform(boxes[best, :2])
+        assert places[0, :2] == pytest.approx(corner, abs=0.6)
 
 
 def test_image_is_left_alone_and_shown_exactly():

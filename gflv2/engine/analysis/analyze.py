@@ -14,9 +14,9 @@ from gflv2.engine.analysis.errors import LEFT_OUT, NEAR, Errors, decompose
 from gflv2.engine.analysis.observe import Observations, has_distributions, observe
 from gflv2.engine.analysis.relations import Relation, relation
 from gflv2.engine.analysis.result import Analysis
-from gflv2.engine.analysis.tables import average_precisions, curves, precision_table
 from gflv2.engine.analysis.writing import write
-from gflv2.engine.evaluate import CocoEvaluator
+from gflv2.engine.curves import precision_recall
+from gflv2.engine.evaluate import CocoEvaluator, average_precisions, evaluate_detections
 from gflv2.models.atss_head import ATSSHead
 from gflv2.models.detector import SingleStageDetector
 
@@ -35,7 +35,7 @@ def analyze(
 ) -> Analysis:
     """How well a detector knows its own boxes, and what its errors cost.
 
-    **Relations**, each with Pearson's coefficient, a curve and a picture:
+    Relations, each with Pearson's coefficient, a curve and a picture:
 
     * ``score_iou_points``: predicted IoU against true IoU at the positive points of the assignment, before any NMS.
       Predicted is the joint score J of the class of the point's object; true is the IoU of the point's predicted box
@@ -51,10 +51,12 @@ def analyze(
     * ``score_iou_near``, ``top1_iou_near``: of those of them near an object of their class (IoU ≥ 0.1). A distribution
       tells how sure a side is, not whether an object is there.
 
-    **Errors**: see `gflv2.engine.analysis.errors`. **AP**: pycocotools, over all, per class and per size of object.
+    Errors: see `gflv2.engine.analysis.errors`. AP: pycocotools, over all, per class and per size of object.
 
-    **Uncertain sides**: of detections with at least ``threshold``, those whose distribution has the highest entropy, at
+    Uncertain sides: of detections with at least ``threshold``, those whose distribution has the highest entropy, at
     most one a detection and two an image.
+
+    Each image is seen once: ``model.config.test.tta`` is not used, which ``notes`` then say.
 
     Args:
         model: a ``GFLV2``; runs where it is, in evaluation mode, which is undone afterwards.
@@ -68,9 +70,12 @@ def analyze(
 
     Raises:
         ValueError, FileNotFoundError: data without annotations, or that cannot be read; numbers out of their range.
+        TypeError: a model of another kind, an exported file for example: it gives detections alone.
     """
     from tqdm import tqdm
 
+    if not isinstance(model, SingleStageDetector):
+        raise TypeError(f"model: expected a GFLV2, whose outputs can be looked at, got {type(model).__name__}")
     _check(threshold, sides, batch_size)
     if not isinstance(data, CocoDetection):
         data = CocoDetection(data, image_dir, config=model.config.data, train=False, class_names=model.class_names)
@@ -107,22 +112,22 @@ def _check(threshold: float, sides: int, batch_size: int) -> None:
 
 
 def _result(model, data: CocoDetection, index: Any, seen: Observations, limit: int) -> Analysis:
-    wanted = set(seen.image_ids)
-    annotations = {image_id: index.imgToAnns.get(image_id, []) for image_id in seen.image_ids}
-    errors = decompose(annotations, seen.records, seen.image_ids)
-    table, categories = precision_table(index, seen.records, seen.image_ids, limit)
+    evaluated = evaluate_detections(index, seen.records, image_ids=seen.image_ids, max_detections=limit)
+    # In the evaluator's order: it decides between equal scores of two images.
+    annotations = {image_id: index.imgToAnns.get(image_id, []) for image_id in sorted(seen.image_ids)}
+    errors = decompose(annotations, seen.records, annotations)
     objects = [row for rows in annotations.values() for row in rows if not row["iscrowd"]]
     return Analysis(
         model=model.config.name or "model",
         data=str(data.annotation_file),
-        images=len(wanted),
+        images=evaluated.images,
         objects=len(objects),
         detections=len(seen.records),
-        ap=average_precisions(table),
-        classes=_classes(data, index, categories, objects, table, seen),
+        ap=average_precisions(evaluated.precision_by_size),
+        classes=_classes(data, index, objects, evaluated, seen),
         relations=_relations(seen, errors),
         errors=errors,
-        recall_curves=curves(table),
+        recall_curves=precision_recall(evaluated)["mean"] or {},
         uncertain=seen.uncertain,
         notes=_notes(model, seen, errors, objects),
         observations=seen,
@@ -144,13 +149,13 @@ def _relations(seen: Observations, errors: Errors) -> dict[str, Relation]:
     return {name: relation(*pair) for name, pair in pairs.items()}
 
 
-def _classes(data, index, categories, objects, table, seen) -> list[dict[str, Any]]:
+def _classes(data, index, objects, evaluated, seen) -> list[dict[str, Any]]:
     label_of = {category: label for label, category in enumerate(data.category_ids) if category is not None}
     rows = []
-    for place, category in enumerate(categories):
+    for place, category in enumerate(sorted(index.cats)):
         count = sum(row["category_id"] == category for row in objects)
         row = {"name": str(index.cats[category]["name"]), "category_id": category, "objects": count}
-        row |= average_precisions(table[:, :, place : place + 1])
+        row |= average_precisions(evaluated.precision_by_size[:, :, place : place + 1])
         inside = seen.points["label"] == label_of.get(category, -1) if seen.points else np.zeros(0, bool)
         for name in ("score", "iou"):
             row[f"mean_{name}"] = float(seen.points[name][inside].mean()) if inside.any() else math.nan
@@ -172,6 +177,8 @@ def _notes(model, seen: Observations, errors: Errors, objects: list) -> list[str
             "This head has no quality predictor beside the class scores (GFLV1, or the composed form): the score "
             "itself is trained to be the IoU, and there is no quality alone to compare."
         )
+    if model.config.test.tta.active:
+        notes.append("Each image was seen once: test.tta is set, but not used here.")
     if seen.unknown:
         notes.append(f"{seen.unknown} detections of classes that the data do not have were left out.")
     crowd = errors.kinds.count(LEFT_OUT)

@@ -44,7 +44,10 @@ def make_app(model: SingleStageDetector, *, most_megabytes: int = MOST_MEGABYTES
 
     Raises:
         ValueError: ``most_megabytes`` is not an integer ≥ 1.
+        TypeError: a model of another kind, an exported file for example: it gives detections alone.
     """
+    if not isinstance(model, SingleStageDetector):
+        raise TypeError(f"model: expected a GFLV2, whose outputs can be looked at, got {type(model).__name__}")
     if isinstance(most_megabytes, bool) or not isinstance(most_megabytes, int) or most_megabytes < 1:
         raise ValueError(f"most_megabytes: expected an integer ≥ 1, got {most_megabytes!r}")
     app = Flask("gflv2", static_folder=None)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from gflv2.cli import main
+from gflv2.engine.analysis import analyze
+from gflv2.engine.export import OnnxDetector
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "docs" / "onnx_example.py"
 
@@ -103,6 +105,21 @@ def test_an_exported_file_sees_each_image_once(open_file: Path, sample_set, tmp_
     assert said.count("views.onnx sees each image once: test.tta of the model") == 1
     assert main([*line, "--test.tta.flip", "true"]) == 2
     assert "test.tta.flip: an exported file sees each image once" in capsys.readouterr().err
+
+
+def test_verbs_that_look_inside_refuse_an_exported_file(open_file: Path, capsys) -> None:
+    for arguments in (["analyze", str(open_file), "x.json"], ["view", str(open_file), "--no-browser"]):
+        assert main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"gflv2 {arguments[0]}: error: weights: {open_file} is an ")
+    detector = OnnxDetector(open_file)
+    with pytest.raises(TypeError, match="model: expected a GFLV2, .* got OnnxDetector"):
+        analyze(detector, "x.json")
+    pytest.importorskip("flask", reason="the extra view is not installed")
+    from gflv2.engine.view import make_app
+
+    with pytest.raises(TypeError, match="model: expected a GFLV2, .* got OnnxDetector"):
+        make_app(detector)
 
 
 def test_a_configuration_with_an_exported_file_is_refused(open_file: Path, capsys) -> None:

@@ -109,25 +109,31 @@ function box(n) {
   return group;
 }
 
-// A box's name goes above it, or below, or inside, where nothing has that place yet; in a crowd some get none.
-// They come in the order of the scores, the chosen one first.
+// A box's name goes to the first place that nothing has yet; in a crowd some get none. The places, and their order, are
+// those of gflv2/data/label_places.py. Names come in the order of the scores, the chosen one first.
 function name(n, unit, taken) {
   const found = shown.detections[n];
-  const [x1, y1, , y2] = found.box;
+  const [x1, y1, x2, y2] = found.box;
   const height = 17 * unit;
   const label = draw("text", {x: 4 * unit, y: 13 * unit, "font-size": 12 * unit}, title(found));
   const back = draw("rect", {height, fill: colour(found)});
   const tag = draw("g", {class: "tag"}, back, label);
   at("boxes").append(tag);
   const width = label.getComputedTextLength() + 8 * unit;
-  const x = Math.max(0, Math.min(x1, shown.width - width));
-  const free = (y) => y >= 0 && y + height <= shown.height && !taken.some((other) => x < other.x + other.width
-    && other.x < x + width && y < other.y + height && other.y < y + height);
-  const y = [y1 - height, y2, y1, y2 - height, y1 - 2 * height, y2 + height].find(free);
-  if (y === undefined) {
+  const within = (value, most) => Math.max(0, Math.min(value, most));
+  const inside = ([x, y]) => [within(x, shown.width - width), within(y, shown.height - height)];
+  const rows = [y1 - height, y1, y2, y2 - height];
+  const place = [
+    ...[x1, x2 - width].flatMap((x) => rows.map((y) => [x, y])),
+    [x2, y1], [x1 - width, y1], [x2, y2 - height], [x1 - width, y2 - height],
+    ...[y1 - 2 * height, y1 + height, y2 + height, y2 - 2 * height].map((y) => [x1, y]),
+  ].map(inside).find(([x, y]) => !taken.some((other) => x < other.x + other.width && other.x < x + width
+    && y < other.y + height && other.y < y + height));
+  if (!place) {
     tag.remove();
     return;
   }
+  const [x, y] = place;
   taken.push({x, y, width});
   back.setAttribute("width", width);
   tag.setAttribute("transform", `translate(${x} ${y})`);
