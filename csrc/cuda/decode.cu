@@ -245,38 +245,59 @@ struct BlockRows {
 struct ScoreRow {
     std::int64_t offset;
     float key, quality;
+    unsigned row;
+};
+
+// Shared memory: the rows above the threshold, and how many there are. No score of any other row is above it, and its
+// logits are not read: nearly all rows are such.
+struct ScoreRows {
+    ScoreRow row[warp];
+    std::uint32_t count;
 };
 
 template <class T>
 GFLV2_KERNEL(threads)
 decode_scores(GFLV2_CONSTANT DecodeArguments a, GFLV2_CONSTANT BlockTable blocks) {
-    GFLV2_SHARED_MEMORY(ScoreRow, rows);  // (warp)
+    GFLV2_SHARED_MEMORY(ScoreRows, above);
     const BlockRows block(a, blocks);
     const Level& level = a.class_levels.level[block.chunk.level];
     const float threshold = float(a.score_threshold);
+    const unsigned classes = unsigned(a.classes), count = block.count * classes;
+    float* const to = static_cast<float*>(a.scores) + block.first * a.classes;
 
-    // 1. The rows of the block.
+    // 1. Zeros, four at a time where the rows begin at a multiple of four.
+    if (threadIdx.x == 0) above->count = 0;
+    unsigned zeros = 0;
+    if (reinterpret_cast<std::uintptr_t>(to) % sizeof(Four<float>) == 0) {
+        zeros = count / 4;
+        for (unsigned e = threadIdx.x; e < zeros; e += threads) reinterpret_cast<Four<float>*>(to)[e] = {};
+    }
+    for (unsigned e = 4 * zeros + threadIdx.x; e < count; e += threads) to[e] = 0.0f;
+    __syncthreads();
+
+    // 2. The rows above the threshold, in any order.
     if (threadIdx.x < block.count) {
         const std::uint32_t local = block.point(a, level, threadIdx.x);
         const std::int64_t point = block.chunk.image * a.points + level.first_point + local;
-        const float key = static_cast<const float*>(a.keys)[point];
-        rows[threadIdx.x] = {point_offset(level, level.strides, local), key < 0.0f ? -key : key, quality_of(a, point)};
+        const float signed_key = static_cast<const float*>(a.keys)[point],
+                    key = signed_key < 0.0f ? -signed_key : signed_key;
+        if (key > threshold)
+            above->row[atomic_add(&above->count, std::uint32_t(1))] = {point_offset(level, level.strides, local), key,
+                                                                       quality_of(a, point), threadIdx.x};
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-        unsigned long long above = 0;
-        for (unsigned row = 0; row < block.count; ++row) above += rows[row].key > threshold;
-        if (above) atomic_add(reinterpret_cast<unsigned long long*>(a.counts) + block.chunk.image, above);
-    }
+    const unsigned rows = above->count;
+    if (rows == 0) return;
+    if (threadIdx.x == 0)
+        atomic_add(reinterpret_cast<unsigned long long*>(a.counts) + block.chunk.image, (unsigned long long)(rows));
 
-    // 2. Their scores, in the order of the result.
+    // 3. Their scores.
     const T* const logits = static_cast<const T*>(level.logits) + block.chunk.image * level.strides.image;
-    float* const to = static_cast<float*>(a.scores) + block.first * a.classes;
-    const unsigned classes = unsigned(a.classes);
-    for (unsigned e = threadIdx.x; e < block.count * classes; e += threads) {
-        const unsigned row = e / classes, c = e - row * classes;
-        const ScoreRow& of = rows[row];
-        to[e] = kept_score(widen(logits[of.offset + c * level.strides.bin]), of.quality, of.key, threshold);
+    for (unsigned e = threadIdx.x; e < rows * classes; e += threads) {
+        const unsigned own = e / classes, c = e - own * classes;
+        const ScoreRow& of = above->row[own];
+        to[of.row * classes + c] =
+            kept_score(widen(logits[of.offset + c * level.strides.bin]), of.quality, of.key, threshold);
     }
 }
 
@@ -353,7 +374,7 @@ void decode(const DecodeArguments& a, Place place) {
         const BlockTable points = block_table(a.class_levels, a.batch, warp);
         launch(decode_keys<decltype(zero)>, points.count, threads, threads * sizeof(Largest), place.stream, a, points);
         select(a, place.stream);
-        launch(decode_scores<decltype(zero)>, blocks.count, threads, warp * sizeof(ScoreRow), place.stream, a, blocks);
+        launch(decode_scores<decltype(zero)>, blocks.count, threads, sizeof(ScoreRows), place.stream, a, blocks);
     });
     run_as("decode", a.box_dtype, place,
            [&](auto zero) { launch(decode_boxes<decltype(zero)>, blocks.count, threads, 0, place.stream, a, blocks); });

@@ -15,54 +15,71 @@
 namespace gflv2::cuda {
 namespace {
 
-// Workspace: (blocks, 2): Σ weight·(1 − GIoU), Σ weight·DFL.
+// Shared memory of a block: distances, targets of DFL in bins and its losses, (4, threads) each, and the points that
+// count.
+constexpr unsigned shared_words = 12 * threads + 1 + threads;
+
+// One thread a point; all of them share out the sides of those that count. Workspace: (blocks, 2): Σ weight·(1 − GIoU),
+// Σ weight·DFL.
 template <class T>
 GFLV2_KERNEL(threads)
 box_loss_kernel(GFLV2_CONSTANT BoxLossArguments a, GFLV2_CONSTANT BlockTable blocks) {
-    GFLV2_SHARED_MEMORY(float, shared);  // (4, warp), then the block's sums
+    GFLV2_SHARED_MEMORY(float, shared);  // shared_words
+    float *const distances = shared, *const bins = shared + 4 * threads, *const dfls = shared + 8 * threads;
 
-    // 1. The thread's point and side, and the target of the side.
-    const Chunk chunk = chunk_of(blocks, a.levels.count, blockIdx.x, warp);
+    // 1. The thread's point. Nearly all points count for nothing: their places, side by side, are filled first.
+    const Chunk chunk = chunk_of(blocks, a.levels.count, blockIdx.x, threads);
     const Level& level = a.levels.level[chunk.level];
-    const ThreadPoint at(chunk, level, a.points);
-    const int lane = threadIdx.x % warp;
+    const BlockPoint at(chunk, level, a.points, threadIdx.x);
     const float weight = at.exists ? static_cast<const float*>(a.weights)[at.place] : 0.0f;
-    const bool counts = weight > 0.0f;
-    const float* const projection = static_cast<const float*>(a.projection);
-    float cell[2], target[4] = {}, bin = 0.0f, gradient = 0.0f, giou = 0.0f, dfl = 0.0f;
-    at.cell(float(a.offset), cell);
-    if (counts) {
-        for (int i = 0; i < 4; ++i)
-            target[i] = static_cast<const float*>(a.boxes)[4 * at.place + i] / float(level.stride);
-        float own = target[0];
-        for (int i = 1; i < 4; ++i) own = i == at.side ? target[i] : own;
-        bin = target_bin<float>(at.side % 2 ? cell[1] : cell[0], own, at.side, projection[0],
-                                projection[1] - projection[0], a.bins);
+    const std::uint32_t left = std::uint32_t(level.height * level.width) - chunk.first;
+    Four<float>* const zeros =
+        reinterpret_cast<Four<float>*>(static_cast<float*>(a.sides) + 8 * (at.place - threadIdx.x));
+    each<2>(2, [&](int i) {
+        const std::uint32_t quad = i * threads + threadIdx.x;
+        if (quad < 2 * left) zeros[quad] = {};
+    });
+    const Chosen counting(weight > 0.0f, reinterpret_cast<std::uint32_t*>(shared + 12 * threads));
+    float sum = 0.0f;
+    if (counting.count > 0) {
+        // 2. Of the points that count: the distance of a side, and DFL.
+        const float* const projection = static_cast<const float*>(a.projection);
+        counting.each_side([&](std::uint32_t local, int side) {
+            const BlockPoint of(chunk, level, a.points, local);
+            float cell[2];
+            of.cell(float(a.offset), cell);
+            const float corner = static_cast<const float*>(a.boxes)[4 * of.place + side] / float(level.stride);
+            const float bin = target_bin<float>(side % 2 ? cell[1] : cell[0], corner, side, projection[0],
+                                                projection[1] - projection[0], a.bins);
+            const BoxSide<float> read = read_box_side<0, float>(of.row_of<T>(level, chunk.image, side), a.bins,
+                                                                scale_of(a.scales, chunk.level), projection, bin);
+            distances[side * threads + local] = read.distance;
+            bins[side * threads + local] = bin;
+            dfls[side * threads + local] = read.dfl;
+        });
+        __syncthreads();
 
-        // 2. Its distance, and DFL.
-        const BoxSide<float> side = read_box_side<0, float>(at.row_of<T>(level, chunk.image), a.bins,
-                                                            scale_of(a.scales, chunk.level), projection, bin);
-        dfl = weight * side.dfl;
-        shared[at.side * warp + lane] = side.distance;
-    }
-    __syncthreads();
-
-    // 3. GIoU: every side forms that of its box, and takes its own side's gradient.
-    if (counts) {
-        float distance[4], gradients[4];
-        for (int i = 0; i < 4; ++i) distance[i] = shared[i * warp + lane];
-        giou = weight * box_loss_of<float>(cell, distance, target, weight, gradients);
-        gradient = gradients[0];
-        for (int i = 1; i < 4; ++i) gradient = i == at.side ? gradients[i] : gradient;
-    }
-    if (at.exists) {
-        const Two<float> pair{{gradient, bin}};
-        static_cast<Two<float>*>(a.sides)[4 * at.place + at.side] = pair;
+        // 3. The thread has its point to itself: GIoU, and what backward needs.
+        float losses[2] = {};
+        if (weight > 0.0f) {
+            float cell[2], target[4], distance[4], gradients[4], dfl = 0.0f;
+            at.cell(float(a.offset), cell);
+            for (int i = 0; i < 4; ++i) {
+                target[i] = static_cast<const float*>(a.boxes)[4 * at.place + i] / float(level.stride);
+                distance[i] = distances[i * threads + threadIdx.x];
+                dfl += dfls[i * threads + threadIdx.x];
+            }
+            losses[0] = weight * box_loss_of<float>(cell, distance, target, weight, gradients);
+            losses[1] = weight * dfl;
+            for (int i = 0; i < 4; ++i) {
+                const Two<float> pair{{gradients[i], bins[i * threads + threadIdx.x]}};
+                static_cast<Two<float>*>(a.sides)[4 * at.place + i] = pair;
+            }
+        }
+        sum = block_sums<threads>(losses, shared);
     }
 
     // 4. The block's partial sums.
-    const float losses[2] = {at.side == 0 ? giou : 0.0f, dfl};
-    const float sum = block_sums<threads>(losses, shared);
     if (threadIdx.x < 2) static_cast<float*>(a.workspace)[2 * blockIdx.x + threadIdx.x] = sum;
 }
 
@@ -75,9 +92,9 @@ GFLV2_KERNEL(reduce_threads) box_loss_sums(GFLV2_CONSTANT BoxLossArguments a, st
 }
 
 template <class T> void run(const BoxLossArguments& a, void* stream) {
-    const BlockTable blocks = block_table(a.levels, a.batch, warp);
+    const BlockTable blocks = block_table(a.levels, a.batch, threads);
     if (blocks.count > 0)
-        launch(box_loss_kernel<T>, blocks.count, threads, 2 * threads * sizeof(float), stream, a, blocks);
+        launch(box_loss_kernel<T>, blocks.count, threads, shared_words * sizeof(float), stream, a, blocks);
     launch(box_loss_sums, 1, reduce_threads, 2 * reduce_threads * sizeof(double), stream, a, blocks.count);
 }
 
@@ -124,7 +141,7 @@ void box_loss_backward(const BoxLossBackwardArguments& a, Place place) {
 }
 
 std::size_t box_loss_forward_workspace(const LevelTable& levels, std::int64_t batch) {
-    return 2 * std::size_t(block_table(levels, batch, warp).count) * sizeof(float);
+    return 2 * std::size_t(block_table(levels, batch, threads).count) * sizeof(float);
 }
 std::size_t box_loss_backward_workspace(const LevelTable& levels, std::int64_t batch, int features, int hidden) {
     return dgqp_workspace(levels, batch, features, hidden);

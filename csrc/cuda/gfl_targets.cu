@@ -3,6 +3,9 @@
 // The images' boxes travel by value, some images a launch: ragged boxes need no packing and no copy to the device. Sums
 // are formed in two stages: a partial sum a block, then one block over them, in an order that depends on the shapes
 // alone.
+//
+// A thread takes a point. Nearly all points are negative, and only written; the threads of a block share out the rows of
+// the positive ones, and a block without one ends there.
 
 #include <algorithm>
 
@@ -42,48 +45,53 @@ __device__ inline float largest_class(const GflTargetsArguments& a, const Level&
     return largest_class<bfloat16>(level, image, offset, first, a.classes);
 }
 
+// Shared memory of a block: distances and classes, (4, threads) each, and the positive points.
+constexpr unsigned shared_words = 8 * threads + 1 + threads;
+
 // Workspace: (images, blocks of an image, 2): positive points, Σ weights.
 template <class T>
 GFLV2_KERNEL(threads)
 gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, GFLV2_CONSTANT BlockTable blocks,
                    GFLV2_CONSTANT Images images) {
-    GFLV2_SHARED_MEMORY(float, shared);  // (8, warp)
-    float* const distances = shared;     // (4, warp)
-    float* const classes = shared + 4 * warp;
+    GFLV2_SHARED_MEMORY(float, shared);  // shared_words
+    float* const distances = shared;     // (4, threads)
+    float* const classes = shared + 4 * threads;
 
-    // 1. The thread's point and side.
-    Chunk chunk = chunk_of(blocks, a.levels.count, blockIdx.x, warp);
+    // 1. The thread's point.
+    Chunk chunk = chunk_of(blocks, a.levels.count, blockIdx.x, threads);
     const GflImage& image = images.image[chunk.image];
     chunk.image += std::uint32_t(images.first);
     const Level& level = a.levels.level[chunk.level];
-    const ThreadPoint at(chunk, level, a.points);
+    const BlockPoint at(chunk, level, a.points, threadIdx.x);
     const std::int64_t index = at.exists ? a.index[at.place] : 0;
-    const int lane = threadIdx.x % warp;
+    const Chosen positive(index > 0, reinterpret_cast<std::uint32_t*>(shared + 8 * threads));
 
-    // 2. A positive point: the distance of the thread's side, and the largest of its quarter of the classes.
-    if (index > 0) {
-        distances[at.side * warp + lane] =
-            distance_of<0, float>(at.row_of<T>(level, chunk.image), a.bins, scale_of(a.scales, chunk.level),
-                                  static_cast<const float*>(a.projection));
+    // 2. Of the positive points: the distance of a side, and the largest of a quarter of the classes.
+    if (positive.count > 0) {
         const Level& class_level = a.class_levels.level[chunk.level];
-        classes[at.side * warp + lane] =
-            largest_class(a, class_level, chunk.image, at.offset_in(class_level.strides), at.side);
+        positive.each_side([&](std::uint32_t local, int side) {
+            const BlockPoint of(chunk, level, a.points, local);
+            distances[side * threads + local] =
+                distance_of<0, float>(of.row_of<T>(level, chunk.image, side), a.bins, scale_of(a.scales, chunk.level),
+                                      static_cast<const float*>(a.projection));
+            classes[side * threads + local] =
+                largest_class(a, class_level, chunk.image, of.offset_in(class_level.strides), side);
+        });
+        __syncthreads();
     }
-    __syncthreads();
 
-    // 3. The first warp has the points to itself.
+    // 3. The thread has its point to itself.
     float weight = 0.0f;
-    const bool writes = at.side == 0 && at.exists;
-    if (writes) {
+    if (at.exists) {
         float box[4] = {}, score = 0.0f;
         std::int64_t label = -1;
         if (index > 0) {
             float cell[2], distance[4], pred[4], target[4];
             at.cell(float(a.offset), cell);
-            float largest = classes[lane];
+            float largest = classes[threadIdx.x];
             for (int i = 0; i < 4; ++i) {
-                distance[i] = distances[i * warp + lane];
-                largest = maximum(classes[i * warp + lane], largest);
+                distance[i] = distances[i * threads + threadIdx.x];
+                largest = maximum(classes[i * threads + threadIdx.x], largest);
             }
             box_of_distances(cell, distance, pred);
             // A box number that does not exist must not lead to a read out of bounds.
@@ -107,16 +115,19 @@ gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, GFLV2_CONSTANT BlockTab
     }
 
     // 4. The block's partial sums. They lie image by image: the second stage counts each image's positive points.
-    const float values[2] = {writes && index > 0 ? 1.0f : 0.0f, weight};
-    const float sum = block_sums<threads>(values, shared);
+    float sum = 0.0f;
+    if (positive.count > 0) {
+        const float values[2] = {index > 0 ? 1.0f : 0.0f, weight};
+        sum = block_sums<threads>(values, shared);
+    }
     if (threadIdx.x < 2) {
         std::uint32_t of_image = 0, before = 0;
         for (int l = 0; l < a.levels.count; ++l) {
             if (l < chunk.level) before += blocks.chunks[l];
             of_image += blocks.chunks[l];
         }
-        float* const to =
-            static_cast<float*>(a.workspace) + 2 * (std::int64_t(chunk.image) * of_image + before + chunk.first / warp);
+        float* const to = static_cast<float*>(a.workspace) +
+                          2 * (std::int64_t(chunk.image) * of_image + before + chunk.first / threads);
         to[threadIdx.x] = sum;
     }
 }
@@ -150,7 +161,7 @@ gfl_targets_sums(const float* partial, std::int64_t batch, std::uint32_t of_imag
     if (threadIdx.x < 2) sums[threadIdx.x] = float(total);
 }
 
-std::uint32_t blocks_of_image(const LevelTable& levels) { return block_table(levels, 1, warp).count; }
+std::uint32_t blocks_of_image(const LevelTable& levels) { return block_table(levels, 1, threads).count; }
 
 template <class T> void run(const GflTargetsArguments& a, void* stream) {
     for (std::int64_t first = 0; first < a.batch; first += images_per_launch) {
@@ -158,9 +169,10 @@ template <class T> void run(const GflTargetsArguments& a, void* stream) {
         images.first = first;
         const std::int64_t count = std::min<std::int64_t>(images_per_launch, a.batch - first);
         std::copy_n(a.images + first, count, images.image);
-        const BlockTable blocks = block_table(a.levels, count, warp);
+        const BlockTable blocks = block_table(a.levels, count, threads);
         if (blocks.count > 0)
-            launch(gfl_targets_kernel<T>, blocks.count, threads, 8 * warp * sizeof(float), stream, a, blocks, images);
+            launch(gfl_targets_kernel<T>, blocks.count, threads, shared_words * sizeof(float), stream, a, blocks,
+                   images);
     }
     launch(gfl_targets_sums, 1, reduce_threads, 2 * reduce_threads * sizeof(double), stream,
            static_cast<const float*>(a.workspace), a.batch, blocks_of_image(a.levels), static_cast<float*>(a.sums));

@@ -1,4 +1,5 @@
-// Rows of box logits on CUDA: how a block of one warp per side reads and writes those of its 32 points.
+// Rows of box logits on CUDA: how a block of one warp per side reads and writes those of its 32 points, and how one of
+// one thread per point shares out the rows of the few that matter.
 #pragma once
 
 #include <cstdint>
@@ -106,17 +107,16 @@ __device__ inline void rows_from_shared(const Level& level, std::uint32_t image,
                      [&](std::int64_t element, std::uint32_t place) { store_four(to + element, tile + place); });
 }
 
-// What a thread knows of its point. Threads past the end have a point that does not exist.
-struct ThreadPoint {
+// A point of the block: the `local`-th from its first. Past the end of the level it does not exist.
+struct BlockPoint {
     std::uint32_t point, row, column;  // in the level
     std::int64_t place;                // in (B, A)
     bool exists;
-    int side;
 
-    __device__ ThreadPoint(const Chunk& chunk, const Level& level, std::int64_t points)
-        : point(chunk.first + threadIdx.x % warp), row(point / std::uint32_t(level.width)),
+    __device__ BlockPoint(const Chunk& chunk, const Level& level, std::int64_t points, unsigned local)
+        : point(chunk.first + local), row(point / std::uint32_t(level.width)),
           column(point - row * std::uint32_t(level.width)), place(chunk.image * points + level.first_point + point),
-          exists(point < std::uint32_t(level.height * level.width)), side(threadIdx.x / warp) {}
+          exists(point < std::uint32_t(level.height * level.width)) {}
 
     __device__ void cell(float offset, float* to) const {
         to[0] = float(column) + offset;
@@ -125,9 +125,32 @@ struct ThreadPoint {
 
     __device__ std::int64_t offset_in(const Strides& s) const { return row * s.y + column * s.x; }
 
-    template <class T> __device__ MemoryRow<T> row_of(const Level& level, std::uint32_t image) const {
+    template <class T> __device__ MemoryRow<T> row_of(const Level& level, std::uint32_t image, int side) const {
         const T* at = static_cast<const T*>(level.logits) + image * level.strides.image + side * level.strides.side;
         return {at + offset_in(level.strides), level.strides.bin};
+    }
+};
+
+// Of a block of one thread a point, the few points with work to do: all threads share their sides out.
+struct Chosen {
+    std::uint32_t* list;  // 1 + threads words of shared memory: how many, and which
+    std::uint32_t count;  // the same for all threads
+
+    // `own`: is the thread's point one of them? Two barriers.
+    __device__ Chosen(bool own, std::uint32_t* list) : list(list) {
+        if (threadIdx.x == 0) list[0] = 0;
+        __syncthreads();
+        if (own) list[1 + atomic_add(list, 1u)] = threadIdx.x;
+        __syncthreads();
+        count = list[0];
+    }
+
+    // f(point, side) of the thread's part. The order of the points is any: what f leaves has a place of its own.
+    template <class F> __device__ void each_side(const F& f) const {
+        for (std::uint32_t i = threadIdx.x; i < 4 * count; i += threads) {
+            const std::uint32_t side = i / count;
+            f(list[1 + i - side * count], int(side));
+        }
     }
 };
 

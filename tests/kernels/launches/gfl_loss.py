@@ -17,16 +17,16 @@ _POSITIVE = r"MUFU|^LDG\.E\.U16"
 HOT = [
     Hot(
         *("gfl_loss", "forward", "gfl_loss.cu", "box_loss_kernel", "bfloat16E"),
-        *(programs(32), 36 * CELLS, CELLS),
-        shared=1024,
+        *(programs(128), 36 * CELLS, CELLS),
+        shared=4 * (13 * 128 + 1),
         cold=_POSITIVE,
     ),
     Hot(
         *("gfl_loss", "forward", "gfl_loss.cu", "box_loss_sums", ""),
-        *(1, 8 * programs(32), 2 * programs(32)),
+        *(1, 8 * programs(128), 2 * programs(128)),
         warps=16,
         shared=8192,
-        loops={"^LDG": programs(32) / 512},
+        loops={"^LDG": programs(128) / 512},
     ),
     Hot(
         *("gfl_loss", "backward", "gfl_loss.cu", "dgqp_backward_tiles", "bfloat16ELi17E.*BoxLoss"),

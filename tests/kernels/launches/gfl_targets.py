@@ -12,12 +12,12 @@ from tests.kernels.hot import BATCH, CELLS, LEVELS, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, STRIDES, pyramid
 
 _POSITIVE = r"MUFU\.(EX2|LG2)|^LDG\.E\.U16"  # a positive point's: few points are
-_PARTIALS = programs(32)
+_PARTIALS = programs(128)
 HOT = [
     Hot(
         *("gfl_targets", "forward", "gfl_targets.cu", "gfl_targets_kernel", "bfloat16E"),
-        *(programs(32), 44 * CELLS, CELLS),
-        shared=1024,
+        *(programs(128), 44 * CELLS, CELLS),
+        shared=4 * (9 * 128 + 1),
         cold=_POSITIVE,
     ),
     Hot(
