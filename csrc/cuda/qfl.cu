@@ -103,9 +103,11 @@ struct Point {
     }
 };
 
-// What an element gives: its gradient (backward), and what it adds to the sum of its point.
+// What an element gives: its gradient (backward), and what it adds to the sum of its point, as a product.
 struct Given {
-    float gradient, added;
+    float gradient, added, times;
+
+    __device__ void add_to(float& sum) const { sum = multiply_add(added, times, sum); }
 };
 
 // May there be small negatives?
@@ -116,12 +118,12 @@ template <QflForm FORM, bool BACKWARD>
 __device__ inline Given small_negative(float value, const Point& point, float& joint) {
     const float odds = qfl_small_odds(value);
     if constexpr (BACKWARD) {
-        const QflGradients<float> gradients = qfl_small_gradients<FORM, float>(
+        const QflSmallGradients<float> parts = qfl_small_parts<FORM, float>(
             odds, point.quality.score, point.quality.rest, point.upstream_over_score, joint);
-        return {gradients.value, gradients.quality};
+        return {parts.value, parts.t, point.quality.rest};
     } else {
         joint = qfl_small_score(odds, point.quality.score);
-        return {0.0f, qfl_small_value(joint)};
+        return {0.0f, small_loss(joint), joint * joint};
     }
 }
 
@@ -144,9 +146,9 @@ __device__ inline Given element(float value, int c, const Point& point, const Mo
     if constexpr (BACKWARD) {
         const QflGradients<float> gradients =
             y == 0.0f ? qfl_negative_gradients<FORM>(j, modulation) : qfl_gradients<FORM>(j, y, modulation);
-        return {gradients.value * point.upstream, gradients.quality};
+        return {gradients.value * point.upstream, gradients.quality, 1.0f};
     } else {
-        return {0.0f, y == 0.0f ? qfl_negative_value(j, modulation) : qfl_value(j, y, modulation)};
+        return {0.0f, y == 0.0f ? qfl_negative_value(j, modulation) : qfl_value(j, y, modulation), 1.0f};
     }
 }
 
@@ -226,7 +228,7 @@ __device__ inline void go_through(const Work<T>& work) {
                     return c == point[k].label && place.valid[k] ? target[row] : 0.0f;
                 });
                 gradient[k] = given.gradient;
-                sum[k] += given.added;
+                given.add_to(sum[k]);
             });
             if (BACKWARD && to) store_points<PAIRED>(gradient, to + i * grad_step, grad_offset, place);
         };
@@ -244,7 +246,7 @@ __device__ inline void go_through(const Work<T>& work) {
                             float joint;
                             const Given given = small_negative<FORM, BACKWARD>(value[i][k], point[k], joint);
                             gradient[i][k] = given.gradient;
-                            sums[k] += given.added;
+                            given.add_to(sums[k]);
                             usual = usual & (joint < small_score<float>);  // a NaN is not
                         });
                     });
