@@ -28,8 +28,9 @@ constexpr unsigned warp = 32;
 constexpr unsigned threads = 4 * warp;
 constexpr unsigned fewest_points = warp;  // of a block
 
-// Classes that a thread takes at a time: it reads all of them before it computes the first.
-constexpr int at_a_time = 4;
+// Classes that a thread takes at a time (AT): it reads all of them before it computes the first. More of them share what
+// a group costs; the joint form alone has the registers for them.
+constexpr int at_a_time = 4, at_most = 8;
 
 // How a block shares its work out: `parts` threads a point, so threads/parts points at a time (times PACK).
 struct Sharing {
@@ -41,6 +42,20 @@ struct Sharing {
     GFLV2_HD unsigned sums() const { return points * pitch() < threads ? threads : points * pitch(); }
     GFLV2_HD unsigned words() const { return 6 * points + sums(); }
 };
+
+// Two threads for the classes of two points, PACK = 2: what a thread does once a point, it does for more of them. Known
+// when it is compiled, which spares divisions.
+constexpr Sharing pairs_share{false, threads, 2};
+
+// Blocks of a multiprocessor. From sm_100 on the compiler gives two points more registers than the 64 of a thread that
+// eight blocks leave, and spills without them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+template <int PACK, int AT> constexpr int blocks_at_once = PACK == 1 ? 8 : AT == at_most ? 4 : 5;
+#else
+template <int PACK, int AT> constexpr int blocks_at_once = 8;
+#endif
+
+template <int PACK> GFLV2_HD Sharing sharing_of(const Sharing& given) { return PACK == 2 ? pairs_share : given; }
 
 // What the classes of a point share; one word a point for each of them, then the sums of the threads.
 struct Shared {
@@ -88,9 +103,11 @@ struct Point {
     }
 };
 
-// What an element gives: its gradient (backward), and what it adds to the sum of its point.
+// What an element gives: its gradient (backward), and what it adds to the sum of its point, as a product.
 struct Given {
-    float gradient, added;
+    float gradient, added, times;
+
+    __device__ void add_to(float& sum) const { sum = multiply_add(added, times, sum); }
 };
 
 // May there be small negatives?
@@ -101,12 +118,12 @@ template <QflForm FORM, bool BACKWARD>
 __device__ inline Given small_negative(float value, const Point& point, float& joint) {
     const float odds = qfl_small_odds(value);
     if constexpr (BACKWARD) {
-        const QflGradients<float> gradients = qfl_small_gradients<FORM, float>(
+        const QflSmallGradients<float> parts = qfl_small_parts<FORM, float>(
             odds, point.quality.score, point.quality.rest, point.upstream_over_score, joint);
-        return {gradients.value, gradients.quality};
+        return {parts.value, parts.t, point.quality.rest};
     } else {
         joint = qfl_small_score(odds, point.quality.score);
-        return {0.0f, qfl_small_value(joint)};
+        return {0.0f, small_loss(joint), joint * joint};
     }
 }
 
@@ -129,9 +146,9 @@ __device__ inline Given element(float value, int c, const Point& point, const Mo
     if constexpr (BACKWARD) {
         const QflGradients<float> gradients =
             y == 0.0f ? qfl_negative_gradients<FORM>(j, modulation) : qfl_gradients<FORM>(j, y, modulation);
-        return {gradients.value * point.upstream, gradients.quality};
+        return {gradients.value * point.upstream, gradients.quality, 1.0f};
     } else {
-        return {0.0f, y == 0.0f ? qfl_negative_value(j, modulation) : qfl_value(j, y, modulation)};
+        return {0.0f, y == 0.0f ? qfl_negative_value(j, modulation) : qfl_value(j, y, modulation), 1.0f};
     }
 }
 
@@ -168,14 +185,15 @@ template <class T> struct Work {
 };
 
 // The thread's points, PACK at a time, and its classes of each. PAIRED: their elements are read and written in pairs.
-template <bool PAIRED, class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK>
+template <bool PAIRED, class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK, int AT>
 __device__ inline void go_through(const Work<T>& work) {
     const QflArguments& a = work.a;
     const Modulation<float> modulation{SQUARE ? 2.0f : float(a.beta)};
-    const int parts = int(work.sharing.parts);
+    const Sharing sharing = sharing_of<PACK>(work.sharing);
+    const int parts = int(sharing.parts);
     const unsigned at_once = threads / parts;
-    const int part = work.sharing.classes_across_lanes ? threadIdx.x % parts : threadIdx.x / at_once;
-    const unsigned own = (work.sharing.classes_across_lanes ? threadIdx.x / parts : threadIdx.x % at_once) * PACK;
+    const int part = sharing.classes_across_lanes ? threadIdx.x % parts : threadIdx.x / at_once;
+    const unsigned own = (sharing.classes_across_lanes ? threadIdx.x / parts : threadIdx.x % at_once) * PACK;
     const std::int64_t step = parts * work.level.strides.bin, grad_step = parts * work.level.grad_strides.bin;
     for (std::uint32_t p = own; p < work.count; p += at_once * PACK) {
         const ThreadPoints<PACK> place = place_of<PACK>(work.first + p, work.points);
@@ -210,33 +228,32 @@ __device__ inline void go_through(const Work<T>& work) {
                     return c == point[k].label && place.valid[k] ? target[row] : 0.0f;
                 });
                 gradient[k] = given.gradient;
-                sum[k] += given.added;
+                given.add_to(sum[k]);
             });
             if (BACKWARD && to) store_points<PAIRED>(gradient, to + i * grad_step, grad_offset, place);
         };
 
-        for (int c = part; c < a.classes; c += at_a_time * parts) {
+        for (int c = part; c < a.classes; c += AT * parts) {
             if constexpr (small_ones<FORM, SQUARE>) {
-                bool usual = near && c + (at_a_time - 1) * parts < a.classes;
-                each<PACK>(PACK,
-                           [&](int k) { usual = usual && unsigned(label[k] - c) >= unsigned(at_a_time * parts); });
+                bool usual = near && c + (AT - 1) * parts < a.classes;
+                each<PACK>(PACK, [&](int k) { usual = usual && unsigned(label[k] - c) >= unsigned(AT * parts); });
                 if (usual) {
-                    float value[at_a_time][PACK], gradient[at_a_time][PACK], sums[PACK];
-                    each<at_a_time>(at_a_time, [&](int i) { load_points<PAIRED>(value[i], at + i * step, offset); });
+                    float value[AT][PACK], gradient[AT][PACK], sums[PACK];
+                    each<AT>(AT, [&](int i) { load_points<PAIRED>(value[i], at + i * step, offset); });
                     each<PACK>(PACK, [&](int k) { sums[k] = sum[k]; });
-                    each<at_a_time>(at_a_time, [&](int i) {
+                    each<AT>(AT, [&](int i) {
                         each<PACK>(PACK, [&](int k) {
                             float joint;
                             const Given given = small_negative<FORM, BACKWARD>(value[i][k], point[k], joint);
                             gradient[i][k] = given.gradient;
-                            sums[k] += given.added;
+                            given.add_to(sums[k]);
                             usual = usual & (joint < small_score<float>);  // a NaN is not
                         });
                     });
                     if (usual) {
                         each<PACK>(PACK, [&](int k) { sum[k] = sums[k]; });
                         if (BACKWARD && to)
-                            each<at_a_time>(at_a_time, [&](int i) {
+                            each<AT>(AT, [&](int i) {
                                 store_points<PAIRED>(gradient[i], to + i * grad_step, grad_offset, place);
                             });
                     }
@@ -245,35 +262,37 @@ __device__ inline void go_through(const Work<T>& work) {
                     // The logits are read again, where an index known at run time would put them into local memory; one
                     // by one, which also tells this loop from the usual case in the machine code.
                     GFLV2_UNROLL_NEVER
-                    for (int i = 0; i < at_a_time && c + i * parts < a.classes; ++i) {
+                    for (int i = 0; i < AT && c + i * parts < a.classes; ++i) {
                         float value[PACK];
                         load_points<false>(value, at + i * step, offset);
                         any_element(i, c + i * parts, value);
                     }
                 }
             } else {
-                float value[at_a_time][PACK];
-                each<at_a_time>(at_a_time, [&](int i) {
+                float value[AT][PACK];
+                each<AT>(AT, [&](int i) {
                     load_points<PAIRED>(value[i], at + (c + i * parts < a.classes ? i : 0) * step, offset);
                 });
-                each<at_a_time>(at_a_time, [&](int i) {
+                each<AT>(AT, [&](int i) {
                     if (c + i * parts < a.classes) any_element(i, c + i * parts, value[i]);
                 });
             }
-            at += at_a_time * step;
-            if (to) to += at_a_time * grad_step;
+            at += AT * step;
+            if (to) to += AT * grad_step;
         }
         each<PACK>(PACK, [&](int k) {
-            if (place.valid[k]) work.shared.sums[(p + k) * work.sharing.pitch() + part] = sum[k];
+            if (place.valid[k]) work.shared.sums[(p + k) * sharing.pitch() + part] = sum[k];
         });
     }
 }
 
-// SQUARE: β is 2 and the target has labels. PACK points a thread at a time; 1 with classes across the lanes.
-template <class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK>
-GFLV2_KERNEL(threads, 8)
-qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing sharing) {
+// SQUARE: β is 2 and the target has labels. PACK points a thread at a time; 1 with classes across the lanes. AT: see
+// at_a_time.
+template <class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK, int AT>
+GFLV2_KERNEL(threads, (blocks_at_once<PACK, AT>))
+qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing given) {
     GFLV2_SHARED_MEMORY(float, memory);  // sharing.words()
+    const Sharing sharing = sharing_of<PACK>(given);
     const Shared shared(memory, sharing.points);
 
     // 1. The block's points, and what their classes share.
@@ -300,8 +319,8 @@ qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV
                            : nullptr};
     const bool pairs = PACK == 2 && paired<T>(level, level.strides, level.logits) &&
                        (!work.grad || paired<T>(level, level.grad_strides, level.grad_logits));
-    if (PACK == 2 && pairs) go_through<PACK == 2, T, FORM, SQUARE, BACKWARD, PACK>(work);
-    else go_through<false, T, FORM, SQUARE, BACKWARD, PACK>(work);
+    if (PACK == 2 && pairs) go_through<PACK == 2, T, FORM, SQUARE, BACKWARD, PACK, AT>(work);
+    else go_through<false, T, FORM, SQUARE, BACKWARD, PACK, at_a_time>(work);
 
     // 3. Results of the points, one thread each.
     if (BACKWARD && !a.grad_quality) return;
@@ -341,12 +360,12 @@ unsigned parts_for(unsigned classes) {
     return best;
 }
 
-template <class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK>
+template <class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK, int AT = at_a_time>
 void start(const QflArguments& a, const Sharing& sharing, void* stream) {
     const BlockTable blocks = block_table(a.levels, a.batch, sharing.points);
     if (blocks.count == 0) return;
-    launch(qfl_points<T, FORM, SQUARE, BACKWARD, PACK>, blocks.count, threads, sharing.words() * sizeof(float), stream,
-           a, blocks, sharing);
+    launch(qfl_points<T, FORM, SQUARE, BACKWARD, PACK, AT>, blocks.count, threads, sharing.words() * sizeof(float),
+           stream, a, blocks, sharing);
     if constexpr (!BACKWARD) launch_total(a.reduction, a.workspace, blocks.count, stream);
 }
 
@@ -358,9 +377,15 @@ template <class T, QflForm FORM, bool BACKWARD> void run(const QflArguments& a, 
         return square ? start<T, FORM, true, BACKWARD, 1>(a, sharing, stream)
                       : start<T, FORM, false, BACKWARD, 1>(a, sharing, stream);
     }
-    if constexpr (sizeof(T) == 2 && FORM != QflForm::probabilities)
-        // Two threads for the classes of two points: what a thread does once a point, it does for more of them.
-        if (square) return start<T, FORM, true, BACKWARD, 2>(a, {false, threads, 2}, stream);
+    if constexpr (sizeof(T) == 2 && FORM != QflForm::probabilities) {
+        // What is left over of a group is slow: the large groups must not leave more.
+        if constexpr (FORM == QflForm::joint) {
+            const unsigned left = unsigned(a.classes) % (at_most * pairs_share.parts);
+            if (square && left < at_a_time * pairs_share.parts)
+                return start<T, FORM, true, BACKWARD, 2, at_most>(a, pairs_share, stream);
+        }
+        if (square) return start<T, FORM, true, BACKWARD, 2>(a, pairs_share, stream);
+    }
     const Sharing sharing{false, warp, threads / warp};
     square ? start<T, FORM, true, BACKWARD, 1>(a, sharing, stream)
            : start<T, FORM, false, BACKWARD, 1>(a, sharing, stream);

@@ -234,10 +234,15 @@ template <class V> GFLV2_HD V qfl_small_score(V odds, V score) { return quotient
 
 template <class V> GFLV2_HD V qfl_small_value(V joint) { return small_loss(joint) * (joint * joint); }
 
-// rest: 1 − σ(r); upstream: ∂L/∂(loss), divided by σ(r). The gradient of c is multiplied by it, that of r is not. J is
-// left in `joint`.
+// What a small negative gives: its gradient, and T, of which 1 − σ(r) is the factor for the gradient of r.
+template <class V> struct QflSmallGradients {
+    V value, t;
+};
+
+// rest: 1 − σ(r); upstream: ∂L/∂(loss), divided by σ(r). The gradient of c is multiplied by it, T is not. J is left in
+// `joint`.
 template <QflForm FORM, class S, class V>
-GFLV2_HD QflGradients<V> qfl_small_gradients(V odds, V score, V rest, V upstream, V& joint) {
+GFLV2_HD QflSmallGradients<V> qfl_small_parts(V odds, V score, V rest, V upstream, V& joint) {
     const V two = broadcast<V>(S(2)), whole = S(1) + odds;
     if constexpr (FORM == QflForm::logits) {
         joint = quotient(broadcast<V>(S(1)), whole);
@@ -249,8 +254,15 @@ GFLV2_HD QflGradients<V> qfl_small_gradients(V odds, V score, V rest, V upstream
         const V sum = odds + rest, both = quotient(score, V(whole * sum));
         joint = both * sum;
         const V t = joint * joint * multiply_add(small_loss(joint), two, V(both * whole));
-        return {V(odds * joint * t * upstream), V(rest * t)};
+        return {V(odds * joint * t * upstream), t};
     }
+}
+
+// The same with the gradient of r.
+template <QflForm FORM, class S, class V>
+GFLV2_HD QflGradients<V> qfl_small_gradients(V odds, V score, V rest, V upstream, V& joint) {
+    const QflSmallGradients<V> parts = qfl_small_parts<FORM, S>(odds, score, rest, upstream, joint);
+    return {parts.value, V(rest * parts.t)};
 }
 
 GFLV2_END

@@ -18,10 +18,10 @@ _LOGARITHM = r"0x3f3504f3|I2FP|^LDG\.E\.U16"
 _GROUP = r"^ISETP\.LT\.U32\.OR"  # for each of the two points: is its label among the next four classes?
 HOT = [
     Hot(
-        *("qfl", "forward", "qfl.cu", "qfl_points", "bfloat16.*QflFormE1ELb1ELb0ELi2E"),
+        *("qfl", "forward", "qfl.cu", "qfl_points", "bfloat16.*QflFormE1ELb1ELb0ELi2ELi8E"),
         *(programs(128), _FORWARD, _LOGITS),
         shared=4608,
-        loops={_GROUP: CLASSES / 4},
+        loops={_GROUP: CLASSES / 8},
         cold=_LOGARITHM,
     ),
     Hot(
@@ -32,10 +32,10 @@ HOT = [
         loops={"^LDG": programs(128) / 512},
     ),
     Hot(
-        *("qfl", "backward", "qfl.cu", "qfl_points", "bfloat16.*QflFormE1ELb1ELb1ELi2E"),
+        *("qfl", "backward", "qfl.cu", "qfl_points", "bfloat16.*QflFormE1ELb1ELb1ELi2ELi8E"),
         *(programs(128), _BACKWARD, _LOGITS),
         shared=4608,
-        loops={_GROUP: CLASSES / 4},
+        loops={_GROUP: CLASSES / 8},
         cold=_LOGARITHM,
     ),
     Hot(
