@@ -5,10 +5,15 @@ Importing this module registers ``GFLV2Head`` (also under the authors' name ``GF
     custom_imports = dict(imports=["gflv2.integrations.mmdet"])
     model = dict(type="GFL", ..., bbox_head=dict(type="GFLV2Head", num_classes=80, in_channels=256, ...))
 
+Beside mmcv-lite, which lacks mmcv's compiled operators, mmdet cannot be imported; ``standin()``, called before mmdet is
+imported, puts torchvision's in their place (`gflv2.integrations.mmdet.operators`). From a shell:
+``python -m gflv2.integrations.mmdet tools/train.py CONFIG``.
+
 ``accelerate()`` puts this project's QualityFocalLoss, DistributionFocalLoss, GIoULoss, ATSSAssigner and Integral in the
 place of mmdet's, and the fused training losses into GFLHead, for every model that is built afterwards (or in a model
-that exists: ``accelerate(model)``); ``restore()`` takes them out again. A class that somebody else has registered
-under one of these names stays. In a configuration, any with these types in it, one line does it:
+that exists: ``accelerate(model)``); ``restore()`` takes them out again. A class that somebody else has registered under
+one of these names stays. It returns and logs what was replaced where, and what was not and why. In a configuration, any
+with these types in it, one line does it:
 
     custom_imports = dict(imports=["gflv2.integrations.mmdet.accelerated"])
 
@@ -37,12 +42,48 @@ Where results differ from mmdet's, beyond rounding:
   the ``nms_pre`` best points of a level, not (point, class) pairs. NMS of type "nms" is torchvision's.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from gflv2.integrations.common import require
+from gflv2.integrations.mmdet import operators
 
-# Neither the authors' wheels nor an old setuptools can be asked for in one line: docs/integrations.md has both ways.
-require("mmdet", 'mmdet==3.3.0 mmengine==0.10.7 mmcv==2.1.0 --no-build-isolation  # after: pip install "setuptools<81"')
+require("mmdet", operators.PIP)
 
-from gflv2.integrations.mmdet.head import GFLV2Head  # noqa: E402
-from gflv2.integrations.mmdet.swap import accelerate, restore  # noqa: E402
+if TYPE_CHECKING:
+    from gflv2.integrations.mmdet.head import GFLV2Head
+    from gflv2.integrations.mmdet.swap import accelerate, restore
 
-__all__ = ["GFLV2Head", "accelerate", "restore"]
+__all__ = ["GFLV2Head", "accelerate", "restore", "standin"]
+_MODULES = {"GFLV2Head": "head", "accelerate": "swap", "restore": "swap"}
+
+
+def standin() -> tuple[str, ...]:
+    names = operators.standin()
+    _load()
+    return names
+
+
+def _load() -> None:
+    """Import what needs mmdet; this also registers the head."""
+    for name, module in _MODULES.items():
+        globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+
+
+def __getattr__(name: str) -> Any:
+    """Called for the names that are not there yet: mmdet could not be imported, and perhaps can be now."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not operators.there():
+        raise ModuleNotFoundError(
+            "mmdet cannot be imported: mmcv-lite has no compiled operators; call gflv2.integrations.mmdet.standin() "
+            "first, which puts torchvision's in their place",
+            name="mmcv._ext",
+        )
+    _load()
+    return globals()[name]
+
+
+standin.__doc__ = operators.standin.__doc__
+if operators.there():
+    _load()
