@@ -6,14 +6,14 @@ Importing this module registers ``GFLV2Head`` (also under the authors' name ``GF
     model = dict(type="GFL", ..., bbox_head=dict(type="GFLV2Head", num_classes=80, in_channels=256, ...))
 
 Beside mmcv-lite, which lacks mmcv's compiled operators, mmdet cannot be imported; ``standin()``, called before mmdet is
-imported, puts torchvision's in their place (`gflv2.integrations.mmdet.operators`). From a shell:
-``python -m gflv2.integrations.mmdet tools/train.py CONFIG``.
+imported, puts torchvision's in their place (`gflv2.integrations.mmdet.operators`) and then registers the head. From a
+shell: ``python -m gflv2.integrations.mmdet tools/train.py CONFIG``.
 
 ``accelerate()`` puts this project's QualityFocalLoss, DistributionFocalLoss, GIoULoss, ATSSAssigner and Integral in the
 place of mmdet's, and the fused training losses into GFLHead, for every model that is built afterwards (or in a model
-that exists: ``accelerate(model)``); ``restore()`` takes them out again. A class that somebody else has registered under
-one of these names stays. It returns and logs what was replaced where, and what was not and why. In a configuration, any
-with these types in it, one line does it:
+that exists: ``accelerate(model)``), and returns and logs what was replaced where, and what was not and why;
+``restore()`` takes them out again. A class that somebody else has registered under one of these names stays. In a
+configuration, any with these types in it, one line does it:
 
     custom_imports = dict(imports=["gflv2.integrations.mmdet.accelerated"])
 
@@ -42,48 +42,82 @@ Where results differ from mmdet's, beyond rounding:
   the ``nms_pre`` best points of a level, not (point, class) pairs. NMS of type "nms" is torchvision's.
 """
 
+from __future__ import annotations
+
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from gflv2.integrations.common import require
 from gflv2.integrations.mmdet import operators
+from gflv2.integrations.report import Report
 
 require("mmdet", operators.PIP)
 
 if TYPE_CHECKING:
     from gflv2.integrations.mmdet.head import GFLV2Head
-    from gflv2.integrations.mmdet.swap import accelerate, restore
 
 __all__ = ["GFLV2Head", "accelerate", "restore", "standin"]
-_MODULES = {"GFLV2Head": "head", "accelerate": "swap", "restore": "swap"}
+
+
+def accelerate(model: nn.Module | None = None) -> Report:
+    """Let mmdet use this project's losses, assigner and integral; a second call changes nothing, and says so.
+
+    Args:
+        model: change this model alone, whose modules and assigners were built before. None: change what configurations
+            build from now on. A class that somebody else has registered under one of the names stays.
+
+    Returns:
+        What was replaced, by modules and registries or by parts of the model; what stayed with mmdet, and why. It is
+        logged, too.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ModuleNotFoundError: mmcv has no operators, so that mmdet cannot be imported: `standin` comes first.
+    """
+    return _part("swap").accelerate(model)
+
+
+def restore(model: nn.Module | None = None) -> None:
+    """Undo ``accelerate()``, or ``accelerate(model)``; without it nothing happens."""
+    _part("swap").restore(model)
 
 
 def standin() -> tuple[str, ...]:
-    names = operators.standin()
-    _load()
+    """Let mmcv-lite's operators run on torchvision's (`gflv2.integrations.mmdet.operators`), and import mmdet's models.
+
+    Call it before anything imports ``mmcv.ops`` or ``mmdet.models``. A second call changes nothing. Where mmcv has its
+    operators already (compiled, or stood in for by somebody else), they stay, and a line of the log says so.
+
+    Returns:
+        The names of the operators stood in for; none where mmcv has its own.
+
+    Raises:
+        ModuleNotFoundError: mmcv, or torchvision, is not installed.
+    """
+    names = operators.stand_in()
+    _part("head")  # which registers GFLV2Head
     return names
 
 
-def _load() -> None:
-    """Import what needs mmdet; this also registers the head."""
-    for name, module in _MODULES.items():
-        globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-
-
-def __getattr__(name: str) -> Any:
-    """Called for the names that are not there yet: mmdet could not be imported, and perhaps can be now."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def _part(name: str) -> Any:
+    """A module of this package that needs mmdet."""
     if not operators.there():
         raise ModuleNotFoundError(
             "mmdet cannot be imported: mmcv-lite has no compiled operators; call gflv2.integrations.mmdet.standin() "
             "first, which puts torchvision's in their place",
             name="mmcv._ext",
         )
-    _load()
-    return globals()[name]
+    return importlib.import_module(f"{__name__}.{name}")
 
 
-standin.__doc__ = operators.standin.__doc__
+def __getattr__(name: str) -> Any:
+    """The head, which is a class of mmdet's."""
+    if name != "GFLV2Head":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _part("head").GFLV2Head
+
+
 if operators.there():
-    _load()
+    _part("head")

@@ -44,24 +44,14 @@ def there() -> bool:
     return "mmcv.ops" in sys.modules or importlib.util.find_spec("mmcv._ext") is not None
 
 
-def standin() -> tuple[str, ...]:
-    """Let mmcv-lite's operators run on torchvision's; without it, mmdet cannot be imported beside mmcv-lite.
-
-    Call it before anything imports ``mmcv.ops`` or ``mmdet.models``. A second call changes nothing. Where mmcv has its
-    operators already (compiled, or stood in for by somebody else), they stay, and a line of the log says so.
-
-    Returns:
-        The names of the operators stood in for; none where mmcv has its own.
-
-    Raises:
-        ModuleNotFoundError: mmcv, or torchvision, is not installed.
-    """
+def stand_in() -> tuple[str, ...]:
+    """`gflv2.integrations.mmdet.standin`, up to the import of mmcv.ops."""
     if there():
         if not _stood_in:
             say("mmcv has its operators already: gflv2 stands in for none")
         return tuple(_stood_in)
     require("torchvision", "torchvision", of="mmdet")
-    loader = importlib.import_module("mmcv.utils.ext_loader")
+    loader: Any = importlib.import_module("mmcv.utils.ext_loader")
     own = loader.load_ext
     loader.load_ext = _load_ext
     try:

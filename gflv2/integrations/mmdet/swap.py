@@ -56,19 +56,7 @@ _init_with_integral.__wrapped__ = _own_init  # type: ignore[attr-defined]
 
 
 def accelerate(model: nn.Module | None = None) -> Report:
-    """Let mmdet use this project's losses, assigner and integral; a second call changes nothing, and says so.
-
-    Args:
-        model: change this model alone, whose modules and assigners were built before. None: change what configurations
-            build from now on. A class that somebody else has registered under one of the names stays.
-
-    Returns:
-        What was replaced, by modules and registries or by parts of the model; what stayed with mmdet, and why. It is
-        logged, too.
-
-    Raises:
-        TypeError: ``model`` is no module.
-    """
+    """`gflv2.integrations.mmdet.accelerate`."""
     if model is not None:
         return _accelerate_model(model)
     found, earlier, stayed = [], [], list(_STAYED)
@@ -102,7 +90,7 @@ def accelerate(model: nn.Module | None = None) -> Report:
 
 
 def restore(model: nn.Module | None = None) -> None:
-    """Undo ``accelerate()``, or ``accelerate(model)``; without it nothing happens."""
+    """`gflv2.integrations.mmdet.restore`."""
     if model is None:
         _patch.restore()
         return
