@@ -34,7 +34,7 @@ from torch import Tensor
 from gflv2.integrations.common import require
 from gflv2.integrations.report import say
 
-PIP = 'mmdet==3.3.0 mmengine==0.10.7 mmcv-lite==2.1.0 "setuptools<81"'
+PIP = 'mmdet==3.3.0 mmengine==0.10.7 mmcv-lite==2.1.0 torchvision "setuptools<81"'
 _stood_in: list[str] = []
 
 
