@@ -15,14 +15,15 @@ INTEGRATION_VENV := .venv-integrations
 # What clang-format looks at.
 CPP := $(sort $(shell find csrc tests/simt -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh'))
 
-.PHONY: install demo test test-integrations test-oldest bench bench-integrations lint docs dist wheels parity compile-matrix \
-	compile-oldest forecast tables clean help
+.PHONY: install demo test test-integrations test-install test-oldest bench bench-integrations lint docs dist wheels \
+	parity compile-matrix compile-oldest forecast tables clean help
 
 help:
 	@echo "make install  the virtual environment .venv with everything, which the others make by themselves too"
 	@echo "make demo    generate a sample set, train a light model for a few minutes, draw what it sees"
 	@echo "make test    run the tests on the CPU"
 	@echo "make test-integrations   run the tests with other people's packages, each in an environment of its own"
+	@echo "make test-install   run the install lines of docs/integrations.md in environments with torch alone"
 	@echo "make test-oldest   a selection of the operations' tests with the oldest torch and Triton that are supported"
 	@echo "make bench   measure into benchmarks/results (ARGS='-k atss' and the like; docs/benchmarks.md)"
 	@echo "make bench-integrations   the same for other people's detectors, with and without this project's operations"
@@ -53,6 +54,9 @@ test-integration-%: $(INTEGRATION_VENV)/%/.installed
 $(INTEGRATION_VENV)/%/.installed: tests/integrations/requirements/%.txt .ci/integration-venv | $(STAMP)
 	@.ci/integration-venv "$(BIN)/python" "$(INTEGRATION_VENV)/$*" "$<"
 	@touch $@
+
+test-install: $(STAMP)
+	$(BIN)/python .ci/install_page.py mmdet .venv-install/mmdet
 
 .PRECIOUS: $(INTEGRATION_VENV)/%/.installed
 

@@ -1,7 +1,6 @@
 """mmdet 3.3: its losses, ATSSAssigner, and the loss and the decoding of GFLHead (which is GFLV1: no quality predictor).
 
-mmcv-lite is enough. Its operators are not compiled, so before mmdet is imported they are replaced by functions that
-raise, and NMS by torchvision's.
+mmcv-lite is enough: what it lacks, `gflv2.integrations.mmdet.standin` takes from torchvision.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch import Tensor
 from benchmarks import peers
 from benchmarks.harness.cases import STRIDES, Case
 
-PIP = "pip install mmdet==3.3.0 mmcv-lite==2.1.0 mmengine==0.10.7"
+PIP = 'pip install mmdet==3.3.0 mmengine==0.10.7 mmcv-lite==2.1.0 "setuptools<81"'
 
 
 @functools.cache
@@ -32,32 +30,10 @@ def load() -> None:
     if importlib.util.find_spec("mmdet") is None:
         raise peers.Absent(f"not installed: {PIP}")
     try:
-        if importlib.util.find_spec("mmcv._ext") is None:
-            importlib.import_module("mmcv.utils.ext_loader").load_ext = _stubs
+        importlib.import_module("gflv2.integrations.mmdet").standin()
         importlib.import_module("mmdet.models")
     except Exception as error:  # it fails in many ways beside a newer torch or numpy
         raise peers.Absent(f"cannot be imported ({type(error).__name__}: {error}): {PIP}") from error
-
-
-def _stubs(name: str, functions: list[str]) -> types.SimpleNamespace:
-    """In place of mmcv's compiled operators."""
-
-    def missing(function: str) -> Callable[..., Any]:
-        def call(*_: Any, **__: Any) -> Any:
-            raise NotImplementedError(f"mmcv-lite has no {function}")
-
-        return call
-
-    found = {function: missing(function) for function in functions}
-    if "nms" in found:
-        found["nms"] = _nms
-    return types.SimpleNamespace(**found)
-
-
-def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    from torchvision.ops import nms
-
-    return nms(boxes, scores, iou_threshold)
 
 
 def _module(path: str) -> Any:

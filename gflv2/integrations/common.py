@@ -9,18 +9,19 @@ from typing import Any
 _ABSENT = object()
 
 
-def require(package: str, pip: str) -> None:
-    """Say how to install a package that an integration is for.
+def require(package: str, pip: str, of: str | None = None) -> None:
+    """Say how to install a package that an integration needs.
 
     Args:
         package: the name that is imported.
         pip: what follows ``pip install``.
+        of: name of the integration; None: as the package.
 
     Raises:
         ModuleNotFoundError: it is not installed.
     """
     if importlib.util.find_spec(package) is None:
-        message = f"gflv2.integrations.{package} needs the package {package!r}, which is not installed: "
+        message = f"gflv2.integrations.{of or package} needs the package {package!r}, which is not installed: "
         raise ModuleNotFoundError(f"{message}pip install {pip}", name=package)
 
 

@@ -41,6 +41,7 @@ from torch import Tensor
 from gflv2.integrations import gfocal
 from gflv2.integrations.common import Patch
 from gflv2.integrations.methods import Method, expected_distances, find_classes, replace_methods
+from gflv2.integrations.report import Replaced, Report, Stayed, answer
 
 REPOSITORY = "github.com/tinyvision/DAMO-YOLO"
 CLASSES = {
@@ -51,7 +52,13 @@ CLASSES = {
     "giou_loss": "damo.base_models.losses.gfocal_loss.GIoULoss",
 }
 
+_STAYED = (
+    Stayed("AlignOTAAssigner", "another algorithm than ATSS"),
+    Stayed("ZeroHead.forward_eval", "takes its softmax in the middle of the method"),
+    Stayed("losses of distillation", "they compare features"),
+)
 _patch = Patch()
+_replaced: list[Replaced] = []
 
 
 def accelerate(
@@ -61,12 +68,15 @@ def accelerate(
     quality_focal_loss: type | None = None,
     distribution_focal_loss: type | None = None,
     giou_loss: type | None = None,
-) -> None:
-    """Replace the classes' methods. A second call undoes the first.
+) -> Report:
+    """Replace the classes' methods. A second call undoes the first, and says what is new.
 
     Args:
         head, integral, quality_focal_loss, distribution_focal_loss, giou_loss: the classes; where one is named, only
             those named are replaced. None at all: the package's own.
+
+    Returns:
+        What was replaced, and what stayed with the package and why; it is logged, too.
 
     Raises:
         ModuleNotFoundError: no class was named and the package is not installed.
@@ -83,13 +93,16 @@ def accelerate(
     if (head is None) != (integral is None):
         missing = "head" if head is None else "integral"
         raise ValueError(f"{missing}: expected the class that goes with the other of head and integral, got None")
+    earlier = list(_replaced)
     restore()
-    replace_methods(_patch, find_classes(named, CLASSES, REPOSITORY), _METHODS, "DAMO-YOLO")
+    _replaced.extend(replace_methods(_patch, find_classes(named, CLASSES, REPOSITORY), _METHODS, "DAMO-YOLO"))
+    return answer("DAMO-YOLO", _replaced, earlier, _STAYED)
 
 
 def restore() -> None:
     """Put the package's own methods back."""
     _patch.restore()
+    _replaced.clear()
 
 
 def _forward_single(original: Callable) -> Callable:

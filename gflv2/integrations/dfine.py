@@ -15,7 +15,7 @@ replaces in each Python module, for every model that exists or will be built:
   ``dfine.accelerate(dfine_decoder, dfine_utils)``.
 
 Not replaced: the matcher, the boxes' L1 and GIoU losses, fine-grained localisation loss and self-distillation,
-deformable attention.
+deformable attention. ``accelerate()`` returns and logs what was replaced and what was not.
 
 Conventions of the package, which stay as they are:
 
@@ -50,21 +50,34 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from gflv2.integrations.common import Patch
 from gflv2.integrations.methods import Method, always, expected_distances, replace_methods
+from gflv2.integrations.report import Replaced, Report, Stayed, answer, full_name
 from gflv2.ops.checks import bad_type, bad_value
 from gflv2.ops.dgqp import dgqp, dgqp_statistics
 
 # Those of transformers that there are, one at least.
 MODULES = ("transformers.models.d_fine.modeling_d_fine", "transformers.models.deimv2.modeling_deimv2")
 
+_STAYED = (
+    Stayed("HungarianMatcher", "an optimal matching, another algorithm than ATSS"),
+    Stayed("L1 and GIoU loss of the boxes", "of some hundred matched boxes: too few to matter"),
+    Stayed("fine-grained localisation loss and self-distillation", "no operation of gflv2 computes them"),
+    Stayed("varifocal and matchability-aware loss", "no operation of gflv2 computes them"),
+    Stayed("LQE with a predictor that is not linear, ReLU, linear", "its own layers, behind gflv2.ops.dgqp_statistics"),
+    Stayed("deformable attention", "no operation of gflv2 computes it"),
+)
 _patch = Patch()
+_replaced: list[Replaced] = []
 
 
-def accelerate(*modules: ModuleType) -> None:
-    """Replace the methods and the function of each module. A second call undoes the first.
+def accelerate(*modules: ModuleType) -> Report:
+    """Replace the methods and the function of each module. A second call undoes the first, and says what is new.
 
     Args:
         *modules: Python modules that define classes named …Integral or …LQE, or hold a function
             ``weighting_function``; none: those of transformers.
+
+    Returns:
+        What was replaced, and what stayed with the package and why; it is logged, too.
 
     Raises:
         ModuleNotFoundError: no module was given, and transformers is not installed.
@@ -72,18 +85,23 @@ def accelerate(*modules: ModuleType) -> None:
         RuntimeError: methods with parameters that are not known here; then nothing is replaced.
     """
     found = [_read(module) for module in modules or _of_transformers()]
+    earlier = list(_replaced)
     restore()
     classes = {key: owner for part, _ in found for key, owner in part.items()}
     methods = {key: _METHODS["LQE" if key[1].endswith("LQE") else "Integral"] for key in classes}
-    replace_methods(_patch, classes, methods, "D-FINE")
+    _replaced.extend(replace_methods(_patch, classes, methods, "D-FINE"))
     for _, module in found:
         if module is not None:
-            _patch.attribute(module, "weighting_function", Once(module.weighting_function))
+            ours = Once(module.weighting_function)
+            _patch.attribute(module, "weighting_function", ours)
+            _replaced.append(Replaced(f"{module.__name__}.weighting_function", full_name(ours)))
+    return answer("D-FINE", _replaced, earlier, _STAYED)
 
 
 def restore() -> None:
     """Put the package's own methods back."""
     _patch.restore()
+    _replaced.clear()
 
 
 class Once:
@@ -94,7 +112,7 @@ class Once:
     """
 
     def __init__(self, function: Callable) -> None:
-        self.function = function
+        self.function = self.__wrapped__ = function
         self._kept = WeakTensorKeyDictionary()  # up → (state of the arguments, W)
 
     def __call__(self, bins: int, up: Tensor, reg_scale: Tensor | float, *args: Any, **kwargs: Any) -> Tensor:

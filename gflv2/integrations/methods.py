@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gflv2.integrations.common import Patch
+from gflv2.integrations.report import Replaced, full_name
 from gflv2.ops import backends
 from gflv2.ops.checks import bad_type
 from gflv2.ops.integral import integral
@@ -36,22 +37,33 @@ def always(ours: Callable) -> Callable[[Callable], Callable]:
     return lambda original: ours
 
 
-def replace_methods(patch: Patch, classes: Mapping[str, type], methods: Mapping[str, Method], package: str) -> None:
+def replace_methods(
+    patch: Patch, classes: Mapping[Any, type], methods: Mapping[Any, Method], package: str
+) -> list[Replaced]:
     """Replace the method of each class, once all are known to be those that ours were written for.
 
     While a model is traced or exported (TorchScript, ONNX, torch.export), the package's own methods run all the same:
-    such a graph must run where gflv2 is not installed.
+    such a graph must run where gflv2 is not installed. A replaced method has the name and the module of ours; the
+    package's own is its ``__wrapped__``.
 
     Args:
         classes: by any key; ``methods`` has these keys, too.
         package: what the error calls the package.
 
+    Returns:
+        What was replaced, in the order of ``classes``.
+
     Raises:
         RuntimeError: another version of the package; then nothing is replaced.
     """
     originals = {key: _known_method(owner, methods[key], package) for key, owner in classes.items()}
+    replaced = []
     for key, owner in classes.items():
-        patch.attribute(owner, methods[key].name, _unless_exported(originals[key], methods[key].build(originals[key])))
+        method = methods[key]
+        ours = _unless_exported(originals[key], method.build(originals[key]))
+        patch.attribute(owner, method.name, ours)
+        replaced.append(Replaced(f"{full_name(owner)}.{method.name}", full_name(ours)))
+    return replaced
 
 
 def find_classes(named: Mapping[str, type | None], usual: Mapping[str, str], repository: str) -> dict[str, type]:
@@ -115,9 +127,10 @@ def _known_method(owner: type, method: Method, package: str) -> Callable:
 
 
 def _unless_exported(original: Callable, ours: Callable) -> Callable:
-    @functools.wraps(original)
+    @functools.wraps(ours)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         exported = backends.exporting() or torch.jit.is_tracing()
         return (original if exported else ours)(self, *args, **kwargs)
 
+    method.__wrapped__ = original  # type: ignore[attr-defined]
     return method

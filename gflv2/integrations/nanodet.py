@@ -38,6 +38,7 @@ from torch import Tensor
 from gflv2.integrations import gfocal
 from gflv2.integrations.common import Patch
 from gflv2.integrations.methods import Method, always, expected_distances, find_classes, replace_methods
+from gflv2.integrations.report import Replaced, Report, Stayed, answer
 
 REPOSITORY = "github.com/RangiLyu/nanodet"
 CLASSES = {
@@ -47,7 +48,13 @@ CLASSES = {
     "giou_loss": "nanodet.model.loss.iou_loss.GIoULoss",
 }
 
+_STAYED = (
+    Stayed("assigners", "dynamic soft labels are another algorithm; the older heads' ATSS takes a list of boxes"),
+    Stayed("bbox_overlaps", "the IoU that the older heads' scores learn"),
+    Stayed("_forward_onnx", "has no integral"),
+)
 _patch = Patch()
+_replaced: list[Replaced] = []
 
 
 def accelerate(
@@ -56,12 +63,15 @@ def accelerate(
     quality_focal_loss: type | None = None,
     distribution_focal_loss: type | None = None,
     giou_loss: type | None = None,
-) -> None:
-    """Replace the classes' ``forward``. A second call undoes the first.
+) -> Report:
+    """Replace the classes' ``forward``. A second call undoes the first, and says what is new.
 
     Args:
         integral, quality_focal_loss, distribution_focal_loss, giou_loss: the classes; where one is named, only those
             named are replaced. None at all: the package's own.
+
+    Returns:
+        What was replaced, and what stayed with the package and why; it is logged, too.
 
     Raises:
         ModuleNotFoundError: no class was named and the package is not installed.
@@ -73,13 +83,16 @@ def accelerate(
         "distribution_focal_loss": distribution_focal_loss,
         "giou_loss": giou_loss,
     }
+    earlier = list(_replaced)
     restore()
-    replace_methods(_patch, find_classes(named, CLASSES, REPOSITORY), _METHODS, "nanodet")
+    _replaced.extend(replace_methods(_patch, find_classes(named, CLASSES, REPOSITORY), _METHODS, "nanodet"))
+    return answer("nanodet", _replaced, earlier, _STAYED)
 
 
 def restore() -> None:
     """Put the package's own methods back."""
     _patch.restore()
+    _replaced.clear()
 
 
 def _integral(self: Any, x: Tensor) -> Tensor:

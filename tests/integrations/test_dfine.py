@@ -96,6 +96,20 @@ def test_what_is_replaced_comes_back(module):
     assert losses.weighting_function is before[2]
 
 
+def test_what_was_replaced(module):
+    before = module.LQE.forward, module.weighting_function
+    first, second = dfine.accelerate(module), dfine.accelerate(module)
+    names = [one.what.rpartition("dfine_module.<locals>.")[2] for one in first.replaced]
+    assert names == ["Integral.forward", "LQE.forward", "dfine_decoder.weighting_function"]
+    assert second.before == first.replaced and not second.replaced and not first.before
+    assert str(first).startswith("D-FINE: gflv2 replaced\n") and "HungarianMatcher" in str(first)
+    assert str(second).startswith("D-FINE: nothing is left to replace")
+    assert (module.LQE.forward.__module__, module.LQE.forward.__qualname__) == (dfine.__name__, "_lqe")
+    assert (module.LQE.forward.__wrapped__, module.weighting_function.__wrapped__) == before
+    dfine.restore()
+    assert dfine.accelerate(module).replaced == first.replaced
+
+
 def test_errors(module):
     with pytest.raises(TypeError, match="modules: expected Python modules"):
         dfine.accelerate(module.LQE)

@@ -121,6 +121,18 @@ def test_damoyolo_head():
     assert all(torch.equal(*pair) for pair in zip(head.eval()(features), detections, strict=True))
 
 
+@pytest.mark.parametrize("package", [nanodet, damoyolo])
+def test_what_was_replaced(package):
+    """What a call has taken back is not in its answer."""
+    losses = {"giou_loss": stand_ins.GIoULoss}
+    assert len(package.accelerate(**stand_ins.LOSSES).replaced) == 3
+    answer = package.accelerate(**losses)
+    assert not answer.replaced and [one.by for one in answer.before] == ["gflv2.integrations.gfocal._giou_loss"]
+    assert "nothing is left to replace" in str(answer) and len(answer.stayed) == 3
+    more = package.accelerate(**stand_ins.LOSSES)
+    assert (len(more.replaced), len(more.before)) == (2, 1) and "\nreplaced before\n" in str(more)
+
+
 def test_only_what_is_named_is_replaced():
     before = {owner: owner.forward for owner in (*stand_ins.LOSSES.values(), NanoDetIntegral)}
     nanodet.accelerate(giou_loss=stand_ins.GIoULoss)

@@ -5,10 +5,15 @@ Importing this module registers ``GFLV2Head`` (also under the authors' name ``GF
     custom_imports = dict(imports=["gflv2.integrations.mmdet"])
     model = dict(type="GFL", ..., bbox_head=dict(type="GFLV2Head", num_classes=80, in_channels=256, ...))
 
+Beside mmcv-lite, which lacks mmcv's compiled operators, mmdet cannot be imported; ``standin()``, called before mmdet is
+imported, puts torchvision's in their place (`gflv2.integrations.mmdet.operators`) and then registers the head. From a
+shell: ``python -m gflv2.integrations.mmdet tools/train.py CONFIG``.
+
 ``accelerate()`` puts this project's QualityFocalLoss, DistributionFocalLoss, GIoULoss, ATSSAssigner and Integral in the
 place of mmdet's, and the fused training losses into GFLHead, for every model that is built afterwards (or in a model
-that exists: ``accelerate(model)``); ``restore()`` takes them out again. A class that somebody else has registered
-under one of these names stays. In a configuration, any with these types in it, one line does it:
+that exists: ``accelerate(model)``), and returns and logs what was replaced where, and what was not and why;
+``restore()`` takes them out again. A class that somebody else has registered under one of these names stays. In a
+configuration, any with these types in it, one line does it:
 
     custom_imports = dict(imports=["gflv2.integrations.mmdet.accelerated"])
 
@@ -37,12 +42,82 @@ Where results differ from mmdet's, beyond rounding:
   the ``nms_pre`` best points of a level, not (point, class) pairs. NMS of type "nms" is torchvision's.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
 from gflv2.integrations.common import require
+from gflv2.integrations.mmdet import operators
+from gflv2.integrations.report import Report
 
-# Neither the authors' wheels nor an old setuptools can be asked for in one line: docs/integrations.md has both ways.
-require("mmdet", 'mmdet==3.3.0 mmengine==0.10.7 mmcv==2.1.0 --no-build-isolation  # after: pip install "setuptools<81"')
+require("mmdet", operators.PIP)
 
-from gflv2.integrations.mmdet.head import GFLV2Head  # noqa: E402
-from gflv2.integrations.mmdet.swap import accelerate, restore  # noqa: E402
+if TYPE_CHECKING:
+    from gflv2.integrations.mmdet.head import GFLV2Head
 
-__all__ = ["GFLV2Head", "accelerate", "restore"]
+__all__ = ["GFLV2Head", "accelerate", "restore", "standin"]
+
+
+def accelerate(model: nn.Module | None = None) -> Report:
+    """Let mmdet use this project's losses, assigner and integral; a second call changes nothing, and says so.
+
+    Args:
+        model: change this model alone, whose modules and assigners were built before. None: change what configurations
+            build from now on. A class that somebody else has registered under one of the names stays.
+
+    Returns:
+        What was replaced, by modules and registries or by parts of the model; what stayed with mmdet, and why. It is
+        logged, too.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ModuleNotFoundError: mmcv has no operators, so that mmdet cannot be imported: `standin` comes first.
+    """
+    return _part("swap").accelerate(model)
+
+
+def restore(model: nn.Module | None = None) -> None:
+    """Undo ``accelerate()``, or ``accelerate(model)``; without it nothing happens."""
+    _part("swap").restore(model)
+
+
+def standin() -> tuple[str, ...]:
+    """Let mmcv-lite's operators run on torchvision's (`gflv2.integrations.mmdet.operators`), and import mmdet's models.
+
+    Call it before anything imports ``mmcv.ops`` or ``mmdet.models``. A second call changes nothing. Where mmcv has its
+    operators already (compiled, or stood in for by somebody else), they stay, and a line of the log says so.
+
+    Returns:
+        The names of the operators stood in for; none where mmcv has its own.
+
+    Raises:
+        ModuleNotFoundError: mmcv, or torchvision, is not installed.
+    """
+    names = operators.stand_in()
+    _part("head")  # which registers GFLV2Head
+    return names
+
+
+def _part(name: str) -> Any:
+    """A module of this package that needs mmdet."""
+    if not operators.there():
+        raise ModuleNotFoundError(
+            "mmdet cannot be imported: mmcv-lite has no compiled operators; call gflv2.integrations.mmdet.standin() "
+            "first, which puts torchvision's in their place",
+            name="mmcv._ext",
+        )
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def __getattr__(name: str) -> Any:
+    """The head, which is a class of mmdet's."""
+    if name != "GFLV2Head":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _part("head").GFLV2Head
+
+
+if operators.there():
+    _part("head")

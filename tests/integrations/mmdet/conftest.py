@@ -1,4 +1,4 @@
-"""mmdet on mmcv-lite: its compiled operators are stood in for before it is imported."""
+"""mmdet on mmcv-lite: mmcv's operators are stood in for before it is imported."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of mmdet's own imports
-    from benchmarks.peers import mmdet
+    from gflv2.integrations.mmdet import standin
 
-    mmdet.load()
+    standin()
 
 from mmengine.registry import init_default_scope  # noqa: E402
 

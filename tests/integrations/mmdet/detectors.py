@@ -45,18 +45,22 @@ _GFL = {
     "loss_dfl": {"type": "DistributionFocalLoss", "loss_weight": 0.25},
     "reg_max": 16,
 }
+_ANCHORS = {
+    **_SHARED,
+    "bbox_coder": {
+        "type": "DeltaXYWHBBoxCoder",
+        "target_means": [0.0, 0.0, 0.0, 0.0],
+        "target_stds": [0.1, 0.1, 0.2, 0.2],
+    },
+    "loss_cls": {"type": "FocalLoss", "use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, "loss_weight": 1.0},
+}
+_MAX_IOU = {"type": "MaxIoUAssigner", "pos_iou_thr": 0.1, "neg_iou_thr": 0.1, "min_pos_iou": 0, "ignore_iof_thr": -1}
 HEADS = {
     "GFL": {"type": "GFLHead", **_GFL},
     "GFLV2": {"type": "GFLV2Head", **_GFL, "reg_topk": 4, "reg_channels": 64, "add_mean": True},
     "ATSS": {
         "type": "ATSSHead",
-        **_SHARED,
-        "bbox_coder": {
-            "type": "DeltaXYWHBBoxCoder",
-            "target_means": [0.0, 0.0, 0.0, 0.0],
-            "target_stds": [0.1, 0.1, 0.2, 0.2],
-        },
-        "loss_cls": {"type": "FocalLoss", "use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, "loss_weight": 1.0},
+        **_ANCHORS,
         "loss_centerness": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0},
     },
     "FCOS": {
@@ -65,6 +69,22 @@ HEADS = {
         "strides": list(STRIDES),
         "norm_on_bbox": True,
         "centerness_on_reg": True,
+    },
+    "VFNet": {
+        "type": "VFNetHead",
+        **{key: value for key, value in _SHARED.items() if key != "anchor_generator"},
+        "strides": list(STRIDES),
+        "loss_cls": {"type": "VarifocalLoss", "use_sigmoid": True, "alpha": 0.75, "gamma": 2.0, "iou_weighted": True},
+        "loss_bbox_refine": {"type": "GIoULoss", "loss_weight": 2.0},
+    },
+    "PAA": {
+        "type": "PAAHead",
+        **_ANCHORS,
+        "reg_decoded_bbox": True,
+        "score_voting": True,
+        "topk": 9,
+        "loss_centerness": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 0.5},
+        "train_cfg": {**TRAIN, "assigner": _MAX_IOU},
     },
     "RTMDet": {
         "type": "RTMDetHead",

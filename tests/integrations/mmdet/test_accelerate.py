@@ -57,6 +57,13 @@ OURS = {
         "loss_cls": MODELS.get("FocalLoss"),
         "loss_bbox": modules.GIoULoss,
     },
+    # Its deformable convolutions are the stand-in's.
+    "VFNet": {
+        "head": MODELS.get("VFNetHead"),
+        "loss_cls": MODELS.get("VarifocalLoss"),
+        "loss_bbox": modules.GIoULoss,
+        "assigner": modules.ATSSAssigner,
+    },
     "RTMDet": {
         "head": MODELS.get("RTMDetHead"),
         "loss_cls": modules.QualityFocalLoss,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.modules.block import DFL
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import ClassificationModel, DetectionModel
 from ultralytics.utils.loss import DFLoss, v8DetectionLoss
 from ultralytics.utils.tal import make_anchors
 
@@ -176,6 +176,63 @@ def test_mixed_precision():
     torch.testing.assert_close(found.float(), wanted.float(), rtol=2e-2, atol=1e-2)
     found.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def criterion_losses(criterion, dtype: torch.dtype, seed: int) -> Tensor:
+    """Box, class and distribution loss of logits that bfloat16 has, for an image of 640 × 640."""
+    draw, shapes = torch.Generator().manual_seed(seed), [(80, 80), (40, 40), (20, 20)]
+    boxes, scores = (torch.randn(2, channels, 8400, generator=draw).bfloat16() for channels in (64, 3))
+    sizes = torch.cat(
+        [torch.rand(12, 2, generator=draw) * 0.6 + 0.2, torch.rand(12, 2, generator=draw) * 0.3 + 0.05], 1
+    )
+    truth = {"batch_idx": torch.arange(12) // 6.0, "cls": torch.arange(12.0)[:, None] % 3, "bboxes": sizes}
+    feats = [torch.zeros(1, 1, *shape, dtype=dtype) for shape in shapes]
+    return criterion({"boxes": (2 * boxes).to(dtype), "scores": (scores - 3).to(dtype), "feats": feats}, truth)[0]
+
+
+def test_boxes_in_float32():
+    """The same logits in bfloat16 and in float32: box and distribution loss differ by rounding alone."""
+    criterion, errors = build("yolov8n").init_criterion(), {"stock": [], "ours": []}
+    for seed in range(4):
+        exact = criterion_losses(criterion, torch.float32, seed)
+        for who, found in errors.items():
+            if who == "ours":
+                ultralytics.accelerate()
+            with torch.autocast("cpu", torch.bfloat16):
+                losses = criterion_losses(criterion, torch.bfloat16, seed)
+            found.append(((losses - exact).abs() / exact)[[0, 2]])
+            ultralytics.restore()
+    stock, ours = (torch.stack(errors[who]).max(0).values for who in ("stock", "ours"))
+    assert (ours < 3e-4).all() and (stock > 5 * ours).all(), (stock, ours)
+
+
+def test_what_was_replaced():
+    first, second = ultralytics.accelerate(), ultralytics.accelerate()
+    methods = ["ultralytics.nn.modules.block.DFL.forward", "ultralytics.utils.loss.DFLoss.__call__"]
+    methods.append("ultralytics.utils.loss.v8DetectionLoss.bbox_decode")
+    assert [one.what for one in first.replaced] == methods and not first.before
+    assert second.before == first.replaced and not second.replaced
+    assert str(second).startswith("ultralytics: nothing is left to replace; gflv2 replaced before\n")
+    assert "YOLO26" in str(first) and "TaskAlignedAssigner" in str(first)
+    for owner, name in METHODS:
+        method = vars(owner)[name]
+        assert method.__module__ == "gflv2.integrations.ultralytics" and method.__wrapped__.__name__ == name
+
+
+def test_what_a_model_has_of_it():
+    model = build("yolov8n")
+    assert not ultralytics.report(model).replaced
+    ultralytics.accelerate()
+    assert [one.where for one in ultralytics.report(model).replaced] == [("model.22 (Detect)",)] * 3
+    rotated = [one.what for one in ultralytics.report(build("yolov8n-obb")).replaced]
+    assert len(rotated) == 2 and not any("bbox_decode" in what for what in rotated)
+    for name, why in (("yolo26n", "reg_max = 1"), ("yolov8n-cls", "has no head with boxes")):
+        kind = ClassificationModel if name.endswith("cls") else DetectionModel
+        answer = ultralytics.report(kind(f"{name}.yaml", nc=3, verbose=False))
+        assert not answer.replaced and why in answer.stayed[-1].why
+        assert "gflv2 replaced nothing" in str(answer)
+    with pytest.raises(TypeError, match="model: expected a YOLO, or another torch.nn.Module, got 'yolov8n'"):
+        ultralytics.report("yolov8n")
 
 
 def test_compile_and_export():
