@@ -8,10 +8,10 @@ from __future__ import annotations
 
 PREFERENCE: dict[str, tuple[tuple[str, ...], str]] = {
     "atss": (("cuda", "triton"), "predicted for an H200: cuda 15 µs, triton 53.2 µs"),
-    "decode": (("cuda", "triton"), "predicted for an H200: cuda 84.1 µs, triton 95.2 µs"),
-    "dgqp": (("cuda", "triton"), "predicted for an H200: cuda 98.7 µs, triton 195 µs"),
-    "gfl_loss": (("cuda", "triton"), "predicted for an H200: cuda 503 µs, triton 1852 µs"),
-    "gfl_targets": (("cuda", "triton"), "predicted for an H200: cuda 145 µs, triton 225 µs"),
-    "integral": (("triton", "cuda"), "predicted for an H200: triton 51.3 µs, cuda 55 µs"),
-    "qfl": (("cuda", "triton"), "predicted for an H200: cuda 164 µs, triton 195 µs"),
+    "decode": (("cuda", "triton"), "predicted for an H200: cuda 70.8 µs, triton 95.2 µs"),
+    "dgqp": (("cuda", "triton"), "predicted for an H200: cuda 25.9 µs, triton 195 µs"),
+    "gfl_loss": (("cuda", "triton"), "predicted for an H200: cuda 155 µs, triton 1852 µs"),
+    "gfl_targets": (("cuda", "triton"), "predicted for an H200: cuda 32.6 µs, triton 225 µs"),
+    "integral": (("cuda", "triton"), "predicted for an H200: cuda 52.8 µs, triton 51.3 µs"),
+    "qfl": (("cuda", "triton"), "predicted for an H200: cuda 74 µs, triton 195 µs"),
 }

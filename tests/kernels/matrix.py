@@ -135,10 +135,10 @@ def read_symbol(symbol: str) -> tuple[str, str]:
     tool = shutil.which("c++filt") or shutil.which("cu++filt")
     text = subprocess.run([tool, symbol], capture_output=True, text=True).stdout.strip() if tool else symbol
     text = re.sub(r"\(anonymous namespace\)::|gflv2::|cuda::|^void ", "", text)
-    name = re.match(r"\w+", text)
+    name = re.match(r"(?:\w+::)*(\w+)", text)
     if not tool or not name:
         return symbol, ""
-    return name[0], _template_arguments(text[name.end() :])
+    return name[1], _template_arguments(text[name.end() :])
 
 
 def _template_arguments(text: str) -> str:
