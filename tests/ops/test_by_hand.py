@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ops import calls
-from tests.ops.under_test import INTERPRETED, backends_of, running
+from tests.ops.under_test import backends_of, running
 
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="Triton's kernels know the dtypes of their arguments")
+# Triton's kernels know the dtypes of their arguments.
 CASES = [
     (op, backend)
     for op in calls.operations()
