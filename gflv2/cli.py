@@ -660,6 +660,18 @@ def _add_view(verbs: Any) -> None:
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: a GPU if there is one)")
 
 
+def _add_input_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=_positive, default=1, metavar="N")
+    parser.add_argument(
+        "--size",
+        dest="image_size",
+        nargs=2,
+        type=_positive,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the images (default: the configuration's test size)",
+    )
+
+
 def _add_export(verbs: Any) -> None:
     note = "Settings may follow as --SECTION.KEY VALUE, for example --test.score_thr 0.2. See docs/export.md."
     about = "write a detector to a file for other programs: ONNX or torch.export, checked against PyTorch"
@@ -679,15 +691,7 @@ def _add_export(verbs: Any) -> None:
     parser.add_argument("--precision", default="32", choices=("32", "16", "int8"))
     parser.add_argument("--dynamic-batch", action="store_true", help="a file for any number of images")
     parser.add_argument("--dynamic-size", action="store_true", help="a file for images of any size")
-    parser.add_argument("--batch-size", type=_positive, default=1, metavar="N")
-    parser.add_argument(
-        "--size",
-        dest="image_size",
-        nargs=2,
-        type=_positive,
-        metavar=("HEIGHT", "WIDTH"),
-        help="of the images (default: the configuration's test size)",
-    )
+    _add_input_size(parser)
     int8 = parser.add_argument_group("int8")
     int8.add_argument("--data", metavar="DATA", help="the set that ranges are measured on (docs/data.md)")
     int8.add_argument("--images", dest="image_dir", metavar="FOLDER", help="its images")
@@ -706,15 +710,7 @@ def _add_bench(verbs: Any) -> None:
         metavar="FILE|NAME",
         help=f"checkpoint, or {_NAMES} (default: random weights, which detect nothing)",
     )
-    parser.add_argument("--batch-size", type=_positive, default=1, metavar="N")
-    parser.add_argument(
-        "--size",
-        dest="image_size",
-        nargs=2,
-        type=_positive,
-        metavar=("HEIGHT", "WIDTH"),
-        help="of the images (default: the configuration's test size)",
-    )
+    _add_input_size(parser)
     parser.add_argument("--device", help="for example cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--precision", default="32", choices=("32", "bf16", "16"))
     parser.add_argument("--channels-last", action="store_true", help="memory layout of images and weights")

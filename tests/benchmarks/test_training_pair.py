@@ -15,13 +15,7 @@ from gflv2.data import Batch, shapes
 from gflv2.ops import backends
 from tests.engine.captured import TINY, batch, plain_loop, tiny_model
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_step_in_two_parts_is_a_step() -> None:

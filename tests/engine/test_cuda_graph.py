@@ -20,13 +20,7 @@ from tests.engine.waits import recordable
 
 LR = 2.0**-7  # the same number in float32, which the captured step keeps it in, as in Python
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sgd(model: Any, **options: Any) -> torch.optim.SGD:

@@ -13,13 +13,7 @@ from tests.engine.test_train import TINY
 
 APS = {1: 0.3, 2: 0.3, 3: 0.2, 4: 0.4, 5: 0.1}  # AP after each epoch
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

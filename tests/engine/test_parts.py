@@ -17,13 +17,7 @@ from tests.engine.test_train import TINY
 from tests.engine.waits import NoHostWait, forbid
 from tests.faults.kill import differences
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -33,13 +33,7 @@ ROOT = Path(__file__).parents[2]
 EPOCHS, BATCHES = 2, 3  # of 2 images each
 CONFIG = {**TINY, "train": {**TINY["train"], "epochs": EPOCHS, "save_every_steps": None}}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
