@@ -85,12 +85,12 @@ def check_values(state: Mapping[str, Any], path: str) -> None:
     Raises:
         CheckpointError: names how many tensors are not, and the first.
     """
-    other = [key for key, value in state.items() if value.is_complex() or value.is_quantized or value.is_sparse]
+    other = [key for key, value in state.items() if not _is_plain(value)]
     if other:
         kind = str(state[other[0]].dtype).removeprefix("torch.")
         raise CheckpointError(
-            f"weights: {path}: {len(other)} of {len(state)} tensors are not plain real ones but complex, quantised or "
-            f"sparse: {shorten(other)} ({kind})"
+            f"weights: {path}: {len(other)} of {len(state)} tensors are not plain real ones but complex, quantised, "
+            f"packed or sparse: {shorten(other)} ({kind})"
         )
     wrong = non_finite(state)
     if wrong:
@@ -100,11 +100,22 @@ def check_values(state: Mapping[str, Any], path: str) -> None:
         )
 
 
+def _is_plain(value: Tensor) -> bool:
+    """Real numbers, one an element: not those of torch.float4_e2m1fn_x2, a pair in a byte."""
+    packed = str(value.dtype).endswith("_x2")
+    return not (value.is_complex() or value.is_quantized or value.is_sparse or packed)
+
+
 def non_finite(state: Mapping[str, Tensor]) -> list[str]:
     """Keys of the tensors that hold NaN or an infinity."""
     keys = [key for key, value in state.items() if value.is_floating_point() and not value.is_meta]
     if not keys:
         return []
     # One transfer from the device for all of them.
-    finite = torch.stack([torch.isfinite(state[key]).all() for key in keys]).tolist()
+    finite = torch.stack([_is_finite(state[key]).all() for key in keys]).tolist()
     return [key for key, fine in zip(keys, finite, strict=True) if not fine]
+
+
+def _is_finite(value: Tensor) -> Tensor:
+    # Not every format of 8 bits has an isfinite of its own; all convert.
+    return torch.isfinite(value.float() if value.element_size() == 1 else value)

@@ -15,6 +15,7 @@ import torch
 
 from gflv2 import GFLV2, cli
 from gflv2.checkpoint import CheckpointError, convert, interpret, read, save
+from gflv2.checkpoint.integrity import check_values
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,24 @@ def test_a_file_without_checksums_is_still_read(model, tmp_path) -> None:
     finally:
         torch.serialization.set_crc32_options(before)
     assert read(path).state.keys() == model.state_dict().keys()
+
+
+EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+
+
+@pytest.mark.parametrize("name", EIGHT_BITS)
+def test_formats_of_eight_bits_are_looked_through(name) -> None:
+    """torch has no isfinite for most of them."""
+    values = torch.tensor([1.0, float("nan")]).to(getattr(torch, name))
+    check_values({"a": values[:1]}, "w.pt")
+    with pytest.raises(CheckpointError, match="1 of 2 tensors hold NaN or infinite values, first b"):
+        check_values({"a": values[:1], "b": values}, "w.pt")
+
+
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="this torch has no numbers of 4 bits")
+def test_two_numbers_in_a_byte_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="packed or sparse: a .float4_e2m1fn_x2"):
+        check_values({"a": torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}, "w.pt")
 
 
 NAN, INF = float("nan"), float("inf")
