@@ -507,6 +507,11 @@ def _add_train(verbs: Any) -> None:
         action="store_false",
         help="start from random weights, not from ImageNet's",
     )
+    run.add_argument(
+        "--teacher",
+        metavar="FILE|NAME",
+        help="learn the box distributions of this trained detector, too (settings: --train.distill.*)",
+    )
     run.add_argument("--resume", metavar="RUN", help="continue the run in this folder (or from a .ckpt file in it)")
     run.add_argument(
         "--output", metavar="FOLDER", help="folder of the run (default: runs/NAME, numbered where it exists)"

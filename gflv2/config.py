@@ -133,6 +133,18 @@ class DataConfig:
 
 
 @dataclass
+class DistillConfig:
+    """Localisation distillation (LD): the box distributions learn those of a trained detector with as many bins."""
+
+    teacher: str | None = None  # its weights: a file or the name of published ones; None: no distillation
+    loss_weight: float = 10.0
+    temperature: float = 10.0  # T of both softmaxes
+    # what a point of the valuable localisation region counts beside a positive one; 0: positive points only
+    region_weight: float = 0.25
+    region_low: float = 0.25  # the region: DIoU with a box from this share of its ATSS threshold up to the threshold
+
+
+@dataclass
 class TrainConfig:
     epochs: int = 12
     batch_size: int = 16  # of an iteration, total over all devices
@@ -160,6 +172,7 @@ class TrainConfig:
     early_stopping: int | None = None  # stop after so many evaluations in a row without a better AP; None: never
     save_every_steps: int | None = None  # iterations; None: at the ends of epochs and before each evaluation
     start_timeout: int = 300  # seconds that the processes of a run wait for each other to start
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
 
 @dataclass

@@ -159,7 +159,7 @@ class EpochLines(Callback):
         self._evaluated = " | " + ", ".join(f"{name} {value:.3f}" for name, value in numbers if value is not None)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        for name in ("loss", "qfl", "giou", "dfl"):
+        for name in ("loss", "qfl", "giou", "dfl", "ld", "ld_region"):
             value = trainer.callback_metrics.get(name)
             if value is not None:
                 self._sums[name] = self._sums.get(name, 0) + value.detach().to(torch.float32)

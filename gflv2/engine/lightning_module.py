@@ -13,6 +13,7 @@ from gflv2.checkpoint import describe_model
 from gflv2.engine.evaluate import CocoEvaluator
 from gflv2.engine.parts import recomputed, slices
 from gflv2.engine.schedule import lr_factor, make_optimizer, optimizer_settings
+from gflv2.engine.teacher import Teacher
 from gflv2.extras import missing_package
 from gflv2.models.detector import SingleStageDetector
 
@@ -27,20 +28,28 @@ def share(counts: Tensor) -> Tensor:
     return counts[0] / counts[1].clamp(min=1)
 
 
+def _weights(fingerprint: str | None) -> str:
+    return "no teacher" if fingerprint is None else f"weights {fingerprint}"
+
+
 class DetectorModule(lightning.LightningModule):
     """Losses, optimiser, schedule and evaluation of one detector.
 
     Args:
         model: its ``config.train`` says how it is trained.
         evaluator: collects the detections of each validation epoch; None: no validation.
+        teacher: whose distributions the model learns; None: only the data's.
 
     Attributes:
         metrics: the latest validation's numbers as plain values, ``EvalResult.to_dict()``.
     """
 
-    def __init__(self, model: SingleStageDetector, evaluator: CocoEvaluator | None = None) -> None:
+    def __init__(
+        self, model: SingleStageDetector, evaluator: CocoEvaluator | None = None, teacher: Teacher | None = None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.teacher = teacher
         self.evaluator = evaluator
         self.metrics: dict[str, Any] = {}
         self._clamped: Tensor | None = None  # of this epoch: target sides that are clamped, and all of them
@@ -63,20 +72,25 @@ class DetectorModule(lightning.LightningModule):
         """The losses of a batch, and ``clamped_sides`` of its targets."""
         head, images = self.model.bbox_head, self._images(batch)
         number = self.model.config.train.accumulate
+        parts = [slice(None)] if number == 1 else slices(len(batch), number)
+        # Before the parts, which are computed twice.
+        taught = {}
+        if self.teacher is not None:
+            taught = {rows.start: {"teaching": self.teacher(images[rows], batch.image_sizes[rows])} for rows in parts}
 
         def part(rows: slice, losses: Callable[..., Any]) -> tuple[Any, Tensor | None]:
             output = self.model(images[rows])
             boxes, sizes = batch.boxes[rows], batch.padded_sizes[rows]
             ignored = None if batch.ignore_boxes is None else batch.ignore_boxes[rows]
             assignment = head.assign(output, boxes, batch.labels[rows], sizes, ignored)
-            found = losses(output, assignment, boxes, sizes)
+            found = losses(output, assignment, boxes, sizes, **taught.get(rows.start, {}))
             return found, head.clamped_sides(output, assignment, boxes)
 
         if number == 1:
-            return part(slice(None), head.losses)
-        parts = recomputed(partial(part, losses=head.loss_sums), slices(len(batch), number), self.model)
-        clamped = [sides for _, sides in parts]
-        return head.combine([sums for sums, _ in parts]), None if clamped[0] is None else torch.stack(clamped).sum(0)
+            return part(parts[0], head.losses)
+        found = recomputed(partial(part, losses=head.loss_sums), parts, self.model)
+        clamped = [sides for _, sides in found]
+        return head.combine([sums for sums, _ in found]), None if clamped[0] is None else torch.stack(clamped).sum(0)
 
     def on_train_epoch_start(self) -> None:
         self._clamped = self._clamped_share = None
@@ -111,10 +125,18 @@ class DetectorModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["metrics"] = self.metrics
+        if self.teacher is not None:
+            checkpoint["teacher"] = self.teacher.fingerprint
         checkpoint["gflv2"] = describe_model(self.model)  # makes the file one that `GFLV2(weights=…)` reads
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.metrics = checkpoint.get("metrics", {})
+        taught, now = checkpoint.get("teacher"), None if self.teacher is None else self.teacher.fingerprint
+        if taught != now:
+            raise ValueError(
+                f"train.distill.teacher: the run has learnt from {_weights(taught)}, it would go on with "
+                f"{_weights(now)}; a run keeps its teacher. To begin anew from its weights: --weights"
+            )
 
     def on_train_start(self) -> None:
         # A resumed run goes on under the settings that it has now: the optimiser's file holds those of before.

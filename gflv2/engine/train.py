@@ -51,6 +51,7 @@ from gflv2.engine.run_folder import (
     read_metrics,
     write_metrics,
 )
+from gflv2.engine.teacher import Teacher
 
 _log = logging.getLogger("gflv2")
 
@@ -89,6 +90,7 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
     pretrained: bool = True,
+    teacher: str | Path | None = None,
     resume: str | Path | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -113,6 +115,8 @@ def train(
         overrides: dotted keys, e.g. ``{"train.epochs": 3}``.
         weights: a checkpoint to start from, or the name of published ones (see ``GFLV2``).
         pretrained: without ``weights``, start the backbone from ImageNet weights.
+        teacher: weights of a detector whose box distributions the model learns beside the data's boxes (localisation
+            distillation, ``train.distill``): a file, or the name of published ones. As many bins and the same strides.
         resume: folder of an earlier run, or a checkpoint file in it; continues it exactly where it stopped, inside an
             epoch too. A run that is complete stays as it is.
         output: folder of the run. None: ``runs/NAME``, numbered where that exists.
@@ -139,6 +143,9 @@ def train(
         config = point.folder / "config.yaml"
     if point is not None and weights is not None:
         raise ValueError("weights: a run that is resumed has its own; give one of weights and resume")
+    if teacher is not None:
+        teacher = Path(teacher).resolve() if Path(teacher).is_file() else teacher  # `config.yaml` may be read elsewhere
+        overrides = {**(overrides or {}), "train.distill.teacher": str(teacher)}
     config = _apply_data(config, overrides, train_data, val_data, train_images, val_images)
     start = None
     if weights is not None:
@@ -179,6 +186,7 @@ def train(
             check_model(point, model.state_dict(), config)
             if point.is_complete(config.train.epochs, max_steps, config.train.early_stopping):
                 return _nothing_to_do(model, point, config, max_steps)
+        teaching = None if config.train.distill.teacher is None else Teacher(config, model)
         signals = Signals()
         keeper = RunCheckpoints(
             folder,
@@ -235,6 +243,7 @@ def train(
             CocoEvaluator(val_set, max_detections=max(config.test.max_detections, 100))
             if val_set is not None
             else None,
+            teaching,
         )
         model.train()
         if config.train.channels_last:
@@ -452,6 +461,8 @@ def _describe(
             options.warmup_iterations,
             batches * options.epochs,
         )
+    if options.distill.teacher is not None:
+        _log.info("distilling from %s, T = %g", options.distill.teacher, options.distill.temperature)
     if resumed is not None:
         _log.info("continuing from %s", resumed)
     _log.info("writing to %s", folder)

@@ -58,7 +58,7 @@ class DenseHead(nn.Module):
     """
 
     loss_names: str  # of the three losses that ``loss_weights`` weighs, for messages
-    divided_by: dict[str, int]  # loss → which of the two normalisers divides it
+    divided_by: dict[str, int]  # loss → which of the two normalisers divides it; some losses are not always there
     grid = GRIDS["gfl"]  # where the points lie
 
     def __init__(
@@ -174,6 +174,7 @@ class DenseHead(nn.Module):
         return {
             name: torch.stack([part.losses[name] for part in parts]).sum() / norms[which]
             for name, which in self.divided_by.items()
+            if name in parts[0].losses
         }
 
     def clamped_sides(

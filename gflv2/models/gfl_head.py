@@ -20,6 +20,7 @@ from gflv2.models.dense_head import (
     split_levels,
     to_original,
 )
+from gflv2.models.distillation import Teaching, distillation
 from gflv2.nn import Integral
 from gflv2.nn.quality import QualityPredictor, statistics_width
 from gflv2.ops import (
@@ -70,7 +71,7 @@ class GFLHead(DenseHead):
     """
 
     loss_names = "QFL, GIoU, DFL"
-    divided_by = {"loss_qfl": 0, "loss_giou": 1, "loss_dfl": 1}
+    divided_by = {"loss_qfl": 0, "loss_giou": 1, "loss_dfl": 1, "loss_ld": 1, "loss_ld_region": 1}
 
     def __init__(
         self,
@@ -198,15 +199,27 @@ class GFLHead(DenseHead):
             **self._arguments(output),
         )
 
-    def losses(self, output: HeadOutput, assignment: Assignment, *truth: Any) -> dict[str, Tensor]:
-        """QFL, GIoU and DFL of an assignment; arguments as ``targets``."""
+    def losses(
+        self, output: HeadOutput, assignment: Assignment, *truth: Any, teaching: Teaching | None = None
+    ) -> dict[str, Tensor]:
+        """QFL, GIoU and DFL of an assignment, with a teacher also those of `distillation`; arguments as ``targets``."""
         targets = self.targets(output, assignment, *truth)
-        return self._divided(output, targets, normalisers(targets.sums, weight_floor=self.weight_floor))
+        norms = normalisers(targets.sums, weight_floor=self.weight_floor)
+        losses = self._divided(output, targets, norms)
+        if teaching is not None:
+            taught = distillation(self, output, teaching, assignment, targets, *truth)
+            losses |= {name: total / norms[self.divided_by[name]] for name, total in taught.items()}
+        return losses
 
-    def loss_sums(self, output: HeadOutput, assignment: Assignment, *truth: Any) -> LossSums:
+    def loss_sums(
+        self, output: HeadOutput, assignment: Assignment, *truth: Any, teaching: Teaching | None = None
+    ) -> LossSums:
         """The same for a part of a batch, not yet divided; see ``combine``."""
         targets = self.targets(output, assignment, *truth)
-        return LossSums(self._divided(output, targets, torch.ones_like(targets.sums)), targets.sums)
+        losses = self._divided(output, targets, torch.ones_like(targets.sums))
+        if teaching is not None:
+            losses |= distillation(self, output, teaching, assignment, targets, *truth)
+        return LossSums(losses, targets.sums)
 
     def _divided(self, output: HeadOutput, targets: GFLTargets, norms: Tensor) -> dict[str, Tensor]:
         losses = gfl_loss(
