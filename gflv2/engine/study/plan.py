@@ -15,11 +15,11 @@ from gflv2.shown import shown
 
 STUDIES = FOLDER / "studies"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=×-]{0,60}")
-_KEYS = ("title", "about", "base", "settings", "seeds", "data", "rows", "compare", "cost_rounds", "quick")
+_KEYS = ("like", "title", "about", "base", "settings", "seeds", "data", "rows", "compare", "cost_rounds", "quick")
 _QUICK = ("settings", "seeds", "data", "rows", "cost_rounds")
 _DATA = ("train", "val", "train_images", "val_images", "generate", "about", "settings")
 _GENERATE = ("seed", "train", "val", "size")
-_ROW = ("base", "settings")
+_ROW = ("base", "settings", "compare")
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,15 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Row:
-    """One of the configurations that are compared: the study's, with these settings; ``base``: another one than it."""
+    """One of the configurations that are compared: the study's, with these settings.
+
+    ``base``: another configuration than the study's. ``compare``: another row to compare with.
+    """
 
     name: str
     base: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    compare: str | None = None
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,8 @@ def folder_name(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def _load(source: str | Path) -> tuple[Path, dict[str, Any]]:
+def _load(source: str | Path, below: tuple[Path, ...] = ()) -> tuple[Path, dict[str, Any]]:
+    """A study's file and what stands in it, over the one that it is ``like``. ``below``: files that are like it."""
     try:
         import yaml
     except ModuleNotFoundError as error:
@@ -217,7 +222,14 @@ def _load(source: str | Path) -> tuple[Path, dict[str, Any]]:
         raise ValueError(f"study: {path}{place}: {getattr(error, 'problem', None) or error}") from error
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ValueError(f"study: {path} cannot be read: {error}") from error
-    return path, dict(_mapping(path, "", content))
+    content = dict(_mapping(path, "", content))
+    like = content.pop("like", None)
+    if like is None:
+        return path, content
+    if path in below:
+        raise ValueError(f"study: {path}: like: the file is like itself, by way of {len(below)} files")
+    _, other = _load(_beside(path, _text(path, "like", like)), (*below, path))
+    return path, {**other, **content}
 
 
 # ---- one key -------------------------------------------------------------------------------------
@@ -278,7 +290,7 @@ def _rounds(path: Path, key: str, value: Any) -> int:
 def _choose(path: Path, key: str, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            _wrong(path, key, f"one of {', '.join(known)}", name, ValueError)
+            _wrong(path, key, f"one of {', '.join(map(repr, known))}", name, ValueError)
 
 
 def _data_sets(path: Path, value: Any) -> tuple[DataSet, ...]:
@@ -315,9 +327,13 @@ def _rows(path: Path, value: Any) -> tuple[Row, ...]:
         given = _mapping(path, key, {} if given is None else given)
         _only(path, key, given, _ROW)
         base = None if given.get("base") is None else _text(path, f"{key}.base", given["base"])
-        rows.append(Row(name, base, _mapping(path, f"{key}.settings", given.get("settings", {}))))
+        compare = None if given.get("compare") is None else _text(path, f"{key}.compare", given["compare"])
+        rows.append(Row(name, base, _mapping(path, f"{key}.settings", given.get("settings", {})), compare))
     if not rows:
         _wrong(path, "rows", "at least one row", value, ValueError)
+    for row in rows:
+        if row.compare is not None:
+            _choose(path, f"rows.{row.name}.compare", [row.compare], [other.name for other in rows])
     _distinct(path, "rows", [row.name for row in rows])
     return tuple(rows)
 
@@ -358,7 +374,9 @@ def _with_data(study: Study, given: Mapping[str, Sequence[str | Path]]) -> Study
     sets = {one.name: one for one in study.data}
     for name, files in given.items():
         if not _NAME.fullmatch(name):
-            raise ValueError(f"data: expected a name of letters, digits and . _ + = - × and spaces, got {shown(name)}")
+            raise ValueError(
+                f"data: expected a name of letters, digits and . _ + = - × and spaces, got {shown(name)}"
+            )
         if not 2 <= len(files) <= 4:
             raise ValueError(f"data: {name}: expected train, val and at most two folders of images, got {shown(files)}")
         train, val, *images = map(str, files)

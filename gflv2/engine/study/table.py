@@ -31,7 +31,7 @@ class Summary:
 
     Attributes:
         value: over the seeds.
-        difference: from the row ``compare``, seed by seed; None for that row itself.
+        compare: the row that this one is compared with. difference: from it, seed by seed; None for that row itself.
     """
 
     data: str
@@ -55,14 +55,15 @@ def summarise(study: Study, runs: Sequence[Mapping[str, Any]]) -> list[Summary]:
                 }
                 for row in study.rows
             }
-            against = values[study.compare]
-            for row, by_seed in values.items():
+            for row in study.rows:
+                by_seed, compare = values[row.name], row.compare or study.compare
                 value = estimate(list(by_seed.values()))
                 if value.n == 0:
                     continue
+                against = values.get(compare, {})
                 pairs = [by_seed[seed] - against[seed] for seed in by_seed if seed in against]
-                difference = None if row == study.compare else estimate(pairs)
-                found.append(Summary(data, row, metric, value, study.compare, difference))
+                difference = None if row.name == compare else estimate(pairs)
+                found.append(Summary(data, row.name, metric, value, compare, difference))
     return found
 
 
@@ -114,7 +115,7 @@ def markdown(study: Study, summary: Sequence[Summary], costs: Sequence[Cost] | N
     for data in dict.fromkeys(row.data for row in summary):
         lines += ["", f"## {data}", "", *accuracy_table([row for row in summary if row.data == data])]
     if summary:
-        lines += ["", NOTE.format(compare=study.compare)]
+        lines += ["", NOTE]
     else:
         lines += ["", "No run is complete."]
     if costs:
@@ -123,7 +124,7 @@ def markdown(study: Study, summary: Sequence[Summary], costs: Sequence[Cost] | N
 
 
 NOTE = (
-    "Mean ± standard error over the seeds; below it the difference from {compare}, paired by seed, with its 95 % t "
+    "Mean ± standard error over the seeds; below it the difference from another row, paired by seed, with its 95 % t "
     "interval in brackets. r: Pearson's coefficient of score and IoU, at positive points and of detections near an "
     "object. –: not defined, or one seed alone."
 )
@@ -141,7 +142,7 @@ def accuracy_table(rows: Sequence[Summary]) -> list[str]:
         cells = [_mean(by_metric[metric].value) if metric in by_metric else "–" for metric in SHOWN]
         lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
         differences = [by_metric[metric].difference if metric in by_metric else None for metric in SHOWN]
-        if any(difference is not None for difference in differences):
+        if any(difference is not None and difference.n for difference in differences):
             compare = next(iter(by_metric.values())).compare
             shown = " | ".join(map(interval, differences))
             lines.append(f"| {name} − {compare} | {max(d.n for d in differences if d is not None)} | {shown} |")
@@ -149,7 +150,8 @@ def accuracy_table(rows: Sequence[Summary]) -> list[str]:
 
 
 def _mean(value: Estimate) -> str:
-    return f"{value.mean:.3f}" + ("" if math.isnan(value.error) else f" ± {value.error:.3f}")
+    shown = f"{value.mean:.3f}".replace("-", "−")
+    return shown + ("" if math.isnan(value.error) else f" ± {value.error:.3f}")
 
 
 def interval(value: Estimate | None) -> str:
@@ -169,10 +171,11 @@ def signed(value: float) -> str:
 def cost_table(costs: Sequence[Cost]) -> list[str]:
     """A line of Markdown a row."""
     first = costs[0]
+    threads = "1 thread" if first.threads == 1 else f"{first.threads} threads"
     gpu = first.peak_bytes is not None
     memory = "peak MB | kept for backward, MB" if gpu else "kept for backward, MB"
     lines = [
-        f"{first.device}, {first.threads} threads, {first.clock} time, data {first.data}: training batches of "
+        f"{first.device}, {threads}, {first.clock} time, data {first.data}: training batches of "
         f"{first.batch_size} at {first.height} × {first.width}, inference of one image; {first.rounds} rounds in turns "
         "in one process. Ratios are to the row that all are compared with, with 95 % intervals; that of the row named "
         "“again” is the noise.",
