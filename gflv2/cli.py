@@ -693,6 +693,8 @@ def _add_study(verbs: Any) -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="in place of the study's")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="some of the study's")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of its data sets")
+    parser.add_argument("--base", metavar="CONFIG", help="configuration in place of the study's")
     parser.add_argument(
         "--devices",
         type=lambda text: text.split(","),

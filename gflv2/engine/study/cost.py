@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import math
@@ -175,6 +176,19 @@ def costs(study: Study, folder: Path, *, device: str) -> list[Cost]:
         )
     write_whole(file, json.dumps([asdict(cost) for cost in found], indent=1))
     return found
+
+
+def read_costs(path: str | Path) -> list[Cost]:
+    """The rows of a ``costs.csv``."""
+    kinds = {field.name: str(field.type) for field in fields(Cost)}
+
+    def value(name: str, text: str) -> Any:
+        if text == "" and "None" in kinds[name]:
+            return None
+        return {"str": str, "int": int, "int | None": int, "float": float}[kinds[name]](text or "nan")
+
+    with open(path, newline="") as file:
+        return [Cost(**{name: value(name, text) for name, text in row.items()}) for row in csv.DictReader(file)]
 
 
 def _again(study: Study) -> str:

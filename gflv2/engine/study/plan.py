@@ -89,6 +89,7 @@ class Study:
         seeds, data, rows: what is multiplied.
         compare: the row that the others are compared with, seed by seed.
         cost_rounds: how often each row takes a step where costs are measured; 0: not at all.
+        pretrained: whether backbones start from ImageNet weights.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Study:
     compare: str
     cost_rounds: int
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = True
 
     def runs(self) -> list[Run]:
         """All of them, seed by seed: what is there early can be compared in pairs."""
@@ -147,7 +149,10 @@ def read_study(
     data: Mapping[str, Sequence[str | Path]] | None = None,
     seeds: Sequence[int] | None = None,
     rows: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
+    base: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    pretrained: bool = True,
 ) -> Study:
     """Read a study and check it, with the configuration of every run.
 
@@ -156,15 +161,17 @@ def read_study(
         quick: the small form that its section ``quick`` describes.
         data: name → (train, val) or (train, val, images of both) or (train, val, images, images): files for a data set
             of the study, or for one of another name.
-        seeds, rows: a part of the study's; the order of the rows stays.
-        overrides: dotted keys, for every run; a row's own settings stand.
+        seeds: in place of the study's. rows, only: a part of its rows and of its data sets; their order stays.
+        base: configuration in place of the study's.
+        overrides: dotted keys, for every run, none that a row sets itself.
+        pretrained: start backbones from ImageNet weights.
 
     Raises:
         FileNotFoundError: no such study. ValueError, TypeError: names file, key, what was expected and what came.
     """
     path, content = _load(source)
     _only(path, "", content, _KEYS)
-    base = _text(path, "base", content.get("base"))
+    base = _text(path, "base", content.get("base")) if base is None else base
     found = Study(
         name=path.stem,
         title=_text(path, "title", content.get("title", path.stem)),
@@ -177,6 +184,7 @@ def read_study(
         compare=_text(path, "compare", content.get("compare", "")),
         cost_rounds=_rounds(path, "cost_rounds", content.get("cost_rounds", 10)),
         overrides=dict(overrides or {}),
+        pretrained=pretrained,
     )
     if not found.compare:
         found = replace(found, compare=found.rows[0].name)
@@ -189,6 +197,9 @@ def read_study(
     if rows is not None:
         _choose(path, "rows", rows, [row.name for row in found.rows])
         found = replace(found, rows=tuple(row for row in found.rows if row.name in rows))
+    if only is not None:
+        _choose(path, "data", only, [one.name for one in found.data])
+        found = replace(found, data=tuple(one for one in found.data if one.name in only))
     for row in found.rows:
         for one in found.data:
             found.config(row, one)
@@ -374,14 +385,12 @@ def _with_data(study: Study, given: Mapping[str, Sequence[str | Path]]) -> Study
     sets = {one.name: one for one in study.data}
     for name, files in given.items():
         if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"data: expected a name of letters, digits and . _ + = - × and spaces, got {shown(name)}"
-            )
+            raise ValueError(f"data: expected a name of letters, digits and . _ + = - × and spaces, got {shown(name)}")
         if not 2 <= len(files) <= 4:
             raise ValueError(f"data: {name}: expected train, val and at most two folders of images, got {shown(files)}")
         train, val, *images = map(str, files)
         old = sets.get(name, DataSet(name))
-        folders = dict(zip(("train_images", "val_images"), images * (3 - len(images)), strict=False))
+        folders: dict[str, Any] = dict(zip(("train_images", "val_images"), images * (3 - len(images)), strict=False))
         sets[name] = DataSet(name, train, val, settings=old.settings, **folders)
     return replace(study, data=tuple(sets.values()))
 

@@ -36,7 +36,10 @@ PEARSON = (
 METRICS = (*AP, *PEARSON)
 """What is measured of a run: names of ``Analysis.ap`` and ``Analysis.pearson``."""
 
-FACTS = ("images", "objects", "points", "detections", "epochs", "seconds", "device", "threads", "torch", "gflv2")
+FACTS = (
+    "images", "objects", "points", "detections", "epochs", "quality_init",
+    "seconds", "device", "threads", "torch", "gflv2",
+)  # fmt: skip
 """What else is written down of it."""
 
 # Settings that change how long a run takes, but not what comes out.
@@ -63,11 +66,11 @@ def read_result(study: Study, run: Run, folder: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise ValueError(f"study: {file} is no result of a run: {error}; remove it to train again") from error
-    _check_same(file, found, study.config(run.row, run.data, run.seed), run.data)
+    _check_same(file, found, study, run)
     return found
 
 
-def run_once(study: Study, run: Run, folder: Path, *, device: str, pretrained: bool, progress: bool) -> dict[str, Any]:
+def run_once(study: Study, run: Run, folder: Path, *, device: str, progress: bool) -> dict[str, Any]:
     """Train and look, from where an earlier call was stopped.
 
     Raises:
@@ -82,10 +85,10 @@ def run_once(study: Study, run: Run, folder: Path, *, device: str, pretrained: b
         config = study.config(run.row, run.data, run.seed)
         paths = data_paths(run.data, folder)
         start = place / "started.json"
-        settings = _settings(config, run.data)
+        settings = _settings(study, run)
         if any((place / "train" / "checkpoints").glob("*.ckpt")) and start.is_file():
-            _check_same(start, json.loads(start.read_text()), config, run.data)
-            resume = {"resume": place / "train"}
+            _check_same(start, json.loads(start.read_text()), study, run)
+            resume: dict[str, Any] = {"resume": place / "train"}
         else:
             resume = {"output": place / "train", "overwrite": True}
             write_whole(start, json.dumps({"settings": settings}, indent=1))
@@ -93,7 +96,7 @@ def run_once(study: Study, run: Run, folder: Path, *, device: str, pretrained: b
             config,
             train_data=paths["train"],
             train_images=paths["train_images"],
-            pretrained=pretrained,
+            pretrained=study.pretrained,
             progress=progress,
             **_machine(device),
             **resume,
@@ -116,6 +119,7 @@ def run_once(study: Study, run: Run, folder: Path, *, device: str, pretrained: b
             "points": look.relations["score_iou_points"].samples if "score_iou_points" in look.relations else 0,
             "detections": look.detections,
             "epochs": config.train.epochs,
+            "quality_init": settings["config"]["model"]["head"].get("quality_init"),
             "seconds": trained.seconds,
             "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
             "threads": torch.get_num_threads(),
@@ -142,7 +146,7 @@ def weights_of(run: Run, folder: Path) -> Path:
     return folder / run.place / "train" / "weights" / "last.pt"
 
 
-def data_paths(data: DataSet, folder: Path) -> dict[str, str | None]:
+def data_paths(data: DataSet, folder: Path) -> dict[str, Any]:
     """Where a data set lies; a generated one is made where it is missing."""
     if data.generate is None:
         return {name: getattr(data, name) for name in ("train", "val", "train_images", "val_images")}
@@ -166,7 +170,7 @@ def data_paths(data: DataSet, folder: Path) -> dict[str, str | None]:
     }
 
 
-def validation_set(config: Config, paths: Mapping[str, str | None]) -> CocoDetection:
+def validation_set(config: Config, paths: Mapping[str, Any]) -> CocoDetection:
     return CocoDetection(paths["val"], paths["val_images"], config=config.data, train=False)
 
 
@@ -183,9 +187,9 @@ def _number(value: float) -> float | None:
 # ---- the same run? -------------------------------------------------------------------------------
 
 
-def _settings(config: Config, data: DataSet) -> dict[str, Any]:
-    """What a result depends on: the settings, and the data."""
-    values = config.to_dict()
+def _settings(study: Study, run: Run) -> dict[str, Any]:
+    """What a result depends on: the settings, the start, and the data."""
+    data, values = run.data, study.config(run.row, run.data, run.seed).to_dict()
     for section, names in _WITHOUT_EFFECT.items():
         if names is None:
             values.pop(section)
@@ -195,8 +199,10 @@ def _settings(config: Config, data: DataSet) -> dict[str, Any]:
     if head["kind"] != "gfl" or head["quality"] is None:
         values["model"]["head"] = {key: value for key, value in head.items() if key not in _OF_THE_PREDICTOR}
     if data.generate is not None:
-        return {"config": values, "data": {"generate": dict(data.generate)}}
-    return {"config": values, "data": {name: _digest(Path(str(getattr(data, name)))) for name in ("train", "val")}}
+        source: dict[str, Any] = {"generate": dict(data.generate)}
+    else:
+        source = {name: _digest(Path(str(getattr(data, name)))) for name in ("train", "val")}
+    return {"config": values, "pretrained": study.pretrained, "data": source}
 
 
 def _digest(path: Path) -> str:
@@ -210,9 +216,8 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_same(file: Path, found: Mapping[str, Any], config: Config, data: DataSet) -> None:
-    wanted = _settings(config, data)
-    old, new = _flat(found.get("settings") or {}), _flat(json.loads(json.dumps(wanted)))
+def _check_same(file: Path, found: Mapping[str, Any], study: Study, run: Run) -> None:
+    old, new = _flat(found.get("settings") or {}), _flat(json.loads(json.dumps(_settings(study, run))))
     # A setting that a newer version brought has the default with which an older one ran.
     default = _flat({"config": Config().to_dict()})
     for key in new.keys() - old.keys():

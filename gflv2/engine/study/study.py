@@ -58,6 +58,8 @@ def study(
     data: Mapping[str, Sequence[str | Path]] | None = None,
     seeds: Sequence[int] | None = None,
     rows: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
+    base: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     devices: Sequence[str] | None = None,
     pretrained: bool = True,
@@ -70,7 +72,7 @@ def study(
     same folder at the same time: each takes a run that no other one has.
 
     Args:
-        source, quick, data, seeds, rows, overrides: what is studied, see `gflv2.engine.study.read_study`.
+        source, quick, data, seeds, rows, only, base, overrides: what is studied, see `gflv2.engine.study.read_study`.
         output: folder; None: ``studies/NAME``. It gets ``runs.csv`` (one line a run), ``summary.csv``, ``costs.csv``,
             ``table.md`` and ``plot.png``, which are of all runs in it, those of earlier calls too.
         devices: for example ``["cpu"]`` or ``["cuda:0", "cuda:1"]``, where each takes the next run; None: one GPU if
@@ -83,9 +85,16 @@ def study(
         FileNotFoundError, ValueError, TypeError: what the study or the arguments get wrong.
         Interrupted: SIGINT or SIGTERM came; the same call goes on.
     """
-    plan = read_study(source, quick=quick, data=data, seeds=seeds, rows=rows, overrides=overrides)
-    # All seeds and rows that have a result belong into the table, and not those of this call alone.
-    whole = read_study(source, quick=quick, data=data, overrides=overrides)
+    common: dict[str, Any] = {
+        "quick": quick,
+        "data": data,
+        "base": base,
+        "overrides": overrides,
+        "pretrained": pretrained,
+    }
+    plan = read_study(source, seeds=seeds, rows=rows, only=only, **common)
+    # All seeds, rows and data that have a result belong into the table, and not those of this call alone.
+    whole = read_study(source, **common)
     folder = Path(output) if output is not None else Path("studies") / plan.name
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"output: {str(folder)!r} is a file; expected a folder")
@@ -106,11 +115,11 @@ def study(
     left = sum(result is None for result in done.values())
     _log.info("study %s: %d runs, %d of them complete; writing to %s", plan.name, len(todo), len(todo) - left, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    options = {"pretrained": pretrained, "progress": progress}
     if left and len(places) > 1:
-        _in_processes(places, _again(source, quick, folder, data, seeds, rows, overrides, options))
+        command = _again(source, folder, {**common, "seeds": seeds, "rows": rows, "only": only}, progress)
+        _in_processes(places, command)
     elif left:
-        _in_turn(plan, todo, folder, places[0], options)
+        _in_turn(plan, todo, folder, places[0], progress)
     found = _collect(whole, plan, folder)
     missing = [run for run in todo if read_result(plan, run, folder) is None]
     measured = None
@@ -129,20 +138,32 @@ def study(
 
 
 def _collect(whole: Study, plan: Study, folder: Path) -> list[dict[str, Any]]:
-    """The results in a folder, of the seeds of this call and of the study."""
+    """The results in a folder, of the seeds of this call and of the study.
+
+    Those beyond this call that were made with other settings than its are left out, and named.
+    """
     seeds = dict.fromkeys((*whole.seeds, *plan.seeds))
+    asked = [str(run) for run in plan.runs()]
     found = []
     for data in whole.data:
         for row in whole.rows:
             for seed in seeds:
                 run = Run(row, data, seed)
-                result = read_result(whole, run, folder) if data.is_given else None
+                if not data.is_given:
+                    continue
+                try:
+                    result = read_result(whole, run, folder)
+                except ValueError as error:
+                    if str(run) in asked:
+                        raise
+                    _log.warning("not in the table: %s", error)
+                    continue
                 if result is not None:
                     found.append({"data": data.name, "row": row.name, "seed": seed, **result})
     return found
 
 
-def _in_turn(plan: Study, todo: list[Run], folder: Path, device: str, options: Mapping[str, Any]) -> None:
+def _in_turn(plan: Study, todo: list[Run], folder: Path, device: str, progress: bool) -> None:
     times: list[float] = []
     for number, run in enumerate(todo, 1):
         if read_result(plan, run, folder) is not None:
@@ -150,7 +171,7 @@ def _in_turn(plan: Study, todo: list[Run], folder: Path, device: str, options: M
         _log.info("[%d/%d] %s", number, len(todo), run)
         start = time.monotonic()
         try:
-            result = run_once(plan, run, folder, device=device, **options)
+            result = run_once(plan, run, folder, device=device, progress=progress)
         except FileExistsError:
             _log.info("[%d/%d] another process is at it", number, len(todo))
             continue
@@ -201,29 +222,20 @@ def _devices(given: Sequence[str] | None) -> list[str]:
     return found
 
 
-def _again(
-    source: str | Path,
-    quick: bool,
-    folder: Path,
-    data: Mapping[str, Sequence[str | Path]] | None,
-    seeds: Sequence[int] | None,
-    rows: Sequence[str] | None,
-    overrides: Mapping[str, Any] | None,
-    options: Mapping[str, Any],
-) -> list[str]:
+def _again(source: str | Path, folder: Path, given: Mapping[str, Any], progress: bool) -> list[str]:
     """The command line of this study, without its devices and what comes after its runs."""
     command = [sys.executable, "-m", "gflv2", "study", str(source), "--output", str(folder), "--no-cost"]
-    command += ["--quick"] * quick
-    for name, files in (data or {}).items():
+    command += ["--quick"] * given["quick"]
+    for name, files in (given["data"] or {}).items():
         command += ["--data", f"{name}={','.join(map(str, files))}"]
-    if seeds is not None:
-        command += ["--seeds", *map(str, seeds)]
-    if rows is not None:
-        command += ["--rows", *rows]
-    for key, value in (overrides or {}).items():
+    for name in ("seeds", "rows", "only"):
+        if given[name] is not None:
+            command += [f"--{name}", *map(str, given[name])]
+    if given["base"] is not None:
+        command += ["--base", str(given["base"])]
+    for key, value in (given["overrides"] or {}).items():
         command += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"]
-    command += [f"--no-{name}" for name, value in options.items() if not value]
-    return command
+    return [*command, *["--no-pretrained"] * (not given["pretrained"]), *["--no-progress"] * (not progress)]
 
 
 def _in_processes(places: list[str], command: list[str]) -> None:

@@ -70,7 +70,7 @@ def summarise(study: Study, runs: Sequence[Mapping[str, Any]]) -> list[Summary]:
 def raw_csv(runs: Sequence[Mapping[str, Any]]) -> str:
     """One line a run: names, numbers, and under what they were measured."""
     names = ("data", "row", "seed", *METRICS, *FACTS)
-    return _csv([names, *([_cell(run[name]) for name in names] for run in runs)])
+    return _csv([names, *([_cell(run.get(name)) for name in names] for run in runs)])
 
 
 def summary_csv(rows: Sequence[Summary]) -> str:
@@ -124,8 +124,8 @@ def markdown(study: Study, summary: Sequence[Summary], costs: Sequence[Cost] | N
 
 
 NOTE = (
-    "Mean ± standard error over the seeds; below it the difference from another row, paired by seed, with its 95 % t "
-    "interval in brackets. r: Pearson's coefficient of score and IoU, at positive points and of detections near an "
+    "Mean ± standard error over the seeds; below it the difference from another row, paired by seed; in brackets the "
+    "95 % t intervals. r: Pearson's coefficient of score and IoU, at positive points and of detections near an "
     "object. –: not defined, or one seed alone."
 )
 
@@ -151,7 +151,9 @@ def accuracy_table(rows: Sequence[Summary]) -> list[str]:
 
 def _mean(value: Estimate) -> str:
     shown = f"{value.mean:.3f}".replace("-", "−")
-    return shown + ("" if math.isnan(value.error) else f" ± {value.error:.3f}")
+    if math.isnan(value.error):
+        return shown
+    return f"{shown} ± {value.error:.3f} [{value.low:.3f}, {value.high:.3f}]".replace("-", "−")
 
 
 def interval(value: Estimate | None) -> str:
