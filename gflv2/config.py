@@ -85,8 +85,9 @@ class HeadConfig:
     add_mean: bool = True
     add_variance: bool = False
     reg_channels: int = 64
-    # Start of reg_conf. "normal": N(0, 0.01), as the authors. "kaiming": for Adam, whose first steps have the same size
-    # for every weight. They push ReLUs that start near 0 below it, where they stay: the quality becomes a constant.
+    # Start of reg_conf. "normal": N(0, 0.01), as the authors, for SGD. "hinge": for Adam, whose first steps have the
+    # same size for every weight and push ReLUs that start near 0 below it for good; these start with their bends among
+    # the inputs (docs/runs.md). "kaiming": in between.
     quality_init: str = "normal"
     legacy_background: bool = False  # keep the authors' unused (C+1)-th class channel
     atss_topk: int = 9

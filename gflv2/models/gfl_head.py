@@ -21,7 +21,7 @@ from gflv2.models.dense_head import (
     to_original,
 )
 from gflv2.nn import Integral
-from gflv2.nn.quality import QualityPredictor, statistics_width
+from gflv2.nn.quality import QualityPredictor, sample_statistics, statistics_width
 from gflv2.ops import (
     Assignment,
     Decoded,
@@ -102,11 +102,9 @@ class GFLHead(DenseHead):
         self.beta = beta
 
         width = self.tower_channels
-        statistics = 0
+        statistics, chosen = 0, {"add_topk": add_topk, "add_mean": add_mean, "add_variance": add_variance}
         if quality == "statistics":
-            statistics = statistics_width(
-                reg_max=reg_max, topk=reg_topk, add_topk=add_topk, add_mean=add_mean, add_variance=add_variance
-            )
+            statistics = statistics_width(reg_max=reg_max, topk=reg_topk, **chosen)
         composed = composition == "composed"
         self.gfl_cls = nn.Conv2d(width + statistics * composed, num_classes + legacy_background, 3, padding=1)
         self.gfl_reg = nn.Conv2d(width, 4 * (reg_max + 1), 3, padding=1)
@@ -114,7 +112,10 @@ class GFLHead(DenseHead):
         init_normal(self.gfl_reg)
         if quality is not None and not composed:
             inputs = {"statistics": statistics, "cls": width, "reg": width, "both": 2 * width}[quality]
-            self.reg_conf = QualityPredictor(inputs, reg_channels, quality_init)
+            samples = None
+            if quality == "statistics" and quality_init == "hinge":
+                samples = sample_statistics(reg_max=reg_max, topk=reg_topk, **chosen)
+            self.reg_conf = QualityPredictor(inputs, reg_channels, quality_init, samples)
         self.integral = Integral(reg_max)
 
     def forward(self, features: Sequence[Tensor]) -> HeadOutput:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from gflv2.nn.distribution import whole_number
 from gflv2.ops import dgqp
 from gflv2.ops.checks import bad_value, check_choice
+from gflv2.ops.reference.dgqp import dgqp_statistics
+
+INITS = ("normal", "kaiming", "hinge")
+SAMPLES = 1024  # inputs that "hinge" looks at
+SPREADS = 0.5, 8.0  # bins; standard deviations of sharp and of blurred sides, in training and after it
 
 
 def statistics_width(*, reg_max: int, topk: int, add_topk: bool, add_mean: bool, add_variance: bool) -> int:
@@ -25,22 +32,57 @@ def statistics_width(*, reg_max: int, topk: int, add_topk: bool, add_mean: bool,
     return 4 * width
 
 
+def sample_statistics(*, reg_max: int, topk: int, add_topk: bool, add_mean: bool, add_variance: bool) -> Tensor:
+    """(1024, F) statistics of made-up boxes: Gaussian sides, somewhere on the bins, the four of a box equally wide."""
+    bins = torch.arange(reg_max + 1.0)
+    centres = torch.rand(SAMPLES, 4, 1) * reg_max
+    low, high = (math.log(spread) for spread in SPREADS)
+    spreads = torch.empty(SAMPLES, 1, 1).uniform_(low, high).exp()
+    logits = -(bins - centres).square() / (2 * spreads.square())
+    found = dgqp_statistics(logits, topk=topk, mean=add_mean, variance=add_variance)
+    return found if add_topk else found.unflatten(1, (4, -1))[..., topk:].flatten(1)
+
+
 class QualityPredictor(nn.Sequential):
     """1×1 convolution → ReLU → 1×1 convolution to one quality logit.
 
     On statistics a head never calls it: its four tensors go to the fused operations ``dgqp``, ``gfl_loss`` and
     ``decode``.
+
+    Args:
+        inputs, hidden: channels.
+        init: the start, ``model.head.quality_init``: "normal" is N(0, 0.01), "kaiming" is Kaiming's, "hinge" sees to
+            it that every ReLU is active for some inputs and silent for others.
+        samples: (M, inputs) inputs as they may come, for "hinge"; None: ReLUs of Gaussian numbers, as a tower gives.
     """
 
-    def __init__(self, inputs: int, hidden: int = 64, init: str = "normal") -> None:
+    def __init__(self, inputs: int, hidden: int = 64, init: str = "normal", samples: Tensor | None = None) -> None:
         super().__init__(nn.Conv2d(inputs, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, 1, 1))
-        check_choice(init, "head.quality_init", ("normal", "kaiming"))
+        check_choice(init, "head.quality_init", INITS)
         for layer in (self[0], self[2]):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
         if init == "kaiming":
             nn.init.kaiming_normal_(self[0].weight, nonlinearity="relu")
             nn.init.kaiming_normal_(self[2].weight, nonlinearity="linear")
+        if init == "hinge":
+            self._place_hinges(torch.randn(SAMPLES, inputs).relu() if samples is None else samples)
+
+    @torch.no_grad()
+    def _place_hinges(self, samples: Tensor) -> None:
+        """Pre-activations of standard deviation 1 over the samples, each of them 0 at a sample of its own.
+
+        The inputs are positive, and almost parallel while training begins. A ReLU with bias 0 is then on for all of
+        them or for none, and starts within a few of Adam's steps, which have the same size for every weight, of being
+        off for good. Unit variance puts it hundreds of steps away (as LSUV does, arXiv 1511.06422), and a bend among
+        the inputs keeps it from being linear there (arXiv 1903.11482). The second layer stays N(0, 0.01): the
+        quality starts at 1/2 for every box, and has nothing to unlearn.
+        """
+        weight, bias = self[0].weight.flatten(1), self[0].bias
+        weight.normal_()
+        weight /= (samples @ weight.t()).std(0, keepdim=True).t()
+        own = samples[torch.arange(len(weight)) % len(samples)]
+        bias.copy_(-(weight * own).sum(1))
 
 
 class DGQP(QualityPredictor):
