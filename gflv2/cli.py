@@ -243,6 +243,17 @@ def _analyze(options: argparse.Namespace) -> None:
     print(f"\nreport: {Path(options.output) / 'report.html'}")
 
 
+def _study(options: argparse.Namespace) -> int:
+    from gflv2.engine.study import study
+
+    options.data = dict(options.data_files)
+    del options.data_files
+    result = _hand_on(study, options)
+    print(result)
+    print(f"\ntable, plot and numbers: {result.output}")
+    return 1 if result.missing else 0
+
+
 def _view(options: argparse.Namespace) -> None:
     from gflv2.engine.view import view
 
@@ -432,7 +443,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gflv2 {__version__}")
     parser.set_defaults(run=lambda options: parser.print_help())
     verbs = parser.add_subparsers(metavar="VERB", parser_class=_Parser)
-    for add in (_add_predict, _add_view, _add_data, _add_train, _add_val, _add_analyze, _add_export, _add_convert):
+    for add in (
+        _add_predict,
+        _add_view,
+        _add_data,
+        _add_train,
+        _add_val,
+        _add_analyze,
+        _add_study,
+        _add_export,
+        _add_convert,
+    ):
         add(verbs)
     for add in (_add_bench, _add_models, _add_configs):
         add(verbs)
@@ -643,6 +664,58 @@ def _add_analyze(verbs: Any) -> None:
     )
     parser.add_argument("--sides", type=int, default=24, metavar="N", help="how many uncertain sides to show (24)")
     _add_model_options(parser)
+
+
+def _data_files(text: str) -> tuple[str, list[str]]:
+    name, separator, files = text.partition("=")
+    parts = files.split(",")
+    if not separator or not 2 <= len(parts) <= 4 or not all((name, *parts)):
+        raise argparse.ArgumentTypeError(f"expected NAME=TRAIN,VAL[,IMAGES[,IMAGES]], got {text!r}")
+    return name, parts
+
+
+def _add_study(verbs: Any) -> None:
+    about = "train configurations from several seeds and compare them: means, intervals, paired differences, costs"
+    note = (
+        "Runs that are complete are skipped; the same command goes on after a stop. Settings of every run may follow\n"
+        "as --SECTION.KEY VALUE. docs/study.md says what a study's file has and what the numbers mean."
+    )
+    parser = _verb(verbs, "study", _study, about, epilog=note)
+    parser.set_defaults(takes_overrides=True)
+    parser.add_argument("source", metavar="STUDY", help="a YAML file, or a name: " + ", ".join(_studies()))
+    parser.add_argument(
+        "--quick", action="store_true", help="the small form that the study describes: minutes on a CPU"
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="default: studies/NAME")
+    parser.add_argument(
+        "--data",
+        dest="data_files",
+        type=_data_files,
+        action="append",
+        default=[],
+        metavar="NAME=TRAIN,VAL[,IMAGES[,IMAGES]]",
+        help="files of a data set, of the study or a new one; may come several times",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="in place of the study's")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="some of the study's")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of its data sets")
+    parser.add_argument("--base", metavar="CONFIG", help="configuration in place of the study's")
+    parser.add_argument(
+        "--devices",
+        type=lambda text: text.split(","),
+        metavar="LIST",
+        help="for example cpu or 0,1 (GPUs), where each takes the next run (default: one GPU, else the CPU)",
+    )
+    parser.add_argument(
+        "--no-pretrained", dest="pretrained", action="store_false", help="start backbones from random weights"
+    )
+    parser.add_argument("--no-cost", dest="cost", action="store_false", help="do not measure what the rows cost")
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no lines of each training")
+
+
+def _studies() -> list[str]:
+    folder = Path(__file__).parent / "configs" / "studies"  # without the imports of `gflv2.engine.study`
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def _add_view(verbs: Any) -> None:

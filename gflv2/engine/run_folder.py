@@ -45,7 +45,7 @@ def claimed(config: Config, output: str | Path | None, resumed: Path | None, ove
         return
     folder, made = _make(config, output, resumed)
     try:
-        with _held(folder):
+        with held(folder):
             if resumed is None or folder.resolve() != resumed.resolve():
                 if any((folder / "checkpoints").glob("*.ckpt")) and not overwrite:
                     raise FileExistsError(
@@ -90,7 +90,7 @@ _HELD: set[tuple[int, int]] = set()  # device and inode of the lock files of thi
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[None]:
     """A lock that ends with the process, however that ends."""
     path = folder / ".lock"
     busy = FileExistsError(f"output: another process is writing to {str(folder)!r}")

@@ -1,0 +1,261 @@
+"""What the rows of a study cost: a training step, the memory that it keeps, and inference, in turns in one process."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gflv2.config import Config
+from gflv2.data import Batch, CocoDetection, make_loader
+from gflv2.engine.schedule import make_optimizer
+from gflv2.engine.study.plan import DataSet, Run, Study
+from gflv2.engine.study.run import data_paths, load, validation_set, weights_of
+from gflv2.engine.study.statistics import Estimate, estimate
+from gflv2.files import write_whole
+from gflv2.models.detector import SingleStageDetector
+
+_log = logging.getLogger("gflv2")
+
+AGAIN = " again"  # the row that all are compared with, a second time: how far apart the same thing is measured
+_BATCHES = 4  # that rotate
+_WARM_UP = 2  # rounds that are not counted
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one row costs.
+
+    Attributes:
+        row, data: names; the data set's images and settings were used. "NAME again" is the noise.
+        parameters: their number.
+        step, detect: median seconds of a training step, from a batch on the device to the changed weights; and of one
+            image, from the device to detections.
+        step_ratio, detect_ratio: to the row that all are compared with, round by round: mean of the logarithms, with
+            its 95 % interval, as factors.
+        saved_bytes: what forward and losses keep for backward, parameters left out.
+        peak_bytes: most memory of a step on a GPU; None on a CPU.
+        batch_size: of the step. height, width: of its images. rounds: counted ones.
+        clock: "processor" (a CPU with one thread: other programs disturb it little) or "wall".
+        device, threads: where.
+    """
+
+    row: str
+    data: str
+    parameters: int
+    step: float
+    step_ratio: float
+    step_low: float
+    step_high: float
+    detect: float
+    detect_ratio: float
+    detect_low: float
+    detect_high: float
+    saved_bytes: int
+    peak_bytes: int | None
+    batch_size: int
+    height: int
+    width: int
+    rounds: int
+    clock: str
+    device: str
+    threads: int
+
+
+class _Candidate:
+    """A row's detector as its training left it, and what is measured of it."""
+
+    def __init__(self, row: str, model: SingleStageDetector, device: str) -> None:
+        self.row, self.device = row, device
+        self.model = model.to(device)
+        self.config: Config = model.config
+        if self.config.train.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(self.model.parameters(), self.config.train)
+        self.step_times: list[float] = []
+        self.detect_times: list[float] = []
+
+    def images(self, batch: Batch) -> Tensor:
+        last = self.config.train.channels_last
+        return batch.images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    def loss(self, batch: Batch) -> Tensor:
+        losses = self.model.loss(self.images(batch), batch.boxes, batch.labels, batch.padded_sizes, batch.ignore_boxes)
+        return sum(losses.values())  # type: ignore[return-value]
+
+    def step(self, batch: Batch) -> None:
+        self.optimizer.zero_grad()
+        self.loss(batch).backward()
+        clip = self.config.train.clip_grad_norm
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        self.optimizer.step()
+
+    def measure(self, train: Batch, image: Batch, clock: Callable[[], float]) -> None:
+        self.model.eval()
+        with torch.inference_mode():
+            start = clock()
+            self.model.detect(self.images(image), image.image_sizes, image.scale_factors)
+            self.detect_times.append(clock() - start)
+        self.model.train()
+        start = clock()
+        self.step(train)
+        self.step_times.append(clock() - start)
+
+
+def costs(study: Study, folder: Path, *, device: str) -> list[Cost]:
+    """Measure the rows of a study whose runs are complete, on its first data set; an earlier measurement is kept.
+
+    Every round has each row take one training step and detect one image, another row first each time, so that a busy
+    moment of the machine meets all of them.
+    """
+    data = next(one for one in study.data if one.is_given)
+    file = folder / "costs.json"
+    names = [row.name for row in study.rows]
+    known = _read(file)
+    if [cost.row for cost in known] == [*names, _again(study)] and all(
+        (cost.rounds, cost.data, cost.device) == (study.cost_rounds, data.name, _name(device)) for cost in known
+    ):
+        return known
+    _log.info("measuring what the rows cost: %d rounds on %s", study.cost_rounds, data.name)
+    candidates = [_Candidate(*pair, device) for pair in _models(study, data, folder)]
+    config = candidates[0].config
+    paths = data_paths(data, folder)
+    train_set = CocoDetection(paths["train"], paths["train_images"], config=config.data, train=True)
+    loader = make_loader(train_set, config.train.batch_size, train=True, config=config.data, seed=0, workers=0)
+    train = [batch.to(device) for batch, _ in zip(loader, range(_BATCHES), strict=False)]
+    singles = make_loader(validation_set(config, paths), 1, train=False, config=config.data, workers=0)
+    images = [batch.to(device) for batch, _ in zip(singles, range(_BATCHES), strict=False)]
+    clock, clock_name = _clock(device)
+    for number in range(-_WARM_UP, study.cost_rounds):
+        if number == 0:
+            for one in candidates:
+                one.step_times.clear()
+                one.detect_times.clear()
+        turn = number % len(candidates)
+        for one in (*candidates[turn:], *candidates[:turn]):
+            one.measure(train[number % len(train)], images[number % len(images)], clock)
+    against = next(one for one in candidates if one.row == study.compare or len(candidates) == 1)
+    height, width = train[0].images.shape[-2:]
+    found = []
+    for one in candidates:
+        step, detect = _ratio(one.step_times, against.step_times), _ratio(one.detect_times, against.detect_times)
+        found.append(
+            Cost(
+                row=one.row,
+                data=data.name,
+                parameters=sum(parameter.numel() for parameter in one.model.parameters()),
+                step=statistics.median(one.step_times),
+                step_ratio=step[0],
+                step_low=step[1],
+                step_high=step[2],
+                detect=statistics.median(one.detect_times),
+                detect_ratio=detect[0],
+                detect_low=detect[1],
+                detect_high=detect[2],
+                saved_bytes=_saved_bytes(one, train[0]),
+                peak_bytes=_peak_bytes(one, train[0]),
+                batch_size=config.train.batch_size,
+                height=height,
+                width=width,
+                rounds=study.cost_rounds,
+                clock=clock_name,
+                device=_name(device),
+                threads=torch.get_num_threads(),
+            )
+        )
+    write_whole(file, json.dumps([asdict(cost) for cost in found], indent=1))
+    return found
+
+
+def read_costs(path: str | Path) -> list[Cost]:
+    """The rows of a ``costs.csv``."""
+    kinds = {field.name: str(field.type) for field in fields(Cost)}
+
+    def value(name: str, text: str) -> Any:
+        if text == "" and "None" in kinds[name]:
+            return None
+        return {"str": str, "int": int, "int | None": int, "float": float}[kinds[name]](text or "nan")
+
+    with open(path, newline="") as file:
+        return [Cost(**{name: value(name, text) for name, text in row.items()}) for row in csv.DictReader(file)]
+
+
+def _again(study: Study) -> str:
+    return study.compare + AGAIN
+
+
+def _models(study: Study, data: DataSet, folder: Path) -> Iterator[tuple[str, SingleStageDetector]]:
+    seed = study.seeds[0]
+    rows = {row.name: row for row in study.rows}
+    for name, row in [*rows.items(), (_again(study), rows[study.compare])]:
+        yield name, load(weights_of(Run(row, data, seed), folder))
+
+
+def _read(file: Path) -> list[Cost]:
+    """What an earlier call wrote; nothing where that is not there, or of another version."""
+    try:
+        rows = json.loads(file.read_text())
+        return [Cost(**row) for row in rows if set(row) == {field.name for field in fields(Cost)}]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def _clock(device: str) -> tuple[Callable[[], float], str]:
+    if device.startswith("cuda"):
+
+        def wall() -> float:
+            torch.cuda.synchronize(device)
+            return time.perf_counter()
+
+        return wall, "wall"
+    if device == "cpu" and torch.get_num_threads() == 1:
+        return time.process_time, "processor"
+    return time.perf_counter, "wall"
+
+
+def _ratio(times: list[float], against: list[float]) -> tuple[float, float, float]:
+    logarithms: Estimate = estimate([math.log(a / b) for a, b in zip(times, against, strict=True)])
+    return math.exp(logarithms.mean), math.exp(logarithms.low), math.exp(logarithms.high)
+
+
+def _saved_bytes(one: _Candidate, batch: Batch) -> int:
+    """Whole storages count, each once; those of parameters and of the batch are there anyway."""
+    there: set[int] = {tensor.untyped_storage().data_ptr() for tensor in one.model.state_dict().values()}
+    there.add(batch.images.untyped_storage().data_ptr())
+    seen: dict[int, int] = {}
+    kept: list[Any] = []  # no address is given out twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in there:
+            seen[storage.data_ptr()] = storage.nbytes()
+            kept.append(storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        one.loss(batch)
+    return sum(seen.values())
+
+
+def _peak_bytes(one: _Candidate, batch: Batch) -> int | None:
+    if not one.device.startswith("cuda"):
+        return None
+    one.step(batch)
+    torch.cuda.reset_peak_memory_stats(one.device)
+    one.step(batch)
+    return torch.cuda.max_memory_allocated(one.device)
+
+
+def _name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

@@ -1,0 +1,240 @@
+"""One run of a study: train or go on training, look at the detector, write down what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gflv2 import checkpoint
+from gflv2.config import Config
+from gflv2.data import CocoDetection, shapes
+from gflv2.engine.analysis import analyze
+from gflv2.engine.run_folder import held
+from gflv2.engine.study.plan import DataSet, Run, Study, folder_name
+from gflv2.engine.train import train
+from gflv2.files import write_whole
+from gflv2.models.detector import SingleStageDetector
+from gflv2.shown import shown
+from gflv2.version import __version__
+
+_log = logging.getLogger("gflv2")
+
+AP = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+PEARSON = (
+    "score_iou_points", "quality_iou_points", "top1_iou_points",
+    "score_iou_detections", "top1_iou_detections", "score_iou_near", "top1_iou_near",
+)  # fmt: skip
+METRICS = (*AP, *PEARSON)
+"""What is measured of a run: names of ``Analysis.ap`` and ``Analysis.pearson``."""
+
+FACTS = (
+    "images", "objects", "points", "detections", "epochs", "quality_init",
+    "seconds", "device", "threads", "torch", "gflv2",
+)  # fmt: skip
+"""What else is written down of it."""
+
+# Settings that change how long a run takes, but not what comes out.
+_WITHOUT_EFFECT = {
+    "name": None,
+    "authors": None,
+    "data": {"train", "val", "train_images", "val_images", "workers", "cache_images"},
+    "train": {"save_every_steps", "start_timeout"},
+}
+# Settings of the quality predictor, which not every head has.
+_OF_THE_PREDICTOR = {"quality_init", "reg_topk", "add_topk", "add_mean", "add_variance", "reg_channels"}
+
+
+def read_result(study: Study, run: Run, folder: Path) -> dict[str, Any] | None:
+    """The result of a run that is complete; None where there is none.
+
+    Raises:
+        ValueError: it was made with other settings or data.
+    """
+    file = folder / run.place / "result.json"
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"study: {file} is no result of a run: {error}; remove it to train again") from error
+    _check_same(file, found, study, run)
+    return found
+
+
+def run_once(study: Study, run: Run, folder: Path, *, device: str, progress: bool) -> dict[str, Any]:
+    """Train and look, from where an earlier call was stopped.
+
+    Raises:
+        FileExistsError: another process has this run.
+    """
+    place = folder / run.place
+    place.mkdir(parents=True, exist_ok=True)
+    with held(place):
+        done = read_result(study, run, folder)
+        if done is not None:
+            return done
+        config = study.config(run.row, run.data, run.seed)
+        paths = data_paths(run.data, folder)
+        start = place / "started.json"
+        settings = _settings(study, run)
+        if any((place / "train" / "checkpoints").glob("*.ckpt")) and start.is_file():
+            _check_same(start, json.loads(start.read_text()), study, run)
+            resume: dict[str, Any] = {"resume": place / "train"}
+        else:
+            resume = {"output": place / "train", "overwrite": True}
+            write_whole(start, json.dumps({"settings": settings}, indent=1))
+        trained = train(
+            config,
+            train_data=paths["train"],
+            train_images=paths["train_images"],
+            pretrained=study.pretrained,
+            progress=progress,
+            **_machine(device),
+            **resume,
+        )
+        # The last weights, not the best: a choice on the validation data would favour rows whose AP jumps about.
+        model = load(trained.last_weights).to(device)
+        look = analyze(
+            model,
+            paths["val"],
+            image_dir=paths["val_images"],
+            workers=config.data.workers,
+            sides=0,
+            progress=False,
+        )
+        result = {
+            **{name: _number(look.ap[name]) for name in AP},
+            **{name: _number(look.pearson.get(name, math.nan)) for name in PEARSON},
+            "images": look.images,
+            "objects": look.objects,
+            "points": look.relations["score_iou_points"].samples if "score_iou_points" in look.relations else 0,
+            "detections": look.detections,
+            "epochs": config.train.epochs,
+            "quality_init": settings["config"]["model"]["head"].get("quality_init"),
+            "seconds": trained.seconds,
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "gflv2": __version__,
+            "settings": settings,
+        }
+        write_whole(place / "result.json", json.dumps(result, indent=1))
+        start.unlink(missing_ok=True)
+        shutil.rmtree(place / "train" / "checkpoints", ignore_errors=True)  # three times the weights
+        return result
+
+
+def load(weights: Path) -> SingleStageDetector:
+    """The detector that a run left."""
+    content = checkpoint.read(weights)
+    config, names, _ = checkpoint.resolve(content)  # the run's own, with the classes of its training data
+    model = SingleStageDetector(config, class_names=names, category_ids=content.category_ids)
+    checkpoint.load_weights(model, content)
+    return model
+
+
+def weights_of(run: Run, folder: Path) -> Path:
+    return folder / run.place / "train" / "weights" / "last.pt"
+
+
+def data_paths(data: DataSet, folder: Path) -> dict[str, Any]:
+    """Where a data set lies; a generated one is made where it is missing."""
+    if data.generate is None:
+        return {name: getattr(data, name) for name in ("train", "val", "train_images", "val_images")}
+    place = folder / "data" / folder_name(data.name)
+    place.mkdir(parents=True, exist_ok=True)
+    mark, wanted = place / "generated.json", dict(data.generate)
+    while not (mark.is_file() and json.loads(mark.read_text()) == wanted):
+        try:
+            with held(place):
+                mark.unlink(missing_ok=True)
+                _log.info("generating the data set %s in %s", data.name, place)
+                shapes.generate(place, **wanted)
+                write_whole(mark, json.dumps(wanted))
+        except FileExistsError:
+            time.sleep(0.5)  # another process makes it
+    return {
+        "train": str(place / "annotations" / "instances_train.json"),
+        "val": str(place / "annotations" / "instances_val.json"),
+        "train_images": str(place / "train"),
+        "val_images": str(place / "val"),
+    }
+
+
+def validation_set(config: Config, paths: Mapping[str, Any]) -> CocoDetection:
+    return CocoDetection(paths["val"], paths["val_images"], config=config.data, train=False)
+
+
+def _machine(device: str) -> dict[str, Any]:
+    if device.startswith("cuda"):
+        return {"accelerator": "gpu", "devices": [torch.device(device).index or 0]}
+    return {"accelerator": device, "devices": 1}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+# ---- the same run? -------------------------------------------------------------------------------
+
+
+def _settings(study: Study, run: Run) -> dict[str, Any]:
+    """What a result depends on: the settings, the start, and the data."""
+    data, values = run.data, study.config(run.row, run.data, run.seed).to_dict()
+    for section, names in _WITHOUT_EFFECT.items():
+        if names is None:
+            values.pop(section)
+        else:
+            values[section] = {key: value for key, value in values[section].items() if key not in names}
+    head = values["model"]["head"]
+    if head["kind"] != "gfl" or head["quality"] is None:
+        values["model"]["head"] = {key: value for key, value in head.items() if key not in _OF_THE_PREDICTOR}
+    if data.generate is not None:
+        source: dict[str, Any] = {"generate": dict(data.generate)}
+    else:
+        source = {name: _digest(Path(str(getattr(data, name)))) for name in ("train", "val")}
+    return {"config": values, "pretrained": study.pretrained, "data": source}
+
+
+def _digest(path: Path) -> str:
+    """Of a file its SHA-256; a folder counts by its name."""
+    if not path.is_file():
+        return path.name
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_same(file: Path, found: Mapping[str, Any], study: Study, run: Run) -> None:
+    old, new = _flat(found.get("settings") or {}), _flat(json.loads(json.dumps(_settings(study, run))))
+    # A setting that a newer version brought has the default with which an older one ran.
+    default = _flat({"config": Config().to_dict()})
+    for key in new.keys() - old.keys():
+        if key in default:
+            old[key] = default[key]
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if changed:
+        key = changed[0]
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise ValueError(
+            f"study: {file}: {key.removeprefix('config.')} was {shown(old.get(key))}, now {shown(new.get(key))}{more}; "
+            "take another output, or remove the folder of this run"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

@@ -1,0 +1,261 @@
+"""``study``: all runs of a study, on one device or on several, and the table, the plot and the numbers of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gflv2.engine.interruption import Interrupted, Signals
+from gflv2.engine.study.cost import Cost, costs
+from gflv2.engine.study.plan import Run, Study, read_study
+from gflv2.engine.study.plot import draw
+from gflv2.engine.study.run import read_result, run_once
+from gflv2.engine.study.table import Summary, costs_csv, markdown, raw_csv, summarise, summary_csv
+from gflv2.files import write_whole
+
+_log = logging.getLogger("gflv2")
+
+
+@dataclass
+class StudyResult:
+    """What a study found.
+
+    Attributes:
+        study: what was asked. output: its folder.
+        runs: of each complete run ``data``, ``row``, ``seed`` and its numbers.
+        summary: of each data set, row and number the mean over the seeds, and the difference from the row that all are
+            compared with.
+        costs: of each row; None where they were not measured.
+        missing: runs that are not complete.
+    """
+
+    study: Study
+    output: Path
+    runs: list[dict[str, Any]]
+    summary: list[Summary]
+    costs: list[Cost] | None
+    missing: list[Run]
+
+    def __str__(self) -> str:
+        return markdown(self.study, self.summary, self.costs)
+
+
+def study(
+    source: str | Path,
+    *,
+    quick: bool = False,
+    output: str | Path | None = None,
+    data: Mapping[str, Sequence[str | Path]] | None = None,
+    seeds: Sequence[int] | None = None,
+    rows: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
+    base: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    devices: Sequence[str] | None = None,
+    pretrained: bool = True,
+    cost: bool = True,
+    progress: bool = True,
+) -> StudyResult:
+    """Train every row of a study on every data set from every seed, and compare the rows.
+
+    A run that is complete is skipped, and one that was stopped goes on where it was. Several processes may work on the
+    same folder at the same time: each takes a run that no other one has.
+
+    Args:
+        source, quick, data, seeds, rows, only, base, overrides: what is studied, see `gflv2.engine.study.read_study`.
+        output: folder; None: ``studies/NAME``. It gets ``runs.csv`` (one line a run), ``summary.csv``, ``costs.csv``,
+            ``table.md`` and ``plot.png``, which are of all runs in it, those of earlier calls too.
+        devices: for example ``["cpu"]`` or ``["cuda:0", "cuda:1"]``, where each takes the next run; None: one GPU if
+            there is one, else the CPU.
+        pretrained: start backbones from ImageNet weights.
+        cost: also measure what the rows cost.
+        progress: show the lines of each training, not those of the study alone.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: what the study or the arguments get wrong.
+        Interrupted: SIGINT or SIGTERM came; the same call goes on.
+    """
+    common: dict[str, Any] = {
+        "quick": quick,
+        "data": data,
+        "base": base,
+        "overrides": overrides,
+        "pretrained": pretrained,
+    }
+    plan = read_study(source, seeds=seeds, rows=rows, only=only, **common)
+    # All seeds, rows and data that have a result belong into the table, and not those of this call alone.
+    whole = read_study(source, **common)
+    folder = Path(output) if output is not None else Path("studies") / plan.name
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"output: {str(folder)!r} is a file; expected a folder")
+    places = _devices(devices)
+    absent = [one for one in plan.data if not one.is_given]
+    for one in absent:
+        _log.info(
+            "data set %s is left out: the study has no files for it; give them with --data %s=TRAIN,VAL%s",
+            one.name,
+            one.name,
+            f" ({one.about})" if one.about else "",
+        )
+    todo = [run for run in plan.runs() if run.data not in absent]
+    if not todo:
+        names = ", ".join(one.name for one in absent)
+        raise ValueError(f"data: {plan.source} has files for none of its data sets; expected some for {names}")
+    done = {str(run): read_result(plan, run, folder) for run in todo}
+    left = sum(result is None for result in done.values())
+    _log.info("study %s: %d runs, %d of them complete; writing to %s", plan.name, len(todo), len(todo) - left, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if left and len(places) > 1:
+        command = _again(source, folder, {**common, "seeds": seeds, "rows": rows, "only": only}, progress)
+        _in_processes(places, command)
+    elif left:
+        _in_turn(plan, todo, folder, places[0], progress)
+    found = _collect(whole, plan, folder)
+    missing = [run for run in todo if read_result(plan, run, folder) is None]
+    measured = None
+    if cost and plan.cost_rounds and not missing and plan.compare in [row.name for row in plan.rows]:
+        measured = costs(plan, folder, device=places[0])
+        write_whole(folder / "costs.csv", costs_csv(measured))
+    result = StudyResult(whole, folder, found, summarise(whole, found), measured, missing)
+    write_whole(folder / "runs.csv", raw_csv(found))
+    write_whole(folder / "summary.csv", summary_csv(result.summary))
+    write_whole(folder / "table.md", str(result) + "\n")
+    if found:
+        write_whole(folder / "plot.png", draw(whole, found, result.summary))
+    for run in missing:
+        _log.warning("not complete, another process may be at it: %s", run)
+    return result
+
+
+def _collect(whole: Study, plan: Study, folder: Path) -> list[dict[str, Any]]:
+    """The results in a folder, of the seeds of this call and of the study.
+
+    Those beyond this call that were made with other settings than its are left out, and named.
+    """
+    seeds = dict.fromkeys((*whole.seeds, *plan.seeds))
+    asked = [str(run) for run in plan.runs()]
+    found = []
+    for data in whole.data:
+        for row in whole.rows:
+            for seed in seeds:
+                run = Run(row, data, seed)
+                if not data.is_given:
+                    continue
+                try:
+                    result = read_result(whole, run, folder)
+                except ValueError as error:
+                    if str(run) in asked:
+                        raise
+                    _log.warning("not in the table: %s", error)
+                    continue
+                if result is not None:
+                    found.append({"data": data.name, "row": row.name, "seed": seed, **result})
+    return found
+
+
+def _in_turn(plan: Study, todo: list[Run], folder: Path, device: str, progress: bool) -> None:
+    times: list[float] = []
+    for number, run in enumerate(todo, 1):
+        if read_result(plan, run, folder) is not None:
+            continue
+        _log.info("[%d/%d] %s", number, len(todo), run)
+        start = time.monotonic()
+        try:
+            result = run_once(plan, run, folder, device=device, progress=progress)
+        except FileExistsError:
+            _log.info("[%d/%d] another process is at it", number, len(todo))
+            continue
+        except Interrupted as stop:
+            raise Interrupted(
+                f"{signal.Signals(stop.code - 128).name}: stopped in run {number} of {len(todo)} ({run}); "
+                "the same command goes on from here",
+                stop.code - 128,
+            ) from None
+        times.append(time.monotonic() - start)
+        left = sum(read_result(plan, other, folder) is None for other in todo[number:])
+        _log.info(
+            "[%d/%d] %s: AP %s, Pearson of score and IoU %s; %.0f s%s",
+            number,
+            len(todo),
+            run,
+            _shown(result["AP"]),
+            _shown(result["score_iou_points"]),
+            times[-1],
+            f", about {left * sum(times) / len(times) / 60:.0f} min left" if left else "",
+        )
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+# ---- several devices -----------------------------------------------------------------------------
+
+
+def _devices(given: Sequence[str] | None) -> list[str]:
+    if given is None:
+        return ["cuda:0" if torch.cuda.is_available() else "cpu"]
+    found = []
+    for name in given:
+        name = f"cuda:{name}" if name.isdigit() else name
+        try:
+            kind = torch.device(name).type
+        except RuntimeError:
+            kind = "unknown"
+        if kind not in ("cpu", "cuda", "mps"):
+            raise ValueError(f"devices: expected names like cpu, cuda:0 or 0, got {name!r}")
+        if kind == "cuda" and (torch.device(name).index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"devices: expected one of the {torch.cuda.device_count()} GPUs here, got {name!r}")
+        found.append(name)
+    if not found:
+        raise ValueError("devices: expected at least one, got none")
+    return found
+
+
+def _again(source: str | Path, folder: Path, given: Mapping[str, Any], progress: bool) -> list[str]:
+    """The command line of this study, without its devices and what comes after its runs."""
+    command = [sys.executable, "-m", "gflv2", "study", str(source), "--output", str(folder), "--no-cost"]
+    command += ["--quick"] * given["quick"]
+    for name, files in (given["data"] or {}).items():
+        command += ["--data", f"{name}={','.join(map(str, files))}"]
+    for name in ("seeds", "rows", "only"):
+        if given[name] is not None:
+            command += [f"--{name}", *map(str, given[name])]
+    if given["base"] is not None:
+        command += ["--base", str(given["base"])]
+    for key, value in (given["overrides"] or {}).items():
+        command += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return [*command, *["--no-pretrained"] * (not given["pretrained"]), *["--no-progress"] * (not progress)]
+
+
+def _in_processes(places: list[str], command: list[str]) -> None:
+    """One process a device, each of which takes runs until none is left."""
+    processes: list[subprocess.Popen] = []
+    try:
+        with Signals() as signals:
+            for place in places:
+                processes.append(subprocess.Popen([*command, "--devices", place], stdout=subprocess.DEVNULL))
+            while any(process.poll() is None for process in processes) and signals.received is None:
+                time.sleep(0.2)
+    finally:
+        # Each saves its run. On a terminal they have SIGINT already; SIGTERM after it changes nothing.
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+        codes = [process.wait() for process in processes]
+    if signals.received is not None:
+        name = signal.Signals(signals.received).name
+        raise Interrupted(f"{name}: stopped; the same command goes on from here", signals.received)
+    for place, code in zip(places, codes, strict=True):
+        if code:
+            raise RuntimeError(f"the process for {place} ended with exit status {code}; the same command goes on")

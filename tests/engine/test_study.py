@@ -1,0 +1,386 @@
+"""Studies: their files, their statistics, runs that are killed and go on, several processes, what rows cost."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gflv2.cli import main
+from gflv2.config import load_config
+from gflv2.engine.interruption import Interrupted
+from gflv2.engine.study import list_studies, read_study, study
+from gflv2.engine.study.cost import read_costs
+from gflv2.engine.study.run import METRICS
+from gflv2.engine.study.statistics import estimate, t_cdf, t_quantile
+from gflv2.engine.study.table import interval, markdown, summarise
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TINY = {
+    "model": {
+        "backbone": {"name": "test_efficientnet", "frozen_stages": 0},
+        "neck": {"channels": 16},
+        "head": {"channels": 16, "stacked_convs": 1, "gn_groups": 4},
+    },
+    "data": {"long_side": 64, "short_side": [64, 64], "test_short_side": 64, "workers": 0},
+    "train": {"epochs": 1, "batch_size": 4, "base_batch_size": 4, "warmup_iterations": 0},
+}
+PLAN = {
+    "base": "tiny.yaml",
+    "seeds": [0, 1],
+    "compare": "one",
+    "rows": {"one": {"settings": {"model.head.quality": None}}, "two": {}},
+    "data": {"shapes": {"generate": {"train": 4, "val": 2, "size": 64, "seed": 0}}},
+    "cost_rounds": 2,
+}
+
+
+def write(folder: Path, **changes) -> Path:
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump({**PLAN, **changes}, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return write(tmp_path)
+
+
+def go(plan: Path, **options):
+    return study(
+        plan, **{"output": plan.parent / "out", "pretrained": False, "progress": False, "devices": ["cpu"], **options}
+    )
+
+
+# ---- statistics ----------------------------------------------------------------------------------
+
+
+# Two-sided 95 % values of the usual tables.
+@pytest.mark.parametrize("freedom, t", [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042)])
+def test_t_quantiles_are_those_of_the_tables(freedom: int, t: float) -> None:
+    assert t_quantile(0.975, freedom) == pytest.approx(t, abs=5e-4)
+    assert t_cdf(0.0, freedom) == 0.5
+
+
+def test_an_estimate_is_that_of_the_textbook() -> None:
+    found = estimate([1.0, 2.0, 3.0, 4.0, math.nan])
+    assert (found.n, found.mean) == (4, 2.5)
+    assert found.error == pytest.approx(math.sqrt(5 / 3) / 2)
+    assert found.high - found.mean == pytest.approx(3.1824 * found.error, rel=1e-4)
+    assert found.mean - found.low == pytest.approx(found.half)
+    one = estimate([7.0])
+    assert one.mean == 7.0 and math.isnan(one.low) and math.isnan(one.error)
+    assert estimate([]).n == 0
+
+
+def results(values: dict[str, list[float | None]]) -> list[dict]:
+    return [
+        {"data": "d", "row": row, "seed": seed, **dict.fromkeys(METRICS), "AP": value}
+        for row, numbers in values.items()
+        for seed, value in enumerate(numbers)
+    ]
+
+
+def test_differences_are_of_the_same_seeds(plan) -> None:
+    """The means are far apart from seed to seed, the pairs are not; a seed that one row lacks is in no pair."""
+    found = summarise(read_study(plan), results({"one": [0.1, 0.5, 0.9], "two": [0.12, 0.52, 0.92, 0.0]}))
+    one, two = found
+    assert (one.row, one.difference) == ("one", None)
+    assert two.value.n == 4 and two.difference is not None and two.difference.n == 3
+    assert two.difference.mean == pytest.approx(0.02) and two.difference.half < 1e-9 < one.value.half
+    text = markdown(read_study(plan), found, None)
+    assert "| two − one | 3 | +0.020 [+0.020, +0.020] |" in text and "| two | 4 | 0.390 ± " in text
+
+
+def test_a_row_can_be_compared_with_another_than_the_study_s(tmp_path) -> None:
+    rows = {"one": {}, "two": {}, "three": {"compare": "two"}}
+    found = summarise(
+        read_study(write(tmp_path, rows=rows)), results({"one": [0.1, 0.2], "two": [0.5, 0.5], "three": [0.6, 0.8]})
+    )
+    assert [row.compare for row in found] == ["one", "one", "two"]
+    assert found[2].difference.mean == pytest.approx(0.2)
+
+
+def test_what_is_not_defined_is_a_dash(plan) -> None:
+    found = summarise(read_study(plan), results({"one": [0.1], "two": [None]}))
+    assert [row.row for row in found] == ["one"]
+    assert interval(None) == interval(estimate([])) == "–" and interval(estimate([0.5])) == "+0.500"
+
+
+# ---- the file ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list_studies())
+def test_studies_of_the_package_build_and_have_a_quick_form(name: str) -> None:
+    whole, quick = read_study(name), read_study(name, quick=True)
+    assert whole.compare in [row.name for row in whole.rows] and len(whole.seeds) >= 3
+    assert len(quick.runs()) <= 22 and all(data.is_given for data in quick.data)
+    assert quick.name == f"{name}-quick"
+    described = [whole.config(row, whole.data[0]).to_dict()["model"] for row in whole.rows]
+    assert all(described.count(model) == 1 for model in described), "two rows are the same"
+
+
+def test_the_baselines_are_those_of_the_named_configurations() -> None:
+    """On COCO with ResNet-50, each row has the model and the recipe of the configuration of its name."""
+    recipe = load_config("gflv2_r50_fpn_1x").to_dict()
+    same = {f"data.{key}": recipe["data"][key] for key in ("vertical_flip", "workers", "cache_images")}
+    coco = {"coco": ("instances_train2017.json", "instances_val2017.json", "train2017", "val2017")}
+    plan = read_study(
+        "baselines", base="gflv2_r50_fpn_1x", data=coco, only=["coco"], overrides={**same, "train.epochs": 12}
+    )
+    assert [data.name for data in plan.data] == ["coco"] and plan.data[0].val_images == "val2017"
+    for row in plan.rows:
+        wanted = load_config(f"{row.name.lower()}_r50_fpn_1x").to_dict()
+        found = plan.config(row, plan.data[0]).to_dict()
+        # ATSS has no quality predictor: what the settings say about it means nothing there.
+        wanted["model"]["head"]["quality"] = (
+            found["model"]["head"]["quality"] if row.name == "ATSS" else (wanted["model"]["head"]["quality"])
+        )
+        assert {key: found[key] for key in ("model", "data", "train", "test")} == {
+            key: wanted[key] for key in ("model", "data", "train", "test")
+        }
+
+
+WRONG = [
+    ({"sedes": [1]}, "unknown key sedes; did you mean 'seeds'"),
+    ({"seeds": 3}, "seeds: expected a list of integers"),
+    ({"seeds": [1, 1]}, "seeds: expected each seed once"),
+    ({"rows": {}}, "rows: expected at least one row"),
+    ({"rows": {"a/b": {}}, "compare": "a/b"}, "rows: expected a name of letters"),
+    ({"rows": {"one": {"setings": {}}}}, "unknown key rows.one.setings; did you mean 'settings'"),
+    ({"rows": {"one": {"settings": {"train.epoch": 1}}}}, "rows.one: unknown setting train.epoch"),
+    ({"rows": {"one": {"compare": "two"}}}, "rows.one.compare: expected one of 'one', got 'two'"),
+    ({"rows": {"one": {}, "a b": {}, "a_b": {}}}, "names that differ in more than spaces"),
+    ({"settings": {"train.lr": "fast"}}, "settings: train.lr: expected a number"),
+    ({"compare": "three"}, "compare: expected one of 'one', 'two', got 'three'"),
+    ({"data": {}}, "data: expected at least one data set"),
+    ({"data": {"d": {"train": "x.json"}}}, "data.d: expected both train and val"),
+    ({"data": {"d": {"generate": {"size": "big"}}}}, "data.d.generate.size: expected an integer"),
+    ({"data": {"d": {"train": "x", "val": "y", "generate": {}}}}, "data.d: expected either generate or files"),
+    ({"cost_rounds": -1}, "cost_rounds: expected an integer from 0"),
+    ({"quick": {"epochs": 1}}, "unknown key quick.epochs"),
+    ({"like": "plan.yaml"}, "the file is like itself"),
+    ({"base": "nothing_r50"}, "nothing_r50"),
+]
+
+
+@pytest.mark.parametrize("changes, says", WRONG, ids=[says[:30] for _, says in WRONG])
+def test_a_mistake_is_one_line_with_file_and_key(changes: dict, says: str, tmp_path, capsys) -> None:
+    path = write(tmp_path, **changes)
+    options = ["--quick"] * ("quick" in changes)
+    assert main(["study", str(path), "--output", str(tmp_path / "out"), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line and (str(path) in line or "base" in changes)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["nothing"], "no study of the package 'nothing'"),
+        (["PLAN", "--rows", "three"], "rows: expected one of 'one', 'two', got 'three'"),
+        (["PLAN", "--only", "coco"], "data: expected one of 'shapes', got 'coco'"),
+        (["PLAN", "--seeds", "0", "0"], "seeds: expected each seed once"),
+        (["PLAN", "--quick"], "quick: expected a section"),
+        (["PLAN", "--data", "coco"], "expected NAME=TRAIN,VAL"),
+        (["PLAN", "--devices", "moon"], "devices: expected names like cpu"),
+        (["PLAN", "--devices", "77"], "devices: expected one of the"),
+        (["PLAN", "--model.head.quality", "cls"], "model.head.quality: expected none, since the row 'one'"),
+        (["PLAN", "--train.lrr", "1"], "unknown setting --train.lrr"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments: list[str], says: str, plan, capsys) -> None:
+    options = [str(plan) if text == "PLAN" else text for text in arguments]
+    assert main(["study", *options, "--output", str(plan.parent / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+def test_a_data_set_without_files_is_left_out_and_named(tmp_path, caplog) -> None:
+    path = write(tmp_path, data={**PLAN["data"], "cells": {"about": "blood cells"}})
+    caplog.set_level("INFO", "gflv2")
+    found = go(path, seeds=[0], rows=["one"])
+    assert [run["data"] for run in found.runs] == ["shapes"]
+    assert (
+        "data set cells is left out: the study has no files for it; give them with --data cells=TRAIN,VAL (blood"
+        in (caplog.text)
+    )
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+def test_runs_are_made_once_and_a_changed_setting_is_an_error(plan, caplog) -> None:
+    caplog.set_level("INFO", "gflv2")
+    first = go(plan, cost=False)
+    assert [(run["row"], run["seed"]) for run in first.runs] == [("one", 0), ("one", 1), ("two", 0), ("two", 1)]
+    assert not first.missing and first.costs is None
+    times = {path: path.stat().st_mtime_ns for path in first.output.rglob("result.json")}
+    assert len(times) == 4 and not list(first.output.rglob("*.ckpt"))
+    caplog.clear()
+    again = go(plan, cost=False)
+    assert "4 runs, 4 of them complete" in caplog.text and "[1/4]" not in caplog.text
+    assert again.runs == first.runs
+    assert {path: path.stat().st_mtime_ns for path in first.output.rglob("result.json")} == times
+
+    with open(first.output / "runs.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["score_iou_points"]) for row in rows] == pytest.approx(
+        [run["score_iou_points"] for run in first.runs], rel=1e-5
+    )
+    assert {row["quality_init"] for row in rows if row["row"] == "one"} == {""}, "it has no predictor"
+    assert {row["quality_init"] for row in rows if row["row"] == "two"} == {"normal"}
+    assert (first.output / "plot.png").read_bytes()[:4] == b"\x89PNG"
+    assert (first.output / "table.md").read_text().strip() == str(again)
+
+    with pytest.raises(ValueError, match=r"seed0/result.json: train.lr was 0.01, now 0.5; take another output"):
+        go(plan, overrides={"train.lr": 0.5})
+    with pytest.raises(ValueError, match=r"pretrained was False, now True"):
+        go(plan, pretrained=True)
+    caplog.clear()
+    # It is none for a row that does not have what has changed; the table leaves out those that do, and says so.
+    part = go(plan, rows=["one"], cost=False, overrides={"model.head.quality_init": "kaiming"})
+    assert [run["row"] for run in part.runs] == ["one", "one"]
+    assert "not in the table" in caplog.text and "quality_init was 'normal', now 'kaiming'" in caplog.text
+
+
+def start(*arguments: str, **options) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "gflv2", "study", *arguments, "--no-pretrained", "--no-progress"]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **options)
+
+
+def wait_for(process: subprocess.Popen, folder: Path, pattern: str, count: int = 1) -> None:
+    limit = time.monotonic() + 300
+    while len(list(folder.glob(pattern))) < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < limit, f"no {count} × {pattern}"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_the_quick_baselines_are_killed_and_go_on(tmp_path) -> None:
+    """The command of CI: killed inside its third training, it keeps what is complete and ends with everything."""
+    folder, command = tmp_path / "quick", (str(ROOT / "configs" / "studies" / "baselines.yaml"), "--quick")
+    options = (*command, "--output", str(folder), "--train.save_every_steps", "2")
+    process = start(*options)
+    wait_for(process, folder, "runs/*/*/*/result.json", 2)
+    wait_for(process, folder, "runs/shapes/GFLV2/seed0/train/checkpoints/last.ckpt")
+    process.kill()
+    process.communicate()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+    assert len(before) == 2 and not (folder / "runs.csv").exists()
+
+    process = start(*options)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    assert "6 runs, 2 of them complete" in said and "[1/6]" not in said and "[3/6] shapes, GFLV2, seed 0" in said
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}.items()
+    with open(folder / "runs.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows] == [name for name in ("ATSS", "GFLV1", "GFLV2") for _ in range(2)]
+    assert all(row["score_iou_points"] for row in rows) and {row["epochs"] for row in rows} == {"2"}
+    costs = read_costs(folder / "costs.csv")
+    assert [cost.row for cost in costs] == ["ATSS", "GFLV1", "GFLV2", "GFLV1 again"]
+    parameters = {cost.row: cost.parameters for cost in costs}
+    assert parameters["GFLV2"] - parameters["GFLV1"] == 4 * 5 * 64 + 64 + 64 + 1, "the predictor"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path) -> None:
+    plan = write(
+        tmp_path,
+        rows={"one": {}},
+        compare="one",
+        seeds=[0],
+        settings={"train.epochs": 3, "train.save_every_steps": 1, "train.batch_size": 2},
+        data={"shapes": {"generate": {"train": 8, "val": 2, "size": 64, "seed": 0}}},
+    )
+    whole = go(plan, cost=False, output=tmp_path / "whole")
+    process = start(str(plan), "--output", str(tmp_path / "killed"), "--no-cost", "--devices", "cpu")
+    wait_for(process, tmp_path / "killed", "runs/shapes/one/seed0/train/checkpoints/last.ckpt")
+    process.kill()
+    process.communicate()
+    assert not list((tmp_path / "killed").rglob("result.json"))
+    killed = go(plan, cost=False, output=tmp_path / "killed")
+    for metric in METRICS:
+        assert killed.runs[0][metric] == whole.runs[0][metric], metric
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(tmp_path) -> None:
+    plan = write(tmp_path, rows={"one": {}}, compare="one", seeds=[0], settings={"train.epochs": 500})
+    process = start(str(plan), "--output", str(tmp_path / "out"), "--no-cost", "--devices", "cpu")
+    wait_for(process, tmp_path / "out", "runs/shapes/one/seed0/train/checkpoints/last.ckpt")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said.splitlines()[-1].startswith("SIGINT: stopped in run 1 of 1 (shapes, one, seed 0); the same command")
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_two_devices_share_the_runs(plan, caplog) -> None:
+    caplog.set_level("INFO", "gflv2")
+    found = go(plan, devices=["cpu", "cpu"], cost=False)
+    assert not found.missing and len(found.runs) == 4
+    assert "[1/4]" not in caplog.text, "this process trains nothing itself"
+    alone = go(plan, output=plan.parent / "alone", cost=False)
+    for one, other in zip(found.runs, alone.runs, strict=True):
+        assert {metric: one[metric] for metric in METRICS} == {metric: other[metric] for metric in METRICS}
+
+
+def test_a_run_that_another_process_has_is_left_to_it(plan, caplog) -> None:
+    from gflv2.engine.run_folder import held
+
+    caplog.set_level("INFO", "gflv2")
+    run = replace(read_study(plan), seeds=(0,)).runs()[0]
+    place = plan.parent / "out" / run.place
+    place.mkdir(parents=True)
+    with held(place):
+        found = go(plan, seeds=[0])
+    assert [missing.row.name for missing in found.missing] == ["one"] and found.costs is None
+    assert "another process is at it" in caplog.text
+
+
+def test_interrupted_between_runs_says_where(plan, monkeypatch) -> None:
+    from gflv2.engine.study import study as module
+
+    def stop(*_, **__):
+        raise Interrupted("inside", signal.SIGTERM)
+
+    monkeypatch.setattr(sys.modules[module.__module__], "run_once", stop)
+    with pytest.raises(Interrupted, match=r"SIGTERM: stopped in run 1 of 4 .* goes on from here") as caught:
+        go(plan)
+    assert caught.value.code == 143
+
+
+def test_costs_are_measured_in_turns_and_once(plan) -> None:
+    found = go(plan, seeds=[0])
+    costs = {cost.row: cost for cost in found.costs}
+    assert list(costs) == ["one", "two", "one again"]
+    assert costs["one"].step_ratio == costs["one"].detect_ratio == 1
+    assert costs["one again"].saved_bytes == costs["one"].saved_bytes <= costs["two"].saved_bytes
+    assert costs["two"].parameters - costs["one"].parameters == 4 * 5 * 64 + 64 + 64 + 1
+    assert all(cost.step > 0 and cost.detect > 0 and cost.clock == "processor" for cost in costs.values())
+    assert all(cost.rounds == 2 and (cost.height, cost.width) == (64, 64) for cost in costs.values())
+    for one, other in zip(read_costs(found.output / "costs.csv"), found.costs, strict=True):
+        assert one.step == pytest.approx(other.step, rel=1e-5) and one.row == other.row
+    assert go(plan, seeds=[0]).costs == found.costs, "they are kept"
+    content = json.loads((found.output / "costs.json").read_text())
+    assert len(content) == 3
+    assert "| one again |" in str(found)
