@@ -11,6 +11,7 @@ from gflv2.ops.gfl_targets import GFLTargets, gfl_targets, normalisers
 from gflv2.ops.giou import giou, iou
 from gflv2.ops.integral import integral
 from gflv2.ops.qfl import qfl
+from gflv2.ops.task_aligned import TaskAlignment, task_aligned
 
 __all__ = [
     "Assignment",
@@ -20,6 +21,7 @@ __all__ = [
     "GFLLosses",
     "GFLTargets",
     "Predictor",
+    "TaskAlignment",
     "atss",
     "batched_nms",
     "decode",
@@ -35,4 +37,5 @@ __all__ = [
     "iou",
     "normalisers",
     "qfl",
+    "task_aligned",
 ]
