@@ -64,8 +64,8 @@ def dynamic_soft_label(
     is no class (under ``GFLV2_CHECK=1`` an error). Arithmetic is float32, whatever the dtype.
 
     What this operation does not know: boxes to be ignored (mmdet's two assigners and AlignOTA do not look at them;
-    NanoDet-Plus does where ``ignore_iof_thr`` > 0, by default it is −1); mmdet's box classes, for which a point on a side
-    is inside, where it is outside for plain tensors and here; the centre of a mask, as RTMDet-Ins takes it.
+    NanoDet-Plus does where ``ignore_iof_thr`` > 0, by default it is −1); mmdet's box classes, for which a point on a
+    side is inside, where it is outside for plain tensors and here; the centre of a mask, as RTMDet-Ins takes it.
 
     Args:
         logits: (B, A, C) class logits (``simota``, ``align_ota``: probabilities), any strides. float32, float16,
