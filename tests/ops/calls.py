@@ -82,6 +82,19 @@ def _dynamic_soft_label() -> Arguments:
     }
 
 
+def _task_aligned() -> Arguments:
+    head, draw = RandomHead(), torch.Generator().manual_seed(0)
+    points = torch.cat([torch.rand(40, 2, generator=draw) * torch.tensor([48.0, 32.0]), torch.zeros(2, 2)])
+    return {
+        "scores": torch.rand(len(head.boxes), len(points), 3, generator=draw),
+        "boxes": torch.cat([points - 9, points + 9], dim=1)
+        + torch.rand(len(head.boxes), len(points), 4, generator=draw),
+        "points": points,
+        "gt_boxes": head.boxes,
+        "gt_labels": head.labels,
+    }
+
+
 def _qfl() -> Arguments:
     draw = torch.Generator().manual_seed(0)
     labels, scores = torch.randint(0, 4, (7,), generator=draw), torch.rand(7, generator=draw)
@@ -142,6 +155,7 @@ _MAKERS: dict[str, Callable[[], Arguments]] = {
     "dgqp_statistics": _statistics,
     "atss": _atss,
     "dynamic_soft_label": _dynamic_soft_label,
+    "task_aligned": _task_aligned,
     "qfl": _qfl,
     "dfl": _dfl,
     "distribution_kl": _distribution_kl,
