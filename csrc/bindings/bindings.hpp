@@ -39,6 +39,13 @@ struct Rows {
     Dtype dtype{};
 };
 
+// A tensor of three dimensions with its strides, in elements.
+struct Cube {
+    void* at = nullptr;
+    std::int64_t shape[3] = {}, strides[3] = {};
+    Dtype dtype{};
+};
+
 // The boxes (or labels) of one image.
 struct ImageMemory {
     char* at;
@@ -98,6 +105,7 @@ public:
     // Tensors (B, sides·channels, H, W), or one of rows. `gradients` (or null) names tensors like them, or an empty list.
     LevelList levels(const char* name, const char* gradients, int sides, const std::vector<double>& strides = {});
     Rows rows(const char* name);
+    Cube cube(const char* name);
     py::handle get(const char* name);
     void* address(const char* name);
     void finish() const;  // raises where something was given that nobody has read
@@ -199,7 +207,7 @@ void run(const Call& call, const Arguments& arguments, void (*on_cpu)(const Argu
 // The operations; `bind_atss` binds the functions of `atss`.
 #define GFLV2_OPERATIONS(apply)                                                                                \
     apply(atss) apply(decode) apply(dfl) apply(dgqp) apply(distribution_kl) apply(gfl_loss) apply(gfl_targets) \
-        apply(giou) apply(integral) apply(qfl)
+        apply(giou) apply(integral) apply(qfl) apply(task_aligned)
 #define GFLV2_DECLARE(name) void bind_##name(py::module_& m);
 GFLV2_OPERATIONS(GFLV2_DECLARE)
 

@@ -8,6 +8,7 @@
 
 #include "gflv2/api/atss.hpp"
 #include "gflv2/api/gfl_targets.hpp"
+#include "gflv2/api/task_aligned.hpp"
 #include "gflv2/types.hpp"
 
 namespace gflv2::simt {
@@ -24,6 +25,10 @@ inline std::vector<Span> host_memory(const AtssArguments& a) {
 }
 inline std::vector<Span> host_memory(const GflTargetsArguments& a) {
     return {{&a, sizeof a}, {a.images, std::size_t(a.batch) * sizeof(GflImage)}};
+}
+
+inline std::vector<Span> host_memory(const TaskAlignedArguments& a) {
+    return {{&a, sizeof a}, {a.images, std::size_t(a.batch) * sizeof(TaskAlignedImage)}};
 }
 
 bool recording();

@@ -156,7 +156,7 @@ def _describe(
         check_count(final_topk, "final_topk")
     check_number(alpha, "alpha", least=0)
     check_number(beta, "beta", least=0)
-    check_number(margin, "margin")
+    check_number(margin, "margin", least=0)
     check_number(eps, "eps", least=0)
     if min_side is not None:
         check_number(min_side, "min_side", least=0)
@@ -188,7 +188,7 @@ def _new_results(scores: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
 _task_aligned = Operation(
     "task_aligned",
     describe=_describe,
-    refusals={"reference": None},
+    refusals={"cuda": _refusal("cuda"), "triton": _refusal("triton"), "cpu": None, "reference": None},
     tensors="Tensor scores, Tensor boxes, Tensor points, Tensor[] gt_boxes, Tensor[] gt_labels, Tensor? counts",
     settings="int topk, float alpha, float beta, bool ciou, bool inside, float margin, float min_side, bool zeros, "
     "bool containing, int final_topk, bool normalize, float eps",

@@ -15,6 +15,7 @@
 #include "gflv2/api/giou.hpp"
 #include "gflv2/api/integral.hpp"
 #include "gflv2/api/qfl.hpp"
+#include "gflv2/api/task_aligned.hpp"
 
 namespace gflv2 {
 

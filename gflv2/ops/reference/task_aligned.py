@@ -155,7 +155,7 @@ def align(
     count; its metric and overlap are 0.
     """
     value, union = (_ciou if overlap == "ciou" else _iou)(pred, target)
-    counted = (union < math.inf) & (value == value) & (scores >= 0) & (scores < math.inf)
+    counted = (union.abs() < math.inf) & (value == value) & (scores >= 0) & (scores < math.inf)
     value = torch.where(counted & (value > 0), value, 0.0)
     metric = power(scores, alpha) * power(value, beta)
     counted = counted & (metric < math.inf)
@@ -166,7 +166,7 @@ def align(
 def power(base: Tensor, exponent: float) -> Tensor:
     """base^exponent of float32 ≥ 0: 0.5 a square root, whole numbers to 16 products, others in float64."""
     if exponent == 0.5:
-        return base.sqrt()
+        return base.double().sqrt().float()  # torch's own of float32 is not rounded correctly everywhere
     if exponent != int(exponent) or not 0 <= exponent <= LARGEST_WHOLE_POWER:
         return base.double().pow(exponent).float()
     result = torch.ones_like(base)
