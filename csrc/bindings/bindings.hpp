@@ -39,6 +39,13 @@ struct Rows {
     Dtype dtype{};
 };
 
+// A tensor of three dimensions with its strides, in elements.
+struct Volume {
+    void* at = nullptr;
+    std::int64_t shape[3]{}, stride[3]{};
+    Dtype dtype{};
+};
+
 // The boxes (or labels) of one image.
 struct ImageMemory {
     char* at;
@@ -98,6 +105,7 @@ public:
     // Tensors (B, sides·channels, H, W), or one of rows. `gradients` (or null) names tensors like them, or an empty list.
     LevelList levels(const char* name, const char* gradients, int sides, const std::vector<double>& strides = {});
     Rows rows(const char* name);
+    Volume volume(const char* name);
     py::handle get(const char* name);
     void* address(const char* name);
     void finish() const;  // raises where something was given that nobody has read
@@ -197,9 +205,9 @@ void run(const Call& call, const Arguments& arguments, void (*on_cpu)(const Argu
 #endif
 
 // The operations; `bind_atss` binds the functions of `atss`.
-#define GFLV2_OPERATIONS(apply)                                                                                \
-    apply(atss) apply(decode) apply(dfl) apply(dgqp) apply(distribution_kl) apply(gfl_loss) apply(gfl_targets) \
-        apply(giou) apply(integral) apply(qfl)
+#define GFLV2_OPERATIONS(apply)                                                                                       \
+    apply(atss) apply(decode) apply(dfl) apply(dgqp) apply(distribution_kl) apply(dynamic_soft_label) apply(gfl_loss) \
+        apply(gfl_targets) apply(giou) apply(integral) apply(qfl)
 #define GFLV2_DECLARE(name) void bind_##name(py::module_& m);
 GFLV2_OPERATIONS(GFLV2_DECLARE)
 

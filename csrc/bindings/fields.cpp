@@ -192,6 +192,18 @@ Rows Fields::rows(const char* name) {
     return {address_of(tensor), shape.at[0], strides.at[0], strides.at[1], int(shape.at[1]), dtype_of(tensor)};
 }
 
+Volume Fields::volume(const char* name) {
+    const py::handle tensor = get(name);
+    const Numbers shape = shape_of(tensor), strides = strides_of(tensor);
+    if (shape.count != 3)
+        throw std::invalid_argument(std::string(name) + ": expected three dimensions, got " +
+                                    std::to_string(shape.count));
+    Volume found{address_of(tensor), {}, {}, dtype_of(tensor)};
+    std::copy_n(shape.at, 3, found.shape);
+    std::copy_n(strides.at, 3, found.stride);
+    return found;
+}
+
 LevelList Fields::levels(const char* name, const char* gradients, int sides, const std::vector<double>& strides) {
     const std::vector<py::object> tensors = objects(name),
                                   grads = gradients ? objects(gradients) : std::vector<py::object>{};

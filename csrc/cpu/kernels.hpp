@@ -22,7 +22,8 @@
     KERNEL(box_loss_forward, BoxLossArguments)                \
     KERNEL(box_loss_backward, BoxLossBackwardArguments)       \
     KERNEL(decode, DecodeArguments)                           \
-    KERNEL(atss, AtssArguments)
+    KERNEL(atss, AtssArguments)                               \
+    KERNEL(dynamic_soft_label, DynamicSoftLabelArguments)
 
 #if defined(GFLV2_ISA)
 GFLV2_BEGIN

@@ -116,7 +116,7 @@ def atss(
                 points=points,
             )
     if values_are_checked():
-        _check_counts(counts, boxes)
+        check_counts(counts, boxes)
     ignoring = ignore_boxes is not None and ignore_iof_thr > 0
     shapes = [(1, len(level)) for level in points] if points is not None else level_shapes
     tensors = (
@@ -149,7 +149,8 @@ def valid_cells(shapes: Sequence[tuple[int, int]], strides: list[float], padded_
     return cells
 
 
-def _check_counts(counts: Tensor | None, boxes: Any) -> None:
+def check_counts(counts: Tensor | None, boxes: Any) -> None:
+    """Check the values of ``counts``, at the price of a host sync."""
     if counts is not None and not bool(((counts >= 0) & (counts <= boxes.shape[1])).all()):
         bad_value("counts", f"numbers from 0 to {boxes.shape[1]}", counts.tolist())
 
@@ -190,12 +191,13 @@ def check_padded_sizes(padded_sizes: Any, batch: int) -> None:
     check_pairs(padded_sizes, "padded_sizes", f"a list of {batch} (height, width)", batch)
 
 
-def _check_labels(labels: Any, boxes: Any, device: torch.device) -> None:
+def check_labels(labels: Any, boxes: Any, device: torch.device, *, name: str = "labels", like: str = "boxes") -> None:
+    """Check that labels are given as their boxes are, whose name is ``like``."""
     if isinstance(boxes, Tensor):
-        check_tensor(labels, "labels", shape=boxes.shape[:2], dtypes=INTEGERS, device=device)
+        check_tensor(labels, name, shape=boxes.shape[:2], dtypes=INTEGERS, device=device)
         return
     if isinstance(labels, Tensor) or not isinstance(labels, (list, tuple)) or len(labels) != len(boxes):
-        bad_value("labels", f"a list of {len(boxes)} tensors (G,) like boxes", labels)
+        bad_value(name, f"a list of {len(boxes)} tensors (G,) like {like}", labels)
     for index, (label, image) in enumerate(zip(labels, boxes, strict=True)):
         if not (
             isinstance(label, Tensor)
@@ -204,7 +206,7 @@ def _check_labels(labels: Any, boxes: Any, device: torch.device) -> None:
             and sizes[0] == image.shape[0]
             and label.device == device
         ):
-            check_tensor(label, f"labels[{index}]", shape=(image.shape[0],), dtypes=INTEGERS, device=device)
+            check_tensor(label, f"{name}[{index}]", shape=(image.shape[0],), dtypes=INTEGERS, device=device)
 
 
 def _check_shapes(level_shapes: Any, points: Any, padded_sizes: Any, device: torch.device) -> int:
@@ -241,7 +243,7 @@ def _describe(
     points: Any = None,
 ) -> backends.Call:
     batch, device = check_boxes(boxes, counts)
-    _check_labels(labels, boxes, device)
+    check_labels(labels, boxes, device)
     levels = _check_shapes(level_shapes, points, padded_sizes, device)
     check_strides(strides, levels)
     check_padded_sizes(padded_sizes, batch)
