@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.atss import check_boxes
-from gflv2.ops.checks import bad_value, check_choice, check_count, check_number, check_tensor
-from gflv2.ops.reduction import INTEGERS
+from gflv2.ops.atss import as_list, check_boxes, check_counts, check_labels
+from gflv2.ops.checks import bad_value, check_choice, check_count, check_number, check_tensor, values_are_checked
 from gflv2.ops.reference import dynamic_soft_label as reference
+from gflv2.ops.reference.boxes import pad_boxes
 from gflv2.ops.reference.dynamic_soft_label import COSTS, DynamicAssignment
+from gflv2.ops.registration import Operation
 
 __all__ = ["DynamicAssignment", "dynamic_soft_label"]
+
+MAX_TOPK = {"cuda": 32, "triton": 32}  # the lists of a box lie in shared memory (cuda), or are tiles (triton)
 
 
 def dynamic_soft_label(
@@ -97,9 +100,17 @@ def dynamic_soft_label(
         "cost": cost,
     }
     call = _describe(logits, boxes, points, strides, gt_boxes, gt_labels, **options)
-    backends.select("dynamic_soft_label", call)
-    with torch.no_grad():
-        return reference.dynamic_soft_label(logits, boxes, points, strides, gt_boxes, gt_labels, **options)
+    backend = backends.select("dynamic_soft_label", call)
+    if values_are_checked():
+        _check_values(gt_boxes, gt_labels, counts, logits.shape[2])
+    if backend == "reference":
+        with torch.no_grad():
+            return reference.dynamic_soft_label(logits, boxes, points, strides, gt_boxes, gt_labels, **options)
+    radius = COSTS[cost].center_radius if center_radius is None else center_radius
+    # A k above the number of points is all of them.
+    settings = (min(call.facts["topk"], max(logits.shape[1], 1)), float(iou_weight), float(class_weight))
+    tensors = (logits, boxes, points, strides, as_list(gt_boxes), as_list(gt_labels), counts)
+    return DynamicAssignment(*_dynamic_soft_label.constant(tensors, (*settings, float(radius or 0.0), cost, backend)))
 
 
 def _describe(
@@ -127,7 +138,7 @@ def _describe(
     images, device = check_boxes(gt_boxes, counts, name="gt_boxes")
     if images != batch or device != logits.device:
         bad_value("gt_boxes", f"boxes of {batch} images on {logits.device} like logits", gt_boxes)
-    check_labels(gt_labels, gt_boxes, device)
+    check_labels(gt_labels, gt_boxes, device, name="gt_labels", like="gt_boxes")
     check_choice(cost, "cost", tuple(COSTS))
     if topk is not None:
         check_count(topk, "topk")
@@ -137,18 +148,41 @@ def _describe(
         if COSTS[cost].center_radius is None:
             bad_value("center_radius", f"None with cost={cost!r}, which has no centre term", center_radius)
         check_number(center_radius, "center_radius", least=0)
-    return backends.Call(device, torch.float32, {"topk": COSTS[cost].topk if topk is None else topk})
+    return backends.Call(device, logits.dtype, {"topk": COSTS[cost].topk if topk is None else topk})
 
 
-def check_labels(labels: Any, boxes: Any, device: torch.device) -> None:
-    """Check that labels are given as their boxes are."""
-    if isinstance(boxes, Tensor):
-        check_tensor(labels, "gt_labels", shape=boxes.shape[:2], dtypes=INTEGERS, device=device)
-        return
-    if isinstance(labels, Tensor) or not isinstance(labels, (list, tuple)) or len(labels) != len(boxes):
-        bad_value("gt_labels", f"a list of {len(boxes)} tensors (G,) like gt_boxes", labels)
-    for index, (label, image) in enumerate(zip(labels, boxes, strict=True)):
-        check_tensor(label, f"gt_labels[{index}]", shape=(image.shape[0],), dtypes=INTEGERS, device=device)
+def _check_values(boxes: Any, labels: Any, counts: Tensor | None, classes: int) -> None:
+    check_counts(counts, boxes)
+    padded, exists = pad_boxes(labels, counts)
+    if padded.numel() and bool((exists & ((padded < 0) | (padded >= classes))).any()):
+        bad_value("gt_labels", f"numbers from 0 to {classes - 1}", padded[exists].tolist())
 
 
-backends.register("dynamic_soft_label", {"reference": None}, _describe)
+def _refusal(backend: str) -> Callable[[backends.Call], str | None]:
+    def refuse(call: backends.Call) -> str | None:
+        if call.facts["topk"] > MAX_TOPK[backend]:
+            return f"topk is more than {MAX_TOPK[backend]}"
+        return backends.refuse_double(call)
+
+    return refuse
+
+
+def _new_results(logits: Tensor, boxes: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    index = boxes.new_empty(boxes.shape[:2], dtype=torch.int64)
+    return index, boxes.new_empty(boxes.shape[:2], dtype=torch.float32), torch.empty_like(index)
+
+
+_dynamic_soft_label = Operation(
+    "dynamic_soft_label",
+    describe=_describe,
+    refusals={**{name: _refusal(name) for name in MAX_TOPK}, "cpu": None, "reference": None},
+    tensors="Tensor logits, Tensor boxes, Tensor points, Tensor strides, Tensor[] gt_boxes, Tensor[] gt_labels, "
+    "Tensor? counts",
+    settings="int topk, float iou_weight, float class_weight, float center_radius, str cost",
+    new_results=_new_results,
+    results=("index", "iou", "labels"),
+    returns="(Tensor, Tensor, Tensor)",
+    small=("boxes", "points", "strides", "gt_boxes"),
+    indices=("gt_labels", "counts"),
+    arithmetic=lambda _: torch.float32,
+)

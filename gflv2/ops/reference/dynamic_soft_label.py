@@ -199,7 +199,8 @@ def _class_cost(values: Tensor, base: Tensor, labels: Tensor, ious: Tensor, kind
     value = values.transpose(1, 2).gather(1, at)
     target = ious.nan_to_num(nan=0.0).clamp(0, 1) if kind.soft else torch.ones_like(ious)
     without = base[:, None] - _term(value, torch.zeros_like(value), kind).double()
-    return (without + _term(value, target, kind).double()).float()
+    # Rounding may leave the sum a little below 0.
+    return torch.relu((without + _term(value, target, kind).double()).float())
 
 
 def _ordered(costs: Tensor) -> Tensor:
