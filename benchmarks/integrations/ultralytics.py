@@ -52,7 +52,9 @@ class _Ultralytics(InPlace):
     def with_ours(self, call: Callable[..., Any]) -> Callable[..., Any]:
         loss = importlib.import_module("ultralytics.utils.loss")
         decode = importlib.import_module("ultralytics.nn.modules.block").DFL
-        places = [(decode, "forward"), (loss.DFLoss, "__call__"), (loss.v8DetectionLoss, "bbox_decode")]
+        criterion, assigner = loss.v8DetectionLoss, loss.TaskAlignedAssigner
+        places = [(decode, "forward"), (loss.DFLoss, "__call__"), (criterion, "bbox_decode")]
+        places += [(assigner, "forward"), (criterion, "get_assigned_targets_and_loss")]
         return accelerated(importlib.import_module("gflv2.integrations.ultralytics"), places, call)
 
     def tiny(self) -> Case:
@@ -96,11 +98,12 @@ class Head(_Ultralytics):
 
     name = "ultralytics_head"
     what = "assignment and losses"
+    part_of = "ultralytics_step"
     axes = ("model", "batch", "size", "classes", "boxes")
 
     def bases(self, device: torch.device) -> list[Case]:
         case = Case(model="yolov8n", batch=16 if device.type == "cuda" else 2, size=(640, 640))
-        return [case, case.but(boxes=100)]
+        return [case, case.but(boxes=100), case.but(boxes=300)]
 
     def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
         found = outputs(case, device, seed)
@@ -109,6 +112,35 @@ class Head(_Ultralytics):
     def call(self, case: Case, device: torch.device) -> Callable[..., Tensor]:
         criterion = detector(case, device).init_criterion()
         return lambda found, batch: criterion(found, batch)[0].sum()
+
+
+class Assigner(_Ultralytics):
+    """The task-aligned assigner alone: labels, boxes, scores and places of all points."""
+
+    name = "ultralytics_assigner"
+    what = "task-aligned assignment"
+    part_of = "ultralytics_step"
+    axes = ("model", "batch", "size", "classes", "boxes")
+    mode = "forward"
+
+    def bases(self, device: torch.device) -> list[Case]:
+        return Head().bases(device)
+
+    def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
+        found, batch = outputs(case, device, seed), truth(case, device, seed)
+        criterion = detector(case, device).init_criterion()
+        points, strides = importlib.import_module("ultralytics.utils.tal").make_anchors(found["feats"], STRIDES, 0.5)
+        predicted = criterion.bbox_decode(points, found["boxes"].transpose(1, 2).contiguous()) * strides
+        rows = torch.cat([batch["batch_idx"][:, None], batch["cls"], batch["bboxes"]], 1)
+        size = torch.tensor([case.size[1], case.size[0]] * 2, device=device)
+        labels, boxes = criterion.preprocess(rows, case.batch, scale_tensor=size).split((1, 4), 2)
+        scores = found["scores"].sigmoid().transpose(1, 2).contiguous()
+        mask = boxes.sum(2, keepdim=True).gt_(0)
+        return Inputs((scores, predicted.detach(), points * strides, labels, boxes, mask))
+
+    def call(self, case: Case, device: torch.device) -> Callable[..., Tensor]:
+        assigner = detector(case, device).init_criterion().assigner
+        return lambda *arguments: assigner(*arguments)[2]
 
 
 class Decode(_Ultralytics):
@@ -130,4 +162,4 @@ class Decode(_Ultralytics):
         return torch.no_grad()(head._inference)
 
 
-OPERATIONS = [Step(), Head(), Decode()]
+OPERATIONS = [Step(), Head(), Assigner(), Decode()]

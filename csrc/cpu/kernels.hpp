@@ -23,7 +23,8 @@
     KERNEL(box_loss_backward, BoxLossBackwardArguments)       \
     KERNEL(decode, DecodeArguments)                           \
     KERNEL(atss, AtssArguments)                               \
-    KERNEL(task_aligned, TaskAlignedArguments)
+    KERNEL(task_aligned, TaskAlignedArguments)                \
+    KERNEL(dynamic_soft_label, DynamicSoftLabelArguments)
 
 #if defined(GFLV2_ISA)
 GFLV2_BEGIN

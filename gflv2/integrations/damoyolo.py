@@ -7,6 +7,7 @@ replaces methods of these classes, in every model that exists or will be built:
 
 * ``damo.base_models.losses.gfocal_loss.QualityFocalLoss``, ``DistributionFocalLoss`` and ``GIoULoss`` by
   `gflv2.ops.qfl`, ``dfl`` and ``giou``;
+* ``damo.base_models.core.ota_assigner.AlignOTAAssigner`` by `gflv2.ops.dynamic_soft_label`;
 * in training, ``damo.base_models.heads.zero_head.ZeroHead.forward_single`` together with ``Integral``. The package
   takes the softmax over the bins in the first and the expectation in the second; in training ours leaves the logits as
   they are in the first, and `gflv2.ops.integral` does both in the second, so that the probabilities of all points and
@@ -15,8 +16,8 @@ replaces methods of these classes, in every model that exists or will be built:
 Where the package is not importable as ``damo``, or was changed, the classes can be named:
 ``damoyolo.accelerate(quality_focal_loss=…)``; ``head`` and ``integral`` only together.
 
-Not replaced: the aligned OTA assigner, which is another algorithm; the decoding in inference, where the head takes the
-softmax in the middle of ``forward_eval``; the losses of distillation, which compare features.
+Not replaced: the decoding in inference, where the head takes the softmax in the middle of ``forward_eval``; the losses
+of distillation, which compare features.
 
 Conventions of the package, which stay as they are:
 
@@ -38,7 +39,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gflv2.integrations import gfocal
+from gflv2.integrations import dynamic, gfocal
 from gflv2.integrations.common import Patch
 from gflv2.integrations.methods import Method, expected_distances, find_classes, replace_methods
 from gflv2.integrations.report import Replaced, Report, Stayed, answer
@@ -50,13 +51,14 @@ CLASSES = {
     "quality_focal_loss": "damo.base_models.losses.gfocal_loss.QualityFocalLoss",
     "distribution_focal_loss": "damo.base_models.losses.gfocal_loss.DistributionFocalLoss",
     "giou_loss": "damo.base_models.losses.gfocal_loss.GIoULoss",
+    "assigner": "damo.base_models.core.ota_assigner.AlignOTAAssigner",
 }
 
 _STAYED = (
-    Stayed("AlignOTAAssigner", "another algorithm than ATSS"),
     Stayed("ZeroHead.forward_eval", "takes its softmax in the middle of the method"),
     Stayed("losses of distillation", "they compare features"),
 )
+_EPS = 1e-7  # beside an IoU under the logarithm
 _patch = Patch()
 _replaced: list[Replaced] = []
 
@@ -68,12 +70,13 @@ def accelerate(
     quality_focal_loss: type | None = None,
     distribution_focal_loss: type | None = None,
     giou_loss: type | None = None,
+    assigner: type | None = None,
 ) -> Report:
     """Replace the classes' methods. A second call undoes the first, and says what is new.
 
     Args:
-        head, integral, quality_focal_loss, distribution_focal_loss, giou_loss: the classes; where one is named, only
-            those named are replaced. None at all: the package's own.
+        head, integral, quality_focal_loss, distribution_focal_loss, giou_loss, assigner: the classes; where one is
+            named, only those named are replaced. None at all: the package's own.
 
     Returns:
         What was replaced, and what stayed with the package and why; it is logged, too.
@@ -89,6 +92,7 @@ def accelerate(
         "quality_focal_loss": quality_focal_loss,
         "distribution_focal_loss": distribution_focal_loss,
         "giou_loss": giou_loss,
+        "assigner": assigner,
     }
     if (head is None) != (integral is None):
         missing = "head" if head is None else "integral"
@@ -130,8 +134,21 @@ def _integral(original: Callable) -> Callable:
     return forward
 
 
+def _settings(assigner: Any, eps: float = _EPS) -> dict[str, Any] | None:
+    if eps != _EPS:
+        return None
+    return {
+        "cost": "align_ota",
+        "topk": assigner.candidate_topk,
+        "iou_weight": float(assigner.iou_weight),
+        "class_weight": float(assigner.cls_weight),
+        "center_radius": float(assigner.center_radius),
+    }
+
+
 _SINGLE = ("x", "cls_convs", "reg_convs", "gfl_cls", "gfl_reg", "scale")
 _METHODS = {
+    "assigner": dynamic.assigner(_settings),
     "head": Method("forward_single", _SINGLE, _forward_single),
     "integral": Method("forward", ("x",), _integral),
     **gfocal.METHODS,

@@ -7,14 +7,15 @@ replaces methods of these classes, in every model that exists or will be built:
 
 * ``nanodet.model.head.gfl_head.Integral``: distances, in training and decoding, by `gflv2.ops.integral`;
 * ``nanodet.model.loss.gfocal_loss.QualityFocalLoss`` and ``DistributionFocalLoss`` by `gflv2.ops.qfl` and ``dfl``;
-* ``nanodet.model.loss.iou_loss.GIoULoss`` by `gflv2.ops.giou`.
+* ``nanodet.model.loss.iou_loss.GIoULoss`` by `gflv2.ops.giou`;
+* ``nanodet.model.head.assigner.dsl_assigner.DynamicSoftLabelAssigner``, which NanoDet-Plus assigns with, by
+  `gflv2.ops.dynamic_soft_label`.
 
 Where the package is not importable as ``nanodet``, or was changed, the classes can be named:
 ``nanodet.accelerate(integral=MyHead.Integral, quality_focal_loss=…)``.
 
-Not replaced: the assigners (NanoDet-Plus's dynamic soft labels are another algorithm, and ATSS, which the older heads
-have, takes one image's priors as a list of boxes), the IoU that the older heads' scores learn, and ``_forward_onnx``,
-which has no integral.
+Not replaced: the older heads' ATSS, which takes one image's priors as a list of boxes, the IoU that their scores learn,
+and ``_forward_onnx``, which has no integral. An assigner with ``ignore_iof_thr`` > 0 runs the package's own code.
 
 Conventions of the package, which stay as they are:
 
@@ -35,7 +36,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gflv2.integrations import gfocal
+from gflv2.integrations import dynamic, gfocal
 from gflv2.integrations.common import Patch
 from gflv2.integrations.methods import Method, always, expected_distances, find_classes, replace_methods
 from gflv2.integrations.report import Replaced, Report, Stayed, answer
@@ -46,10 +47,12 @@ CLASSES = {
     "quality_focal_loss": "nanodet.model.loss.gfocal_loss.QualityFocalLoss",
     "distribution_focal_loss": "nanodet.model.loss.gfocal_loss.DistributionFocalLoss",
     "giou_loss": "nanodet.model.loss.iou_loss.GIoULoss",
+    "assigner": "nanodet.model.head.assigner.dsl_assigner.DynamicSoftLabelAssigner",
 }
 
 _STAYED = (
-    Stayed("assigners", "dynamic soft labels are another algorithm; the older heads' ATSS takes a list of boxes"),
+    Stayed("ATSSAssigner", "that of the older heads takes one image's priors as a list of boxes"),
+    Stayed("DynamicSoftLabelAssigner with ignore_iof_thr > 0", "the operation knows no boxes to be ignored"),
     Stayed("bbox_overlaps", "the IoU that the older heads' scores learn"),
     Stayed("_forward_onnx", "has no integral"),
 )
@@ -63,25 +66,27 @@ def accelerate(
     quality_focal_loss: type | None = None,
     distribution_focal_loss: type | None = None,
     giou_loss: type | None = None,
+    assigner: type | None = None,
 ) -> Report:
-    """Replace the classes' ``forward``. A second call undoes the first, and says what is new.
+    """Replace the classes' ``forward`` and ``assign``. A second call undoes the first, and says what is new.
 
     Args:
-        integral, quality_focal_loss, distribution_focal_loss, giou_loss: the classes; where one is named, only those
-            named are replaced. None at all: the package's own.
+        integral, quality_focal_loss, distribution_focal_loss, giou_loss, assigner: the classes; where one is named,
+            only those named are replaced. None at all: the package's own.
 
     Returns:
         What was replaced, and what stayed with the package and why; it is logged, too.
 
     Raises:
         ModuleNotFoundError: no class was named and the package is not installed.
-        RuntimeError: a ``forward`` with parameters that are not known here; then nothing is replaced.
+        RuntimeError: a method with parameters that are not known here; then nothing is replaced.
     """
     named = {
         "integral": integral,
         "quality_focal_loss": quality_focal_loss,
         "distribution_focal_loss": distribution_focal_loss,
         "giou_loss": giou_loss,
+        "assigner": assigner,
     }
     earlier = list(_replaced)
     restore()
@@ -100,4 +105,14 @@ def _integral(self: Any, x: Tensor) -> Tensor:
     return expected_distances(x.unflatten(-1, (4, self.reg_max + 1)), self.project)
 
 
-_METHODS = {"integral": Method("forward", ("x",), always(_integral)), **gfocal.METHODS}
+def _settings(assigner: Any) -> dict[str, Any] | None:
+    if assigner.ignore_iof_thr > 0:
+        return None
+    return {"cost": "nanodet", "topk": assigner.topk, "iou_weight": float(assigner.iou_factor)}
+
+
+_METHODS = {
+    "integral": Method("forward", ("x",), always(_integral)),
+    "assigner": dynamic.assigner(_settings),
+    **gfocal.METHODS,
+}

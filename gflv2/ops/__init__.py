@@ -5,6 +5,7 @@ from gflv2.ops.decode import Decoded, Detections, batched_nms, decode
 from gflv2.ops.dfl import dfl
 from gflv2.ops.dgqp import Predictor, dgqp, dgqp_statistics
 from gflv2.ops.distribution_kl import distribution_kl
+from gflv2.ops.dynamic_soft_label import DynamicAssignment, dynamic_soft_label
 from gflv2.ops.gfl_loss import GFLLosses, gfl_loss
 from gflv2.ops.gfl_targets import GFLTargets, gfl_targets, normalisers
 from gflv2.ops.giou import giou, iou
@@ -16,6 +17,7 @@ __all__ = [
     "Assignment",
     "Decoded",
     "Detections",
+    "DynamicAssignment",
     "GFLLosses",
     "GFLTargets",
     "Predictor",
@@ -27,6 +29,7 @@ __all__ = [
     "dgqp",
     "dgqp_statistics",
     "distribution_kl",
+    "dynamic_soft_label",
     "gfl_loss",
     "gfl_targets",
     "giou",

@@ -150,7 +150,7 @@ def valid_cells(shapes: Sequence[tuple[int, int]], strides: list[float], padded_
 
 
 def check_counts(counts: Tensor | None, boxes: Any) -> None:
-    """Check the values of ``counts``, which waits for the device."""
+    """Check the values of ``counts``, at the price of a host sync."""
     if counts is not None and not bool(((counts >= 0) & (counts <= boxes.shape[1])).all()):
         bad_value("counts", f"numbers from 0 to {boxes.shape[1]}", counts.tolist())
 
@@ -191,13 +191,13 @@ def check_padded_sizes(padded_sizes: Any, batch: int) -> None:
     check_pairs(padded_sizes, "padded_sizes", f"a list of {batch} (height, width)", batch)
 
 
-def check_labels(labels: Any, boxes: Any, device: torch.device, *, name: str = "labels") -> None:
-    """Check the labels of a batch against its boxes, ragged or padded."""
+def check_labels(labels: Any, boxes: Any, device: torch.device, *, name: str = "labels", like: str = "boxes") -> None:
+    """Check that labels are given as their boxes are, whose name is ``like``."""
     if isinstance(boxes, Tensor):
         check_tensor(labels, name, shape=boxes.shape[:2], dtypes=INTEGERS, device=device)
         return
     if isinstance(labels, Tensor) or not isinstance(labels, (list, tuple)) or len(labels) != len(boxes):
-        bad_value(name, f"a list of {len(boxes)} tensors (G,) like boxes", labels)
+        bad_value(name, f"a list of {len(boxes)} tensors (G,) like {like}", labels)
     for index, (label, image) in enumerate(zip(labels, boxes, strict=True)):
         if not (
             isinstance(label, Tensor)

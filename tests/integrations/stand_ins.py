@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -120,6 +121,80 @@ class ZeroHead(nn.Module):
         scores = torch.cat([part[0].flatten(2).transpose(1, 2) for part in found], dim=1)
         rows = [part[1].unflatten(1, (4, self.reg_max + 1)).flatten(3).permute(0, 3, 1, 2) for part in found]
         return scores, self.integral(torch.cat(rows, dim=1).softmax(-1))
+
+
+class AssignResult:
+    """Of one image: box of each point (0: none, k: box k − 1), its overlap and its label."""
+
+    def __init__(self, num_gts: int, gt_inds: Tensor, max_overlaps: Tensor, labels: Tensor | None = None) -> None:
+        self.num_gts, self.gt_inds, self.max_overlaps, self.labels = num_gts, gt_inds, max_overlaps, labels
+
+
+class DynamicAssigner:
+    """What both packages' assigners do, box by box and point by point, with a cost of their own."""
+
+    topk = 13
+
+    def candidates(self, points: Tensor, strides: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """(A,) points that take part, (A, G) what the place of a point costs beside a box."""
+        inside = torch.cat([points[:, None] - boxes[:, :2], boxes[:, 2:] - points[:, None]], 2).amin(2) > 0
+        return inside.any(1), torch.zeros(inside.shape)
+
+    def class_cost(self, scores: Tensor, target: Tensor) -> Tensor:
+        p = scores.sigmoid()
+        return (F.binary_cross_entropy_with_logits(scores, target, reduction="none") * (target - p) ** 2).sum(-1)
+
+    def assign(self, pred_scores, priors, decoded_bboxes, gt_bboxes, gt_labels, gt_bboxes_ignore=None):
+        total, boxes = len(priors), len(gt_bboxes)
+        index, overlaps = torch.zeros(total, dtype=torch.long), torch.zeros(total)
+        usable, place = self.candidates(priors[:, :2], priors[:, 2], gt_bboxes)
+        if not boxes or not usable.any():
+            return AssignResult(boxes, index, overlaps, labels=torch.full((total,), -1))
+        iou = torchvision.ops.box_iou(decoded_bboxes, gt_bboxes)
+        cost = place + self.iou_weight * -torch.log(iou + 1e-7)
+        for box, label in enumerate(gt_labels.tolist()):
+            target = torch.zeros_like(pred_scores)
+            target[:, label] = iou[:, box]
+            cost[:, box] += self.class_cost(pred_scores, target)
+        cost[~usable] = torch.inf
+        chosen = torch.zeros(total, boxes, dtype=torch.bool)
+        for box in range(boxes):
+            k = max(1, int(iou[usable, box].sort(descending=True).values[: self.topk].sum()))
+            chosen[cost[:, box].argsort()[:k], box] = True
+        best = torch.where(chosen.sum(1) > 1, cost.argmin(1), chosen.int().argmax(1))
+        positive = chosen.any(1)
+        index[positive] = best[positive] + 1
+        overlaps = torch.where(positive, iou.gather(1, best[:, None])[:, 0], -1e8)
+        return AssignResult(boxes, index, overlaps, labels=torch.where(positive, gt_labels[best], -1))
+
+
+class NanoDetAssigner(DynamicAssigner):
+    def __init__(self, topk: int = 13, iou_factor: float = 3.0, ignore_iof_thr: float = -1) -> None:
+        self.topk, self.iou_factor, self.ignore_iof_thr = topk, iou_factor, ignore_iof_thr
+
+    @property
+    def iou_weight(self) -> float:
+        return self.iou_factor
+
+
+class DamoAssigner(DynamicAssigner):
+    def __init__(self, center_radius=2.5, candidate_topk=10, iou_weight=3.0, cls_weight=1.0) -> None:
+        self.center_radius, self.candidate_topk = center_radius, candidate_topk
+        self.iou_weight, self.cls_weight = iou_weight, cls_weight
+        self.topk = candidate_topk
+
+    def candidates(self, points: Tensor, strides: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        inside = torch.cat([points[:, None] - boxes[:, :2], boxes[:, 2:] - points[:, None]], 2).amin(2) > 0
+        offset = (points[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2).abs()
+        near = (offset < self.center_radius * strides[:, None, None]).all(2)
+        return (inside | near).any(1), torch.where(inside & near, 0.0, 1e8)
+
+    def class_cost(self, scores: Tensor, target: Tensor) -> Tensor:
+        entropy = F.binary_cross_entropy(scores, target, reduction="none")
+        return self.cls_weight * (entropy * (target - scores) ** 2).sum(-1)
+
+    def assign(self, pred_scores, priors, decoded_bboxes, gt_bboxes, gt_labels, gt_bboxes_ignore=None, eps=1e-7):
+        return super().assign(pred_scores, priors, decoded_bboxes, gt_bboxes, gt_labels, gt_bboxes_ignore)
 
 
 class Predictor(nn.Module):

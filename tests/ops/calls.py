@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from gflv2 import ops
 from gflv2.ops import backends
+from gflv2.ops.reference.boxes import distances_to_boxes, points_of_levels, strides_of_points
 from tests.ops.random_head import SHAPES, STRIDES, RandomHead
 
 Arguments = dict[str, Any]
@@ -62,6 +63,22 @@ def _atss() -> Arguments:
         "level_shapes": SHAPES,
         "strides": STRIDES,
         "anchor_scale": 3.0,
+    }
+
+
+def _dynamic_soft_label() -> Arguments:
+    head, draw = RandomHead(), torch.Generator().manual_seed(0)
+    points = points_of_levels(SHAPES, STRIDES)
+    strides = strides_of_points(SHAPES, STRIDES)
+    distances = strides[:, None] * (0.5 + 2 * torch.rand(len(head.boxes), len(points), 4, generator=draw))
+    return {
+        "logits": torch.randn(len(head.boxes), len(points), head.classes, generator=draw),
+        "boxes": distances_to_boxes(points, distances),
+        "points": points,
+        "strides": strides,
+        "gt_boxes": head.boxes,
+        "gt_labels": head.labels,
+        "topk": 5,
     }
 
 
@@ -137,6 +154,7 @@ _MAKERS: dict[str, Callable[[], Arguments]] = {
     "dgqp": _dgqp,
     "dgqp_statistics": _statistics,
     "atss": _atss,
+    "dynamic_soft_label": _dynamic_soft_label,
     "task_aligned": _task_aligned,
     "qfl": _qfl,
     "dfl": _dfl,

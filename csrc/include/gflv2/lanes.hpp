@@ -32,5 +32,6 @@ GFLV2_HD std::int32_t shifted_right(std::int32_t value, int places) {
 GFLV2_HD double widened(float value) { return value; }
 GFLV2_HD float narrowed(double value) { return float(value); }
 GFLV2_HD double root(double value) { return sqrt(value); }
+GFLV2_HD float root(float value) { return sqrtf(value); }
 
 GFLV2_END

@@ -12,7 +12,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 from torch import nn
 
 from gflv2.integrations.common import Patch
-from gflv2.integrations.mmdet import fused, modules
+from gflv2.integrations.mmdet import assigners, fused, modules, rtmdet
 from gflv2.integrations.report import Replaced, Report, Stayed, answer, full_name
 from gflv2.ops.checks import bad_type
 
@@ -24,6 +24,11 @@ _CLASSES = (
     (modules.ATSSAssigner, modules.MmdetATSSAssigner, TASK_UTILS),
     (modules.Integral, modules.MmdetIntegral, None),
     (fused.GFLHead, fused.MmdetGFLHead, MODELS),
+    (assigners.DynamicSoftLabelAssigner, assigners.MmdetDynamicSoftLabelAssigner, TASK_UTILS),
+    (assigners.SimOTAAssigner, assigners.MmdetSimOTAAssigner, TASK_UTILS),
+    (assigners.TaskAlignedAssigner, assigners.MmdetTaskAlignedAssigner, TASK_UTILS),
+    (rtmdet.RTMDetHead, rtmdet.MmdetRTMDetHead, MODELS),
+    (rtmdet.RTMDetSepBNHead, rtmdet.MmdetRTMDetSepBNHead, MODELS),
 )
 # Where configurations in Python find the classes. Not the modules that define them: pickle looks a model's classes up
 # there, and the losses call super() by their name. Nor heads that import one for isinstance(): ours are subclasses.
@@ -37,8 +42,8 @@ _PLACES = (
 # What detectors of mmdet have beside them. `accelerate(model)` says it of a model's own parts.
 _STAYED = (
     Stayed("other losses (FocalLoss, VarifocalLoss, …)", "no operation of gflv2 computes them"),
-    Stayed("other assigners (TaskAlignedAssigner, DynamicSoftLabelAssigner, …)", "other algorithms than ATSS"),
-    Stayed("heads other than GFLHead", "their own loop goes on, around the single losses"),
+    Stayed("other assigners (MaxIoUAssigner, HungarianAssigner, …)", "no operation of gflv2 computes them"),
+    Stayed("heads other than GFLHead and RTMDetHead", "their own loop goes on, around single losses and assigners"),
     Stayed("classes derived from those replaced", "they may compute something else"),
 )
 _patch = Patch()
@@ -141,24 +146,27 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def _why(item: Any) -> str | None:
     """Why a loss, an assigner or a head runs code of mmdet, after ``accelerate(model)``; None: it does not."""
     kind = type(item)
-    if kind is fused.GFLHead:
+    if kind is fused.GFLHead or kind in rtmdet.HEADS:
         try:
-            fused.check_parts(item)
+            (fused if kind is fused.GFLHead else rtmdet).check_parts(item)
         except (TypeError, ValueError) as error:
             return f"its losses one by one, in mmdet's loop: {error}"
         return None
     if kind is modules.ATSSAssigner:
         plain = item.alpha is None and modules.plain_overlaps(item.iou_calculator)
         return None if plain else "mmdet's own code assigns: alpha, or another IoU than that of BboxOverlaps2D"
+    if kind in (assigners.DynamicSoftLabelAssigner, assigners.SimOTAAssigner, assigners.TaskAlignedAssigner):
+        reason = assigners.uncovered(item)
+        return None if reason is None else f"mmdet's own code assigns: {reason}"
     if kind.__module__.startswith("gflv2."):
         return None
     base = next((theirs.__name__ for _, theirs, _ in _CLASSES if isinstance(item, theirs)), None)
     if base is not None:
         return f"derived from {base}: it may compute something else"
     if isinstance(item, BaseAssigner):
-        return "another algorithm than ATSS"
+        return "no operation of gflv2 computes it"
     if isinstance(item, BaseDenseHead):
-        return "its own loop goes on, around the single losses"
+        return "its own loop goes on, around single losses and assigners"
     if kind.__module__.startswith("mmdet.models.losses."):
         return "no operation of gflv2 computes it"
     return None

@@ -96,6 +96,31 @@ HEADS = {
         "loss_cls": _GFL["loss_cls"],
         "train_cfg": {**TRAIN, "assigner": {"type": "DynamicSoftLabelAssigner", "topk": 13}},
     },
+    "TOOD": {
+        "type": "TOODHead",
+        **_ANCHORS,
+        "stacked_convs": 2,
+        "initial_loss_cls": {"type": "FocalLoss", "use_sigmoid": True, "activated": True, "gamma": 2.0, "alpha": 0.25},
+        "loss_cls": {"type": "QualityFocalLoss", "use_sigmoid": True, "activated": True, "beta": 2.0},
+        "train_cfg": {
+            **TRAIN,
+            "initial_epoch": 0,
+            "initial_assigner": {"type": "ATSSAssigner", "topk": 9},
+            "assigner": {"type": "TaskAlignedAssigner", "topk": 13},
+            "alpha": 1,
+            "beta": 6,
+        },
+    },
+    "YOLOX": {
+        "type": "YOLOXHead",
+        "num_classes": CLASSES,
+        "in_channels": 32,
+        "feat_channels": 32,
+        "stacked_convs": 1,
+        "strides": list(STRIDES),
+        "norm_cfg": {"type": "BN"},
+        "train_cfg": {"assigner": {"type": "SimOTAAssigner", "center_radius": 2.5}},
+    },
 }
 
 

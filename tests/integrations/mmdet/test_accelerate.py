@@ -15,7 +15,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from gflv2.integrations.mmdet import accelerate, fused, modules, restore
+from gflv2.integrations.mmdet import accelerate, assigners, fused, modules, restore, rtmdet, swap
 from gflv2.ops import atss, gfl_loss, gfl_targets, normalisers
 from tests.integrations.mmdet.detectors import (
     GENERATOR,
@@ -65,10 +65,22 @@ OURS = {
         "assigner": modules.ATSSAssigner,
     },
     "RTMDet": {
-        "head": MODELS.get("RTMDetHead"),
+        "head": rtmdet.RTMDetHead,
         "loss_cls": modules.QualityFocalLoss,
         "loss_bbox": modules.GIoULoss,
-        "assigner": TASK_UTILS.get("DynamicSoftLabelAssigner"),
+        "assigner": assigners.DynamicSoftLabelAssigner,
+    },
+    "TOOD": {
+        "head": MODELS.get("TOODHead"),
+        "loss_cls": modules.QualityFocalLoss,
+        "loss_bbox": modules.GIoULoss,
+        "assigner": modules.ATSSAssigner,  # of the first epochs
+    },
+    "YOLOX": {
+        "head": MODELS.get("YOLOXHead"),
+        "loss_cls": MODELS.get("CrossEntropyLoss"),
+        "loss_bbox": MODELS.get("IoULoss"),
+        "assigner": assigners.SimOTAAssigner,
     },
 }
 MAIN = ("GFL", "ATSS")
@@ -127,7 +139,7 @@ def test_a_model_that_exists(kind):
 
 def entries() -> list:
     """Everything that accelerate() may change."""
-    names = ("QualityFocalLoss", "DistributionFocalLoss", "GIoULoss", "ATSSAssigner", "Integral", "GFLHead")
+    names = [theirs.__name__ for _, theirs, _ in swap._CLASSES]
     places = [MODELS.module_dict, TASK_UTILS.module_dict]
     places += [vars(module) for name, module in sys.modules.items() if name.startswith("mmdet.")]
     return [place.get(name) for place in places for name in names] + [fused.MmdetGFLHead.__init__]

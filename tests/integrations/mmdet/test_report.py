@@ -12,8 +12,6 @@ from gflv2.integrations.mmdet import accelerate, fused, modules, restore
 from tests.integrations.mmdet.detectors import TRAIN, build
 from tests.integrations.mmdet.test_accelerate import TenfoldBoxes
 
-REGISTRIES = {"ATSSAssigner": "registry task util", "Integral": "GFLHead.__init__"}
-
 
 def names(entries) -> list[str]:
     return [one.by.rpartition(".")[2] for one in entries]
@@ -34,11 +32,17 @@ def test_of_all_models(monkeypatch, caplog):
         "ATSSAssigner",
         "Integral",
         "GFLHead",
+        "DynamicSoftLabelAssigner",
+        "SimOTAAssigner",
+        "TaskAlignedAssigner",
+        "RTMDetHead",
+        "RTMDetSepBNHead",
     ]
     for one in first.replaced:
         name = one.by.rpartition(".")[2]
         assert one.what.startswith("mmdet.models.") and one.by.startswith("gflv2.integrations.mmdet.")
-        assert one.where[0] == REGISTRIES.get(name, "registry model")
+        kind = "registry task util" if name.endswith("Assigner") else "registry model"
+        assert one.where[0] == ("GFLHead.__init__" if name == "Integral" else kind)
     assert "mmdet.models.losses" in first.replaced[2].where
     assert not first.before and not second.replaced and first.stayed == second.stayed
     assert str(second).startswith("mmdet: nothing is left to replace; gflv2 replaced before\n")
@@ -77,7 +81,7 @@ MODELS_OF = {
         {"GIoULoss": ("bbox_head.loss_bbox",)},
         {
             "bbox_head (PAAHead)": "its own loop goes on",
-            "bbox_head.assigner (MaxIoUAssigner)": "another algorithm than ATSS",
+            "bbox_head.assigner (MaxIoUAssigner)": "no operation of gflv2 computes it",
             "bbox_head.loss_cls (FocalLoss)": "no operation of gflv2 computes it",
             "bbox_head.loss_centerness (CrossEntropyLoss)": "no operation of gflv2 computes it",
         },

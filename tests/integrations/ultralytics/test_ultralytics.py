@@ -16,11 +16,25 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn.modules.block import DFL
 from ultralytics.nn.tasks import ClassificationModel, DetectionModel
 from ultralytics.utils.loss import DFLoss, v8DetectionLoss
-from ultralytics.utils.tal import make_anchors
+from ultralytics.utils.tal import TaskAlignedAssigner, make_anchors
 
 from gflv2.integrations import ultralytics
+from gflv2.integrations.ultralytics import assigner, criterion, distributions
 
-METHODS = ((DFL, "forward"), (DFLoss, "__call__"), (v8DetectionLoss, "bbox_decode"))
+METHODS = (
+    (DFL, "forward"),
+    (DFLoss, "__call__"),
+    (v8DetectionLoss, "bbox_decode"),
+    (TaskAlignedAssigner, "forward"),
+    (v8DetectionLoss, "get_assigned_targets_and_loss"),
+)
+PLACES = {
+    "dfl": [distributions],
+    "integral": [distributions, criterion],
+    "qfl": [criterion],
+    "task_aligned": [assigner],
+}
+NONE = dict.fromkeys(PLACES, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +48,7 @@ def as_before():
 @pytest.fixture
 def calls(monkeypatch) -> dict[str, int]:
     """How often our operations were called."""
-    counts = {"dfl": 0, "integral": 0}
+    counts = dict(NONE)
 
     def counted(name: str, function):
         def call(*args, **kwargs):
@@ -43,8 +57,9 @@ def calls(monkeypatch) -> dict[str, int]:
 
         return call
 
-    for name in counts:
-        monkeypatch.setattr(ultralytics, name, counted(name, getattr(ultralytics, name)))
+    for name, modules in PLACES.items():
+        for module in modules:
+            monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     return counts
 
 
@@ -84,15 +99,16 @@ def test_training_and_detections(name, calls):
     losses, gradients = step(model)
     model.load_state_dict(state)
     found = detect(model)
-    assert calls == {"dfl": 0, "integral": 0}
+    assert calls == NONE
 
     ultralytics.accelerate()
     model.load_state_dict(state)
     our_losses, our_gradients = step(model)
-    assert calls == {"dfl": 1, "integral": 1}
+    once = {"dfl": 1, "integral": 2, "qfl": 1, "task_aligned": 1}
+    assert calls == once
     model.load_state_dict(state)
     ours = detect(model)
-    assert calls == {"dfl": 1, "integral": 2}
+    assert calls == {**once, "integral": 3}
 
     torch.testing.assert_close(our_losses, losses, rtol=1e-5, atol=1e-6)
     assert gradients.keys() == our_gradients.keys()
@@ -208,29 +224,29 @@ def test_boxes_in_float32():
 
 def test_what_was_replaced():
     first, second = ultralytics.accelerate(), ultralytics.accelerate()
-    methods = ["ultralytics.nn.modules.block.DFL.forward", "ultralytics.utils.loss.DFLoss.__call__"]
-    methods.append("ultralytics.utils.loss.v8DetectionLoss.bbox_decode")
+    methods = [f"{owner.__module__}.{owner.__name__}.{name}" for owner, name in METHODS]
     assert [one.what for one in first.replaced] == methods and not first.before
     assert second.before == first.replaced and not second.replaced
     assert str(second).startswith("ultralytics: nothing is left to replace; gflv2 replaced before\n")
-    assert "YOLO26" in str(first) and "TaskAlignedAssigner" in str(first)
+    assert "YOLO26" in str(first) and "class weights" in str(first)
     for owner, name in METHODS:
         method = vars(owner)[name]
-        assert method.__module__ == "gflv2.integrations.ultralytics" and method.__wrapped__.__name__ == name
+        assert method.__module__.startswith("gflv2.integrations.ultralytics.") and method.__wrapped__.__name__ == name
 
 
 def test_what_a_model_has_of_it():
     model = build("yolov8n")
     assert not ultralytics.report(model).replaced
     ultralytics.accelerate()
-    assert [one.where for one in ultralytics.report(model).replaced] == [("model.22 (Detect)",)] * 3
+    assert [one.where for one in ultralytics.report(model).replaced] == [("model.22 (Detect)",)] * 5
     rotated = [one.what for one in ultralytics.report(build("yolov8n-obb")).replaced]
-    assert len(rotated) == 2 and not any("bbox_decode" in what for what in rotated)
-    for name, why in (("yolo26n", "reg_max = 1"), ("yolov8n-cls", "has no head with boxes")):
-        kind = ClassificationModel if name.endswith("cls") else DetectionModel
-        answer = ultralytics.report(kind(f"{name}.yaml", nc=3, verbose=False))
-        assert not answer.replaced and why in answer.stayed[-1].why
-        assert "gflv2 replaced nothing" in str(answer)
+    assert [what.rpartition(".")[2] for what in rotated] == ["forward", "__call__"]
+    answer = ultralytics.report(build("yolo26n"))
+    assert [one.what.split(".")[-2:] for one in answer.replaced] == [["TaskAlignedAssigner", "forward"]]
+    assert "reg_max = 1" in answer.stayed[-1].why
+    answer = ultralytics.report(ClassificationModel("yolov8n-cls.yaml", nc=3, verbose=False))
+    assert not answer.replaced and "has no head with boxes" in answer.stayed[-1].why
+    assert "gflv2 replaced nothing" in str(answer)
     with pytest.raises(TypeError, match="model: expected a YOLO, or another torch.nn.Module, got 'yolov8n'"):
         ultralytics.report("yolov8n")
 
@@ -283,7 +299,7 @@ def train(data: Path, name: str) -> tuple[dict[str, float], Tensor]:
 
 def test_the_trainer(data, calls):
     wanted, weights = train(data, "theirs")
-    assert calls == {"dfl": 0, "integral": 0}
+    assert calls == NONE
     ultralytics.accelerate()
     found, ours = train(data, "ours")
     assert calls["dfl"] >= 4 and calls["integral"] > calls["dfl"]
