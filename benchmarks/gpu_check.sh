@@ -85,7 +85,7 @@ smoke() {
 }
 
 # 0. What is here.
-operations=(gfl_targets gfl_loss dgqp qfl atss integral decode head dgqp_statistics dfl giou distribution_kl)
+operations=(gfl_targets gfl_loss dgqp qfl focal atss integral decode head dgqp_statistics dfl giou distribution_kl)
 if [ $fake = 1 ]; then
     skipped device "no GPU: a rehearsal"
     operations=(integral decode)

@@ -25,6 +25,7 @@ _MEANING = {
     "dgqp_statistics": "these statistics alone",
     "atss": "assignment of boxes to points, whole batch",
     "qfl": "quality focal loss",
+    "focal": "sigmoid focal, varifocal and matchability-aware loss, IoU-aware cross-entropy",
     "dfl": "distribution focal loss",
     "distribution_kl": "divergence of a student's distributions from a teacher's (distillation)",
     "giou": "GIoU loss of aligned boxes",

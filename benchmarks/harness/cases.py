@@ -22,7 +22,7 @@ class Case:
     rows: int = 8192  # of operations that read rows
     dtype: str = "float32"  # of the logits
     layout: str = "nchw"  # or "channels_last"
-    form: str = "joint"  # of the quality focal loss: "joint" or "logits"
+    form: str = "joint"  # of the quality focal loss: "joint" or "logits"; the kind of the focal losses
     model: str = "gflv2_lite0"  # a named configuration
 
     def but(self, **changes: Any) -> Case:

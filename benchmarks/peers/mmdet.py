@@ -52,6 +52,23 @@ def qfl(case: Case) -> Callable[..., Tensor] | None:
     return call
 
 
+def focal(case: Case) -> Callable[..., Tensor] | None:
+    losses = _module("models.losses")
+    if case.form == "sigmoid_focal":
+        loss = losses.FocalLoss()
+        return lambda logits, target, *, kind, weight, avg_factor: loss(logits, target, weight, avg_factor)
+    if case.form != "varifocal":
+        return None
+    loss = losses.VarifocalLoss()
+
+    def call(logits, target, *, kind, weight, avg_factor) -> Tensor:
+        labels, scores = target
+        dense = torch.nn.functional.one_hot(labels, logits.shape[1] + 1)[:, :-1] * scores[:, None]
+        return loss(logits, dense, weight[:, None], avg_factor)
+
+    return call
+
+
 def dfl(case: Case) -> Callable[..., Tensor]:
     return _module("models.losses").DistributionFocalLoss()
 

@@ -34,6 +34,18 @@ def sigmoid_focal_loss(case: Case) -> Callable[..., Tensor] | None:
     return call
 
 
+def sigmoid_focal(case: Case) -> Callable[..., Tensor] | None:
+    if case.form != "sigmoid_focal":
+        return None
+    loss = _ops().sigmoid_focal_loss
+
+    def call(logits, target, *, kind, weight, avg_factor) -> Tensor:
+        dense = torch.nn.functional.one_hot(target, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
+        return (loss(logits, dense, reduction="none") * weight[:, None]).sum() / avg_factor
+
+    return call
+
+
 def giou(case: Case) -> Callable[..., Tensor]:
     loss = _ops().generalized_box_iou_loss
     return lambda pred, target, *, weight, avg_factor: (loss(pred, target) * weight).sum() / avg_factor

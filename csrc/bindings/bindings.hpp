@@ -205,9 +205,9 @@ void run(const Call& call, const Arguments& arguments, void (*on_cpu)(const Argu
 #endif
 
 // The operations; `bind_atss` binds the functions of `atss`.
-#define GFLV2_OPERATIONS(apply)                                                                                       \
-    apply(atss) apply(decode) apply(dfl) apply(dgqp) apply(distribution_kl) apply(dynamic_soft_label) apply(gfl_loss) \
-        apply(gfl_targets) apply(giou) apply(integral) apply(qfl) apply(task_aligned)
+#define GFLV2_OPERATIONS(apply)                                                                                    \
+    apply(atss) apply(decode) apply(dfl) apply(dgqp) apply(distribution_kl) apply(dynamic_soft_label) apply(focal) \
+        apply(gfl_loss) apply(gfl_targets) apply(giou) apply(integral) apply(qfl) apply(task_aligned)
 #define GFLV2_DECLARE(name) void bind_##name(py::module_& m);
 GFLV2_OPERATIONS(GFLV2_DECLARE)
 

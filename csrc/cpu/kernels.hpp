@@ -14,6 +14,8 @@
     KERNEL(qfl_backward, QflArguments)                        \
     KERNEL(dfl_forward, DflArguments)                         \
     KERNEL(dfl_backward, DflArguments)                        \
+    KERNEL(focal_forward, FocalArguments)                     \
+    KERNEL(focal_backward, FocalArguments)                    \
     KERNEL(distribution_kl_forward, DistributionKlArguments)  \
     KERNEL(distribution_kl_backward, DistributionKlArguments) \
     KERNEL(giou_forward, GiouArguments)                       \

@@ -45,6 +45,9 @@ template <int N> GFLV2_HD Several<N> maximum(const Several<N>& a, const Several<
 template <int N> GFLV2_HD Several<N> minimum(const Several<N>& a, const Several<N>& b) {
     return each_part<N>([&](int i) { return minimum(a.part[i], b.part[i]); });
 }
+template <int N> GFLV2_HD Several<N> quick_root(const Several<N>& a) {
+    return each_part<N>([&](int i) { return quick_root(a.part[i]); });
+}
 template <int N> GFLV2_HD Several<N> nearest_integer(const Several<N>& a) {
     return each_part<N>([&](int i) { return nearest_integer(a.part[i]); });
 }

@@ -110,6 +110,21 @@ GFLV2_HD Floats minimum(Floats a, Floats b) {
 #endif
 }
 
+GFLV2_HD Floats quick_root(Floats x) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+    return (Floats)_mm256_sqrt_ps((__m256)x);
+#else
+    for (int i = 0; i < lanes<float>; ++i) x[i] = std::sqrt(x[i]);
+    return x;
+#endif
+}
+GFLV2_HD Doubles quick_root(Doubles x) {
+    for (int i = 0; i < lanes<double>; ++i) x[i] = std::sqrt(x[i]);
+    return x;
+}
+
 GFLV2_HD Floats multiply_add(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);

@@ -6,6 +6,7 @@ from gflv2.ops.dfl import dfl
 from gflv2.ops.dgqp import Predictor, dgqp, dgqp_statistics
 from gflv2.ops.distribution_kl import distribution_kl
 from gflv2.ops.dynamic_soft_label import DynamicAssignment, dynamic_soft_label
+from gflv2.ops.focal import focal, iou_aware_bce, matchability_aware, sigmoid_focal, varifocal
 from gflv2.ops.gfl_loss import GFLLosses, gfl_loss
 from gflv2.ops.gfl_targets import GFLTargets, gfl_targets, normalisers
 from gflv2.ops.giou import giou, iou
@@ -30,12 +31,17 @@ __all__ = [
     "dgqp_statistics",
     "distribution_kl",
     "dynamic_soft_label",
+    "focal",
     "gfl_loss",
     "gfl_targets",
     "giou",
     "integral",
     "iou",
+    "iou_aware_bce",
+    "matchability_aware",
     "normalisers",
     "qfl",
+    "sigmoid_focal",
     "task_aligned",
+    "varifocal",
 ]

@@ -22,7 +22,8 @@ HALF = CASE.but(layout="channels_last", dtype="bfloat16")
 
 def forms() -> Iterator:
     for operation in OPERATIONS:
-        cases = [CASE, HALF, CASE.but(form="logits")] if operation.name == "qfl" else [CASE, HALF]
+        further = {"qfl": ["logits"], "focal": ["sigmoid_focal", "matchability_aware", "iou_aware_bce"]}
+        cases = [CASE, HALF, *(CASE.but(form=name) for name in further.get(operation.name, ()))]
         for form in operation.forms:
             for case in cases:
                 yield pytest.param(operation, form, case, id=f"{operation.name}-{form}-{case.dtype}-{case.form}")

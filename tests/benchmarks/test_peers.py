@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import atss, detect, dfl, distribution_kl, giou, head, peers, qfl
+from benchmarks import atss, detect, dfl, distribution_kl, focal, giou, head, peers, qfl
 from benchmarks.harness.candidates import gradients
 from benchmarks.harness.cases import TINY, Case
 from benchmarks.harness.operation import Operation
@@ -30,6 +30,9 @@ def build(operation: Operation, name: str, case: Case):
         (giou, "mmdet", CASE),
         (giou, "torchvision", CASE),
         (qfl, "mmdet", CASE.but(form="logits")),
+        (focal, "mmdet", CASE.but(form="varifocal")),
+        (focal, "mmdet", CASE.but(form="sigmoid_focal")),
+        (focal, "torchvision", CASE.but(form="sigmoid_focal")),
     ],
 )
 def test_losses(module, name: str, case: Case) -> None:

@@ -9,12 +9,12 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
-from gflv2.kernels import dfl, distribution_kl, giou, qfl, variants  # noqa: E402
+from gflv2.kernels import dfl, distribution_kl, focal, giou, qfl, variants  # noqa: E402
 from gflv2.ops.reduction import Reduction  # noqa: E402
 from tests.kernels.inputs import fifty_sizes, names, pyramid  # noqa: E402
 from tests.kernels.launches import variants_of  # noqa: E402
 
-OPERATIONS = ("qfl", "dfl", "distribution_kl", "giou")
+OPERATIONS = ("qfl", "focal", "dfl", "distribution_kl", "giou")
 
 
 @pytest.mark.parametrize("op", OPERATIONS)
@@ -57,7 +57,17 @@ def launch_qfl(rows: int, extra: int) -> None:
     qfl.qfl_backward(torch.empty(()), *arguments, [torch.empty(rows, 80)], torch.empty(rows))
 
 
-@pytest.mark.parametrize("launch", [launch_qfl, launch_dfl, launch_distribution_kl, launch_giou])
+def launch_focal(rows: int, extra: int) -> None:
+    """The factors change too."""
+    reduction = Reduction(torch.ones(rows), torch.ones(()), 1.0 + extra, "sum")
+    logits = [torch.empty(rows, 80 + extra)[:, extra:]]
+    labels, scores = torch.zeros(rows, dtype=torch.int64), torch.empty(rows + 1)[1:]
+    arguments = (logits, labels, scores, "varifocal", 0.0, 0.5 + extra, 2.0, True, False, reduction)
+    focal.focal_forward(*arguments, torch.empty(()))
+    focal.focal_backward(torch.empty(()), *arguments, [torch.empty(rows, 80)])
+
+
+@pytest.mark.parametrize("launch", [launch_qfl, launch_focal, launch_dfl, launch_distribution_kl, launch_giou])
 def test_fifty_row_counts_and_strides_compile_once(launch: Callable[[int, int], None]) -> None:
     """The row stride and the alignment of the first element change with the number of further columns."""
     found: set[variants.Variant] = set()

@@ -21,6 +21,7 @@ DIFFERENTIABLE = {
     "dgqp": ("box_logits", "scales", "weight1", "bias1", "weight2", "bias2"),
     "dgqp_statistics": ("box_logits", "scales"),
     "qfl": ("logits",),
+    "focal": ("logits",),
     "dfl": ("logits",),
     "distribution_kl": ("logits",),
     "giou": ("pred", "target"),
@@ -101,6 +102,13 @@ def _qfl() -> Arguments:
     return {"target": (labels, scores), "logits": torch.randn(7, 3, generator=draw), "weight": torch.ones(7)}
 
 
+def _focal() -> Arguments:
+    draw = torch.Generator().manual_seed(0)
+    labels, scores = torch.randint(0, 4, (7,), generator=draw), torch.rand(7, generator=draw)
+    logits, weight = torch.randn(7, 3, generator=draw), torch.ones(7)
+    return {"logits": logits, "target": (labels, scores), "weight": weight, "kind": "varifocal"}
+
+
 def _dfl() -> Arguments:
     draw = torch.Generator().manual_seed(0)
     return {
@@ -157,6 +165,7 @@ _MAKERS: dict[str, Callable[[], Arguments]] = {
     "dynamic_soft_label": _dynamic_soft_label,
     "task_aligned": _task_aligned,
     "qfl": _qfl,
+    "focal": _focal,
     "dfl": _dfl,
     "distribution_kl": _distribution_kl,
     "giou": _giou,

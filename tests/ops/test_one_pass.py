@@ -19,7 +19,7 @@ from gflv2.ops.registration import flatten
 from tests.ops import calls
 from tests.ops.under_test import INTERPRETED, running
 
-LOSSES = ("qfl", "dfl", "distribution_kl", "giou", "gfl_loss")
+LOSSES = ("qfl", "focal", "dfl", "distribution_kl", "giou", "gfl_loss")
 
 pytestmark = [
     pytest.mark.skipif(INTERPRETED, reason="the interpreter's process tests Triton alone"),

@@ -21,6 +21,8 @@ FLOOR = {
     "dgqp in float64": 64 * torch.finfo(torch.float64).eps,
     "qfl": 8 * torch.finfo(torch.float32).eps,  # a power is the exponential of a product
     "qfl in float64": 64 * torch.finfo(torch.float64).eps,
+    "focal": 8 * torch.finfo(torch.float32).eps,  # as for qfl
+    "focal in float64": 64 * torch.finfo(torch.float64).eps,
     "dfl": 4 * torch.finfo(torch.float32).eps,
     "dfl in float64": 64 * torch.finfo(torch.float64).eps,
     "distribution_kl": 4 * torch.finfo(torch.float32).eps,

@@ -45,6 +45,8 @@ def operations(
 
 def losses_of_rows(logits: Tensor, target: Tensor, teacher: Tensor, boxes: Tensor, labels: Tensor) -> None:
     assert_type(ops.qfl((labels, target), logits=logits), Tensor)
+    assert_type(ops.focal(logits, labels, kind="sigmoid_focal"), Tensor)
+    assert_type(ops.varifocal([logits], (labels, target), detach=True), Tensor)
     assert_type(ops.dfl(logits, target, reduction="sum"), Tensor)
     assert_type(ops.distribution_kl(logits, teacher, temperature=2.0), Tensor)
     assert_type(ops.giou(boxes, boxes, avg_factor=4.0), Tensor)

@@ -11,6 +11,7 @@
 #include "gflv2/api/dgqp.hpp"
 #include "gflv2/api/distribution_kl.hpp"
 #include "gflv2/api/dynamic_soft_label.hpp"
+#include "gflv2/api/focal.hpp"
 #include "gflv2/api/gfl_loss.hpp"
 #include "gflv2/api/gfl_targets.hpp"
 #include "gflv2/api/giou.hpp"

@@ -77,6 +77,17 @@ GFLV2_HD float quotient(float a, float b) {
 #endif
 }
 
+// √x within 1 unit in the last place; subnormal numbers count as 0.
+GFLV2_HD float root(float x) {
+#if defined(__CUDA_ARCH__)
+    float result;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+#else
+    return moved(std::sqrt(flushed(x)), as_bits(x), 1);
+#endif
+}
+
 // Two numbers rounded to T, a 16-bit type, as they lie in memory: `low` first. Nearest, ties to even; a NaN becomes
 // one, with whichever bits.
 template <class T> GFLV2_HD std::uint32_t narrow_pair(float low, float high) {

@@ -232,8 +232,6 @@ GFLV2_HD float qfl_small_odds(float c) {
 // J. odds: exp(−c); score: σ(r), or 1 without a quality.
 template <class V> GFLV2_HD V qfl_small_score(V odds, V score) { return quotient(score, V(1.0f + odds)); }
 
-template <class V> GFLV2_HD V qfl_small_value(V joint) { return small_loss(joint) * (joint * joint); }
-
 // What a small negative gives: its gradient, and T, of which 1 − σ(r) is the factor for the gradient of r.
 template <class V> struct QflSmallGradients {
     V value, t;
@@ -258,11 +256,39 @@ GFLV2_HD QflSmallGradients<V> qfl_small_parts(V odds, V score, V rest, V upstrea
     }
 }
 
-// The same with the gradient of r.
-template <QflForm FORM, class S, class V>
-GFLV2_HD QflGradients<V> qfl_small_gradients(V odds, V score, V rest, V upstream, V& joint) {
-    const QflSmallGradients<V> parts = qfl_small_parts<FORM, S>(odds, score, rest, upstream, joint);
-    return {parts.value, V(rest * parts.t)};
-}
+// ---------------------------------------------------------------------------------------------------------------------
+// The elements of a class map, as what goes through all of them takes them (cpu/class_maps.hpp, cuda/class_maps.cuh).
+// HALVES: twice the exponent where it is known when this is compiled, else 0.
+template <class SCALAR, QflForm FORM, int HALVES = 0> struct QflElements {
+    using S = SCALAR;
+    using Arguments = QflArguments;
+    static constexpr QflForm form = FORM;
+    static constexpr bool dense = HALVES == 0;  // may each have a target of its own?
+    static constexpr bool own_labels = false;   // do the negatives alone have a factor, `negative`?
+    static constexpr bool small = HALVES != 0 && FORM != QflForm::probabilities;  // is the small form known to fit?
+
+    Modulation<S> modulation;
+
+    GFLV2_HD explicit QflElements(const QflArguments& a) : modulation{HALVES == 4 ? S(2) : S(a.beta)} {}
+
+    bool may_be_small() const { return FORM != QflForm::probabilities && modulation.beta == S(2); }
+
+    template <class V> GFLV2_HD V value(const JointScore<V>& j, V y) const { return qfl_value(j, y, modulation); }
+    template <class V> GFLV2_HD V negative_value(const JointScore<V>& j) const {
+        return qfl_negative_value(j, modulation);
+    }
+    template <class V> GFLV2_HD QflGradients<V> gradients(const JointScore<V>& j, V y) const {
+        return qfl_gradients<FORM>(j, y, modulation);
+    }
+    template <class V> GFLV2_HD QflGradients<V> negative_gradients(const JointScore<V>& j) const {
+        return qfl_negative_gradients<FORM>(j, modulation);
+    }
+
+    // J^β, for a small J: what small_loss(J) is multiplied by.
+    template <class V> static GFLV2_HD V small_factor(V joint) { return joint * joint; }
+    template <class V> static GFLV2_HD QflSmallGradients<V> small_parts(V odds, V score, V rest, V upstream, V& joint) {
+        return qfl_small_parts<FORM, S>(odds, score, rest, upstream, joint);
+    }
+};
 
 GFLV2_END

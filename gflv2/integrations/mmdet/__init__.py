@@ -9,12 +9,12 @@ Beside mmcv-lite, which lacks mmcv's compiled operators, mmdet cannot be importe
 imported, puts torchvision's in their place (`gflv2.integrations.mmdet.operators`) and then registers the head. From a
 shell: ``python -m gflv2.integrations.mmdet tools/train.py CONFIG``.
 
-``accelerate()`` puts this project's QualityFocalLoss, DistributionFocalLoss, GIoULoss, Integral, ATSSAssigner,
-DynamicSoftLabelAssigner, SimOTAAssigner and TaskAlignedAssigner in the place of mmdet's, the fused training losses into
-GFLHead, and one assignment for the whole batch into RTMDetHead and RTMDetSepBNHead, for every model that is built
-afterwards (or in a model that exists: ``accelerate(model)``), and returns and logs what was replaced where, and what
-was not and why; ``restore()`` takes them out again. A class that somebody else has registered under one of these names
-stays. In a configuration, any with these types in it, one line does it:
+``accelerate()`` puts this project's QualityFocalLoss, DistributionFocalLoss, FocalLoss, VarifocalLoss, GIoULoss,
+Integral, ATSSAssigner, DynamicSoftLabelAssigner, SimOTAAssigner and TaskAlignedAssigner in the place of mmdet's, the
+fused training losses into GFLHead, and one assignment for the whole batch into RTMDetHead and RTMDetSepBNHead, for
+every model that is built afterwards (or in a model that exists: ``accelerate(model)``), and returns and logs what was
+replaced where, and what was not and why; ``restore()`` takes them out again. A class that somebody else has registered
+under one of these names stays. In a configuration, any with these types in it, one line does it:
 
     custom_imports = dict(imports=["gflv2.integrations.mmdet.accelerated"])
 
@@ -39,7 +39,10 @@ Where results differ from mmdet's, beyond rounding:
   not cover, and heads derived from them, keep mmdet's code around the single losses and assigners; so does a head with
   a loss, assigner, sampler or integral derived from mmdet's. For more than 65 bins Integral and DistributionFocalLoss
   are mmdet's own code too, for more than 8 levels ATSSAssigner.
-* The mean over no rows is 0; mmdet's QualityFocalLoss and DistributionFocalLoss give NaN.
+* FocalLoss and VarifocalLoss of single elements (reduction "none", as in PAA's choice of anchors, probabilities,
+  one-hot targets) are mmdet's own code, and so is VarifocalLoss for a target with several classes a row: that is looked
+  up on the device.
+* The mean over no rows is 0; mmdet's losses of classes and bins give NaN.
 * GIoULoss for weights that are all 0 and reduction "none": N zeros instead of a single one.
 * Losses are float32 also for half-precision inputs, and send no gradient into weights and average factors.
 * GFLV2Head divides its box losses by max(Σw, 1e-12), as the authors do (``weight_floor=1.0``: as GFLHead), and keeps

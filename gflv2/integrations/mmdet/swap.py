@@ -12,7 +12,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 from torch import nn
 
 from gflv2.integrations.common import Patch
-from gflv2.integrations.mmdet import assigners, fused, modules, rtmdet
+from gflv2.integrations.mmdet import assigners, class_losses, fused, modules, rtmdet
 from gflv2.integrations.report import Replaced, Report, Stayed, answer, full_name
 from gflv2.ops.checks import bad_type
 
@@ -20,6 +20,8 @@ _CLASSES = (
     # ours, mmdet's, the registry that knows it
     (modules.QualityFocalLoss, modules.MmdetQualityFocalLoss, MODELS),
     (modules.DistributionFocalLoss, modules.MmdetDistributionFocalLoss, MODELS),
+    (class_losses.FocalLoss, class_losses.MmdetFocalLoss, MODELS),
+    (class_losses.VarifocalLoss, class_losses.MmdetVarifocalLoss, MODELS),
     (modules.GIoULoss, modules.MmdetGIoULoss, MODELS),
     (modules.ATSSAssigner, modules.MmdetATSSAssigner, TASK_UTILS),
     (modules.Integral, modules.MmdetIntegral, None),
@@ -41,7 +43,8 @@ _PLACES = (
 )
 # What detectors of mmdet have beside them. `accelerate(model)` says it of a model's own parts.
 _STAYED = (
-    Stayed("other losses (FocalLoss, VarifocalLoss, …)", "no operation of gflv2 computes them"),
+    Stayed("other losses (CrossEntropyLoss, …)", "no operation of gflv2 computes them"),
+    Stayed("FocalLoss and VarifocalLoss of single elements", "reduction 'none' (PAA), probabilities, one-hot targets"),
     Stayed("other assigners (MaxIoUAssigner, HungarianAssigner, …)", "no operation of gflv2 computes them"),
     Stayed("heads other than GFLHead and RTMDetHead", "their own loop goes on, around single losses and assigners"),
     Stayed("classes derived from those replaced", "they may compute something else"),
@@ -158,6 +161,8 @@ def _why(item: Any) -> str | None:
     if kind in (assigners.DynamicSoftLabelAssigner, assigners.SimOTAAssigner, assigners.TaskAlignedAssigner):
         reason = assigners.uncovered(item)
         return None if reason is None else f"mmdet's own code assigns: {reason}"
+    if kind in (class_losses.FocalLoss, class_losses.VarifocalLoss):
+        return class_losses.why_not(item)
     if kind.__module__.startswith("gflv2."):
         return None
     base = next((theirs.__name__ for _, theirs, _ in _CLASSES if isinstance(item, theirs)), None)

@@ -15,7 +15,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 
-from gflv2.integrations.mmdet import accelerate, assigners, fused, modules, restore, rtmdet, swap
+from gflv2.integrations.mmdet import accelerate, assigners, class_losses, fused, modules, restore, rtmdet, swap
 from gflv2.ops import atss, gfl_loss, gfl_targets, normalisers
 from tests.integrations.mmdet.detectors import (
     GENERATOR,
@@ -47,20 +47,20 @@ OURS = {
     },
     "ATSS": {
         "head": MODELS.get("ATSSHead"),
-        "loss_cls": MODELS.get("FocalLoss"),
+        "loss_cls": class_losses.FocalLoss,
         "loss_bbox": modules.GIoULoss,
         "assigner": modules.ATSSAssigner,
     },
     # Other heads that take one or two of the classes.
     "FCOS": {
         "head": MODELS.get("FCOSHead"),
-        "loss_cls": MODELS.get("FocalLoss"),
+        "loss_cls": class_losses.FocalLoss,
         "loss_bbox": modules.GIoULoss,
     },
     # Its deformable convolutions are the stand-in's.
     "VFNet": {
         "head": MODELS.get("VFNetHead"),
-        "loss_cls": MODELS.get("VarifocalLoss"),
+        "loss_cls": class_losses.VarifocalLoss,
         "loss_bbox": modules.GIoULoss,
         "assigner": modules.ATSSAssigner,
     },

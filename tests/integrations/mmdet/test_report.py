@@ -28,6 +28,8 @@ def test_of_all_models(monkeypatch, caplog):
     assert names(first.replaced) == [
         "QualityFocalLoss",
         "DistributionFocalLoss",
+        "FocalLoss",
+        "VarifocalLoss",
         "GIoULoss",
         "ATSSAssigner",
         "Integral",
@@ -43,7 +45,7 @@ def test_of_all_models(monkeypatch, caplog):
         assert one.what.startswith("mmdet.models.") and one.by.startswith("gflv2.integrations.mmdet.")
         kind = "registry task util" if name.endswith("Assigner") else "registry model"
         assert one.where[0] == ("GFLHead.__init__" if name == "Integral" else kind)
-    assert "mmdet.models.losses" in first.replaced[2].where
+    assert "mmdet.models.losses" in first.replaced[4].where
     assert not first.before and not second.replaced and first.stayed == second.stayed
     assert str(second).startswith("mmdet: nothing is left to replace; gflv2 replaced before\n")
     # Each is logged, and each once.
@@ -53,7 +55,7 @@ def test_of_all_models(monkeypatch, caplog):
 def test_what_others_registered(monkeypatch):
     monkeypatch.setitem(MODELS.module_dict, "GIoULoss", TenfoldBoxes)
     answer = accelerate()
-    assert "registry model" not in answer.replaced[2].where
+    assert "registry model" not in answer.replaced[4].where
     (line,) = [one for one in answer.stayed if one.what == "GIoULoss in registry model"]
     assert line.why.endswith("test_accelerate.TenfoldBoxes") and line.why.startswith("somebody else's: ")
 
@@ -71,18 +73,18 @@ MODELS_OF = {
         {},
     ),
     "VFNet": (
-        {"GIoULoss": ("bbox_head.loss_bbox", "bbox_head.loss_bbox_refine"), "ATSSAssigner": ("bbox_head.assigner",)},
         {
-            "bbox_head (VFNetHead)": "its own loop goes on",
-            "bbox_head.loss_cls (VarifocalLoss)": "no operation of gflv2 computes it",
+            "VarifocalLoss": ("bbox_head.loss_cls",),
+            "GIoULoss": ("bbox_head.loss_bbox", "bbox_head.loss_bbox_refine"),
+            "ATSSAssigner": ("bbox_head.assigner",),
         },
+        {"bbox_head (VFNetHead)": "its own loop goes on"},
     ),
     "PAA": (
-        {"GIoULoss": ("bbox_head.loss_bbox",)},
+        {"FocalLoss": ("bbox_head.loss_cls",), "GIoULoss": ("bbox_head.loss_bbox",)},
         {
             "bbox_head (PAAHead)": "its own loop goes on",
             "bbox_head.assigner (MaxIoUAssigner)": "no operation of gflv2 computes it",
-            "bbox_head.loss_cls (FocalLoss)": "no operation of gflv2 computes it",
             "bbox_head.loss_centerness (CrossEntropyLoss)": "no operation of gflv2 computes it",
         },
     ),
@@ -116,7 +118,7 @@ def test_parts_that_go_on_by_mmdets_own_code():
 
 
 def test_a_model_with_nothing_to_replace():
-    model = build("FCOS", loss_bbox={"type": "DIoULoss"})
+    model = build("FCOS", loss_cls={"type": "CrossEntropyLoss", "use_sigmoid": True}, loss_bbox={"type": "DIoULoss"})
     answer = accelerate(model)
     assert not answer.replaced and str(answer).startswith("mmdet's GFL: gflv2 replaced nothing\n")
 
