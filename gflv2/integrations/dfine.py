@@ -1,9 +1,11 @@
 """D-FINE and DEIM: transformers' ports, the authors' repositories, and whatever took the same classes over.
 
     from gflv2.integrations import dfine
-    dfine.accelerate()                # D-FINE and DEIMv2 of transformers (pip install transformers)
-    dfine.accelerate(dfine_decoder)   # after `from src.zoo.dfine import dfine_decoder` in a clone of Peterande/D-FINE,
-                                      # or `from engine.deim import dfine_decoder` in one of ShihuaHuang95/DEIM
+    dfine.accelerate()               # D-FINE and DEIMv2 of transformers (pip install transformers)
+
+    # In a clone of Peterande/D-FINE; in one of ShihuaHuang95/DEIM it is engine.deim, and deim_criterion.
+    from src.zoo.dfine import dfine_criterion, dfine_decoder
+    dfine.accelerate(dfine_decoder, dfine_criterion)
 
 replaces in each Python module, for every model that exists or will be built:
 
@@ -11,11 +13,12 @@ replaces in each Python module, for every model that exists or will be built:
 * ``…LQE.forward``, the location quality estimator: `gflv2.ops.dgqp` where its predictor is linear, ReLU, linear, else
   `gflv2.ops.dgqp_statistics` and the module's own predictor;
 * ``weighting_function``, which forms W(n) out of R single numbers: computed once, and again only when ``up`` or
-  ``reg_scale`` have changed. In the repositories the losses have it too:
-  ``dfine.accelerate(dfine_decoder, dfine_utils)``.
+  ``reg_scale`` have changed;
+* of a criterion ``loss_local``, the fine-grained localisation loss and self-distillation, and ``loss_boxes``, L1 and
+  GIoU: `gflv2.integrations.dfine_losses`, which also says where results differ.
 
-Not replaced: the matcher, the boxes' L1 and GIoU losses, fine-grained localisation loss and self-distillation,
-deformable attention. ``accelerate()`` returns and logs what was replaced and what was not.
+Not replaced: the matcher, varifocal and matchability-aware loss, deformable attention. ``accelerate()`` returns and
+logs what was replaced and what was not.
 
 Conventions of the package, which stay as they are:
 
@@ -48,6 +51,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from gflv2.integrations import dfine_losses
 from gflv2.integrations.common import Patch
 from gflv2.integrations.methods import Method, always, expected_distances, replace_methods
 from gflv2.integrations.report import Replaced, Report, Stayed, answer, full_name
@@ -55,15 +59,20 @@ from gflv2.ops.checks import bad_type, bad_value
 from gflv2.ops.dgqp import dgqp, dgqp_statistics
 
 # Those of transformers that there are, one at least.
-MODULES = ("transformers.models.d_fine.modeling_d_fine", "transformers.models.deimv2.modeling_deimv2")
+MODULES = (
+    "transformers.models.d_fine.modeling_d_fine",
+    "transformers.models.deimv2.modeling_deimv2",
+    "transformers.loss.loss_d_fine",  # whose criterion DEIMv2's is derived from
+)
 
 _STAYED = (
     Stayed("HungarianMatcher", "an optimal matching, another algorithm than ATSS"),
-    Stayed("L1 and GIoU loss of the boxes", "of some hundred matched boxes: too few to matter"),
-    Stayed("fine-grained localisation loss and self-distillation", "no operation of gflv2 computes them"),
     Stayed("varifocal and matchability-aware loss", "no operation of gflv2 computes them"),
     Stayed("LQE with a predictor that is not linear, ReLU, linear", "its own layers, behind gflv2.ops.dgqp_statistics"),
     Stayed("deformable attention", "no operation of gflv2 computes it"),
+)
+_NO_CRITERION = Stayed(
+    "the criterion", "its module was not among those given: accelerate(dfine_decoder, dfine_criterion)"
 )
 _patch = Patch()
 _replaced: list[Replaced] = []
@@ -73,8 +82,8 @@ def accelerate(*modules: ModuleType) -> Report:
     """Replace the methods and the function of each module. A second call undoes the first, and says what is new.
 
     Args:
-        *modules: Python modules that define classes named …Integral or …LQE, or hold a function
-            ``weighting_function``; none: those of transformers.
+        *modules: Python modules that define classes named …Integral or …LQE, or a criterion (a class with a method
+            ``loss_local``), or hold a function ``weighting_function``; none: those of transformers.
 
     Returns:
         What was replaced, and what stayed with the package and why; it is logged, too.
@@ -88,14 +97,15 @@ def accelerate(*modules: ModuleType) -> Report:
     earlier = list(_replaced)
     restore()
     classes = {key: owner for part, _ in found for key, owner in part.items()}
-    methods = {key: _METHODS["LQE" if key[1].endswith("LQE") else "Integral"] for key in classes}
+    methods = {key: _METHODS[key[2]] for key in classes}
     _replaced.extend(replace_methods(_patch, classes, methods, "D-FINE"))
     for _, module in found:
         if module is not None:
             ours = Once(module.weighting_function)
             _patch.attribute(module, "weighting_function", ours)
             _replaced.append(Replaced(f"{module.__name__}.weighting_function", full_name(ours)))
-    return answer("D-FINE", _replaced, earlier, _STAYED)
+    criterion = any(method in dfine_losses.METHODS for _, _, method in classes)
+    return answer("D-FINE", _replaced, earlier, _STAYED if criterion else (_NO_CRITERION, *_STAYED))
 
 
 def restore() -> None:
@@ -154,25 +164,38 @@ def _of_transformers() -> list[ModuleType]:
             "https://github.com/ShihuaHuang95/DEIM: accelerate(dfine_decoder)",
             name="transformers",
         )
-    names = [name for name in MODULES if importlib.util.find_spec(name.rpartition(".")[0]) is not None]
+    names = [name for name in MODULES if _exists(name)]
     if not names:
         raise RuntimeError("transformers: expected a version that has D-FINE (4.52 or newer), found none of its models")
     return [importlib.import_module(name) for name in names]
 
 
+def _exists(module: str) -> bool:
+    package = module.rpartition(".")[0]
+    return importlib.util.find_spec(package) is not None and importlib.util.find_spec(module) is not None
+
+
 def _read(module: Any) -> tuple[dict[Any, type], ModuleType | None]:
-    """The module's classes to patch, by (module, name), and the module itself where it has the function."""
+    """The module's classes to patch, by (module, class, what), and the module itself where it has the function."""
     if not isinstance(module, ModuleType):
         bad_type("modules", "Python modules, such as dfine_decoder", module)
     classes = {
-        (module.__name__, name): value
+        (module.__name__, name, what): value
         for name, value in vars(module).items()
-        if inspect.isclass(value) and value.__module__ == module.__name__ and name.endswith(tuple(_METHODS))
+        if inspect.isclass(value) and value.__module__ == module.__name__
+        for what in _parts(name, value)
     }
     function = hasattr(module, "weighting_function")
     if not classes and not function:
-        bad_value("modules", "modules with an Integral, an LQE or a weighting_function", module.__name__)
+        bad_value("modules", "modules with an Integral, an LQE, a criterion or a weighting_function", module.__name__)
     return classes, module if function else None
+
+
+def _parts(name: str, owner: type) -> list[str]:
+    """Which of ``_METHODS`` are for this class."""
+    if "loss_local" in vars(owner):
+        return list(dfine_losses.METHODS)
+    return [what for what in ("Integral", "LQE") if name.endswith(what)]
 
 
 def _integral(self: Any, box_logits: Tensor, project: Tensor) -> Tensor:
@@ -205,4 +228,5 @@ def _two_layers(predictor: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
 _METHODS = {
     "Integral": Method("forward", (None, "project"), always(_integral)),
     "LQE": Method("forward", ("scores", "pred_corners"), always(_lqe)),
+    **dfine_losses.METHODS,
 }
