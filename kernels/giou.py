@@ -1,4 +1,7 @@
-"""``giou`` and ``iou`` in Triton: aligned pairs of boxes, a block of them a program. Arithmetic: kernels/boxes.py."""
+"""``giou``, ``iou`` and ``ciou`` in Triton: aligned pairs of boxes, a block of them a program.
+
+Arithmetic: kernels/boxes.py, kernels/ciou.py.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from gflv2.kernels.boxes import giou_loss, iou, iou_gradients, load_corners, overlap
+from gflv2.kernels.ciou import ciou, ciou_gradients, ciou_loss
 from gflv2.kernels.launching import INTERPRETED, OPTIONS, kernel
 from gflv2.kernels.row_losses import launch_gradients, launch_losses, reduce_rows, upstream_of_rows
 from gflv2.kernels.rows import rows_of_program
+from gflv2.ops.giou import CIOU, CIOU_MMDET, GIOU
 from gflv2.ops.reduction import Reduction
 
+_GIOU, _CIOU, _MMDET = (tl.constexpr(form) for form in (GIOU, CIOU, CIOU_MMDET))
 _PAIRS = 1024 if INTERPRETED else 128  # pairs of a program: one a thread
 _SHAPE: dict[str, Any] = {"BLOCK": _PAIRS, **OPTIONS}
 
@@ -38,13 +44,16 @@ def giou_forward_kernel(
     count: tl.int64,  # N
     row_stride: tl.int64,
     side_stride: tl.int64,
-    LOSS: tl.constexpr,  # 1 − GIoU, else the IoU
+    FORM: tl.constexpr,  # what is computed: the numbers of gflv2/ops/giou.py
     BLOCK: tl.constexpr,
 ):
     rows, live = rows_of_program(count, BLOCK)
     box = load_corners(pred, rows, live, row_stride, side_stride)
-    shared = overlap(box, load_corners(target, rows, live, 4, 1))
-    if LOSS:
+    goal = load_corners(target, rows, live, 4, 1)
+    shared = overlap(box, goal)
+    if FORM >= _CIOU:
+        value = ciou_loss(ciou(box, goal, shared, eps, FORM == _MMDET), FORM == _MMDET)
+    elif FORM == _GIOU:
         value = giou_loss(shared, eps)
     else:
         value = iou(shared, eps)
@@ -61,21 +70,26 @@ def giou_backward_kernel(
     grad_pred,  # (N, 4), in pred's dtype, contiguous; or None
     grad_target,  # (N, 4) float32, contiguous; or None
     eps: tl.float32, count: tl.int64, row_stride: tl.int64, side_stride: tl.int64,
-    TOTAL: tl.constexpr, LOSS: tl.constexpr, BLOCK: tl.constexpr,
+    TOTAL: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     rows, live = rows_of_program(count, BLOCK)
     box = load_corners(pred, rows, live, row_stride, side_stride)
     goal = load_corners(target, rows, live, 4, 1)
     given = upstream_of_rows(upstream, weight, factor, divisor, rows, live, TOTAL)
-    of_box, of_goal = iou_gradients(box, goal, overlap(box, goal), given, eps, LOSS)
+    shared = overlap(box, goal)
+    if FORM >= _CIOU:
+        pair = ciou(box, goal, shared, eps, FORM == _MMDET)
+        of_box, of_goal = ciou_gradients(box, goal, shared, pair, given, eps, FORM == _MMDET)
+    else:
+        of_box, of_goal = iou_gradients(box, goal, shared, given, eps, FORM == _GIOU)
     if grad_pred is not None:
         _store(grad_pred, rows, live, of_box)
     if grad_target is not None:
         _store(grad_target, rows, live, of_goal)
 
 
-def giou_forward(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction: Reduction, out: Tensor) -> None:
-    """Write 1 − GIoU (``loss``) or the IoU of the pairs, or their total, into ``out``, (N,) or () float32.
+def giou_forward(pred: Tensor, target: Tensor, form: int, eps: float, reduction: Reduction, out: Tensor) -> None:
+    """Write what ``form`` says (gflv2/ops/giou.py) of the pairs, or the total, into ``out``, (N,) or () float32.
 
     Args:
         pred: (N, 4) float32, float16 or bfloat16, any strides.
@@ -83,7 +97,7 @@ def giou_forward(pred: Tensor, target: Tensor, loss: bool, eps: float, reduction
         reduction: of which a mean has become a sum.
     """
     arguments = (pred, target, eps, pred.shape[0], *pred.stride())
-    shape = {"LOSS": loss, **_SHAPE}
+    shape = {"FORM": form, **_SHAPE}
     launch_losses(giou_forward_kernel, triton.cdiv(pred.shape[0], _PAIRS), reduction, out, arguments, shape)
 
 
@@ -91,7 +105,7 @@ def giou_backward(
     grad: Tensor,
     pred: Tensor,
     target: Tensor,
-    loss: bool,
+    form: int,
     eps: float,
     reduction: Reduction,
     grad_pred: Tensor | None,
@@ -104,5 +118,5 @@ def giou_backward(
         grad_pred, grad_target: (N, 4) contiguous, in pred's dtype and float32; None: not wanted.
     """
     arguments = (pred, target, grad_pred, grad_target, eps, pred.shape[0], *pred.stride())
-    shape = {"LOSS": loss, **_SHAPE}
+    shape = {"FORM": form, **_SHAPE}
     launch_gradients(giou_backward_kernel, triton.cdiv(pred.shape[0], _PAIRS), reduction, grad, arguments, shape)

@@ -28,8 +28,11 @@ _MEANING = {
     "focal": "sigmoid focal, varifocal and matchability-aware loss, IoU-aware cross-entropy",
     "dfl": "distribution focal loss",
     "distribution_kl": "divergence of a student's distributions from a teacher's (distillation)",
+    "fgl": "D-FINE's fine-grained localisation loss: `dfl` on bins that are not uniform",
+    "ddf": "D-FINE's distillation loss: `distribution_kl`, matched and other rows weighed apart",
     "giou": "GIoU loss of aligned boxes",
     "iou": "IoU of aligned boxes, the target of the scores",
+    "ciou": "CIoU loss of aligned boxes, as Ultralytics or mmdet have it",
     "gfl_targets": "assignment → targets and weights of the losses",
     "gfl_loss": "all losses of the head",
     "decode": "scores, best points, boxes (then torchvision's NMS)",
@@ -118,7 +121,8 @@ def kernels() -> list[str]:
 def _source(operation: str, backend: str) -> str:
     """Where the kernels of an operation stand, as the table of their registers names it."""
     page = KERNELS_PAGE.read_text()
-    shared = {"dgqp_statistics": "dgqp", "iou": "giou", "gfl_targets": "gfl_loss"}
+    shared = {"dgqp_statistics": "dgqp", "iou": "giou", "ciou": "giou", "gfl_targets": "gfl_loss"}
+    shared |= {"fgl": "dfl", "ddf": "distribution_kl"}
     names = [
         f"kernels/{name}.py" if backend == "triton" else f"{name}.cu" for name in (operation, shared.get(operation))
     ]

@@ -1,4 +1,4 @@
-// Python's view of `giou` and `iou`.
+// Python's view of `giou`, `iou` and `ciou`.
 
 #include "bindings/bindings.hpp"
 #include "gflv2/api.hpp"
@@ -14,7 +14,8 @@ template <bool backward> GiouArguments read(Fields& fields, Call& call) {
     a.pred = pred.at;
     a.row_stride = pred.row_stride;
     a.side_stride = pred.column_stride;
-    fields.read("target", a.target, "loss", a.loss, "eps", a.eps);
+    a.form = BoxForm(fields.integer("form", 0, int(BoxForm::ciou_mmdet)));
+    fields.read("target", a.target, "eps", a.eps);
     fields.read_reduction(a.reduction, backward);
     if (backward) {
         fields.read_written(a.dtype, "grad_pred", a.grad_pred);

@@ -1,9 +1,11 @@
-// `giou` and `iou` on CUDA: one pair of boxes a thread. The arithmetic is gflv2/giou.hpp's.
+// `giou`, `iou` and `ciou` on CUDA: one pair of boxes a thread. The arithmetic is that of gflv2/giou.hpp and
+// gflv2/ciou.hpp.
 
 #include "cuda/dtypes.cuh"
 #include "cuda/level_rows.cuh"
 #include "cuda/loss_reduction.cuh"
 #include "gflv2/api.hpp"
+#include "gflv2/ciou.hpp"
 #include "gflv2/giou.hpp"
 #include "gflv2/launch.hpp"
 #include "gflv2/storage.hpp"
@@ -37,8 +39,9 @@ template <class T> __device__ inline void store_box(void* boxes, std::int64_t ro
     else each<4>(4, [&](int i) { first[4 * row + i] = narrow<T>(corners[i]); });
 }
 
-template <class T, bool LOSS, bool BACKWARD> GFLV2_KERNEL(threads) giou_kernel(GFLV2_CONSTANT GiouArguments a) {
+template <class T, BoxForm FORM, bool BACKWARD> GFLV2_KERNEL(threads) giou_kernel(GFLV2_CONSTANT GiouArguments a) {
     GFLV2_SHARED_MEMORY(float, scratch);  // (threads,), forward only
+    constexpr bool LOSS = FORM != BoxForm::iou, CIOU = FORM > BoxForm::giou, MMDET = FORM == BoxForm::ciou_mmdet;
     const std::int64_t row = std::int64_t(blockIdx.x) * threads + threadIdx.x;
     const float eps = float(a.eps);
 
@@ -51,10 +54,15 @@ template <class T, bool LOSS, bool BACKWARD> GFLV2_KERNEL(threads) giou_kernel(G
         const BoxPair<float> pair = box_pair(pred, target, eps);
         if constexpr (BACKWARD) {
             float grad_pred[4], grad_target[4];
-            giou_gradients<LOSS, true>(pair, pred, target, eps, upstream_of_row(a.reduction, row), grad_pred,
-                                       grad_target);
+            const float upstream = upstream_of_row(a.reduction, row);
+            if constexpr (CIOU)
+                ciou_gradients<MMDET, float>(pair, ciou_pair<MMDET>(pair, pred, target, eps), pred, target, upstream,
+                                             grad_pred, grad_target);
+            else giou_gradients<LOSS, true>(pair, pred, target, eps, upstream, grad_pred, grad_target);
             store_box<T>(a.grad_pred, row, grad_pred);
             store_box<float>(a.grad_target, row, grad_target);
+        } else if constexpr (CIOU) {
+            sum = reduced_row(a.reduction, row, ciou_loss<MMDET, float>(ciou_pair<MMDET>(pair, pred, target, eps)));
         } else {
             sum = reduced_row(a.reduction, row, giou_value<LOSS, float>(pair));
         }
@@ -64,21 +72,29 @@ template <class T, bool LOSS, bool BACKWARD> GFLV2_KERNEL(threads) giou_kernel(G
     if constexpr (!BACKWARD) partial_total<threads>(a.reduction, a.workspace, sum, scratch);
 }
 
-template <class T, bool BACKWARD> void run(const GiouArguments& a, void* stream) {
-    const auto kernel = a.loss ? giou_kernel<T, true, BACKWARD> : giou_kernel<T, false, BACKWARD>;
+template <class T, BoxForm FORM, bool BACKWARD> void run(const GiouArguments& a, void* stream) {
+    const auto kernel = giou_kernel<T, FORM, BACKWARD>;
     const std::uint32_t blocks = blocks_of_rows<threads>(a.rows);
     if (blocks > 0) launch(kernel, blocks, threads, BACKWARD ? 0 : threads * sizeof(float), stream, a);
     if (!BACKWARD) launch_total(a.reduction, a.workspace, blocks, stream);
 }
 
+template <bool BACKWARD> void run(const GiouArguments& a, Place place) {
+    run_as("giou", a.dtype, place, [&](auto zero) {
+        using T = decltype(zero);
+        switch (a.form) {
+            case BoxForm::iou: return run<T, BoxForm::iou, BACKWARD>(a, place.stream);
+            case BoxForm::giou: return run<T, BoxForm::giou, BACKWARD>(a, place.stream);
+            case BoxForm::ciou: return run<T, BoxForm::ciou, BACKWARD>(a, place.stream);
+            case BoxForm::ciou_mmdet: return run<T, BoxForm::ciou_mmdet, BACKWARD>(a, place.stream);
+        }
+    });
+}
+
 }  // namespace
 
-void giou_forward(const GiouArguments& a, Place place) {
-    run_as("giou", a.dtype, place, [&](auto zero) { run<decltype(zero), false>(a, place.stream); });
-}
-void giou_backward(const GiouArguments& a, Place place) {
-    run_as("giou", a.dtype, place, [&](auto zero) { run<decltype(zero), true>(a, place.stream); });
-}
+void giou_forward(const GiouArguments& a, Place place) { run<false>(a, place); }
+void giou_backward(const GiouArguments& a, Place place) { run<true>(a, place); }
 
 std::size_t giou_workspace(std::int64_t rows) { return total_workspace(blocks_of_rows<threads>(rows)); }
 

@@ -1,9 +1,11 @@
 """D-FINE and DEIM: transformers' ports, the authors' repositories, and whatever took the same classes over.
 
     from gflv2.integrations import dfine
-    dfine.accelerate()                # D-FINE and DEIMv2 of transformers (pip install transformers)
-    dfine.accelerate(dfine_decoder)   # after `from src.zoo.dfine import dfine_decoder` in a clone of Peterande/D-FINE,
-                                      # or `from engine.deim import dfine_decoder` in one of ShihuaHuang95/DEIM
+    dfine.accelerate()               # D-FINE and DEIMv2 of transformers (pip install transformers)
+
+    # In a clone of Peterande/D-FINE; in one of ShihuaHuang95/DEIM it is engine.deim, and deim_criterion.
+    from src.zoo.dfine import dfine_criterion, dfine_decoder
+    dfine.accelerate(dfine_decoder, dfine_criterion)
 
 replaces in each Python module, for every model that exists or will be built:
 
@@ -11,14 +13,12 @@ replaces in each Python module, for every model that exists or will be built:
 * ``…LQE.forward``, the location quality estimator: `gflv2.ops.dgqp` where its predictor is linear, ReLU, linear, else
   `gflv2.ops.dgqp_statistics` and the module's own predictor;
 * ``weighting_function``, which forms W(n) out of R single numbers: computed once, and again only when ``up`` or
-  ``reg_scale`` have changed. In the repositories the losses have it too:
-  ``dfine.accelerate(dfine_decoder, dfine_utils)``;
+  ``reg_scale`` have changed;
 * of a criterion ``loss_labels_vfl`` and ``loss_labels_mal``, varifocal and matchability-aware loss:
-  `gflv2.integrations.dfine_class_losses`, which also says where results differ. In the repositories it has a module of
-  its own: ``dfine.accelerate(dfine_decoder, dfine_criterion)``.
+  `gflv2.integrations.dfine_class_losses`; ``loss_local``, the fine-grained localisation loss and self-distillation, and
+  ``loss_boxes``, L1 and GIoU: `gflv2.integrations.dfine_losses`. Both say where results differ, too.
 
-Not replaced: the matcher, the boxes' L1 and GIoU losses, fine-grained localisation loss and self-distillation,
-deformable attention. ``accelerate()`` returns and logs what was replaced and what was not.
+Not replaced: the matcher, deformable attention. ``accelerate()`` returns and logs what was replaced and what was not.
 
 Conventions of the package, which stay as they are:
 
@@ -51,7 +51,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gflv2.integrations import dfine_class_losses
+from gflv2.integrations import dfine_class_losses, dfine_losses
 from gflv2.integrations.common import Patch
 from gflv2.integrations.methods import Method, always, expected_distances, replace_methods
 from gflv2.integrations.report import Replaced, Report, Stayed, answer, full_name
@@ -68,14 +68,13 @@ MODULES = (
 
 _STAYED = (
     Stayed("HungarianMatcher", "an optimal matching, another algorithm than ATSS"),
-    Stayed("L1 and GIoU loss of the boxes", "of some hundred matched boxes: too few to matter"),
-    Stayed("fine-grained localisation loss and self-distillation", "no operation of gflv2 computes them"),
     Stayed("LQE with a predictor that is not linear, ReLU, linear", "its own layers, behind gflv2.ops.dgqp_statistics"),
     Stayed("deformable attention", "no operation of gflv2 computes it"),
 )
 _NO_CRITERION = Stayed(
     "the criterion", "its module was not among those given: accelerate(dfine_decoder, dfine_criterion)"
 )
+_OF_CRITERIA = {**dfine_losses.METHODS, **dfine_class_losses.METHODS}
 _patch = Patch()
 _replaced: list[Replaced] = []
 
@@ -85,7 +84,8 @@ def accelerate(*modules: ModuleType) -> Report:
 
     Args:
         *modules: Python modules that define classes named …Integral or …LQE, or a criterion (a class with a method
-            ``loss_labels_vfl``), or hold a function ``weighting_function``; none: those of transformers.
+            ``loss_local`` or ``loss_labels_vfl``), or hold a function ``weighting_function``; none: those of
+            transformers.
 
     Returns:
         What was replaced, and what stayed with the package and why; it is logged, too.
@@ -106,7 +106,7 @@ def accelerate(*modules: ModuleType) -> Report:
             ours = Once(module.weighting_function)
             _patch.attribute(module, "weighting_function", ours)
             _replaced.append(Replaced(f"{module.__name__}.weighting_function", full_name(ours)))
-    criterion = any(method in dfine_class_losses.METHODS for _, _, method in classes)
+    criterion = any(method in _OF_CRITERIA for _, _, method in classes)
     return answer("D-FINE", _replaced, earlier, _STAYED if criterion else (_NO_CRITERION, *_STAYED))
 
 
@@ -196,6 +196,8 @@ def _read(module: Any) -> tuple[dict[Any, type], ModuleType | None]:
 def _parts(name: str, owner: type) -> list[str]:
     """Which of ``_METHODS`` are for this class."""
     found = [what for what in ("Integral", "LQE") if name.endswith(what)]
+    if "loss_local" in vars(owner):
+        found += dfine_losses.METHODS
     return found + dfine_class_losses.methods_of(owner)
 
 
@@ -229,5 +231,5 @@ def _two_layers(predictor: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
 _METHODS = {
     "Integral": Method("forward", (None, "project"), always(_integral)),
     "LQE": Method("forward", ("scores", "pred_corners"), always(_lqe)),
-    **dfine_class_losses.METHODS,
+    **_OF_CRITERIA,
 }

@@ -12,6 +12,9 @@ from gflv2.ops.reduction import UNREDUCED, Loss, read_reduction
 from gflv2.ops.reference import giou as reference
 from gflv2.ops.registration import as_rows
 
+# What the registered operation computes of a pair: the IoU, or 1 − GIoU, or 1 − CIoU by one of its two conventions.
+IOU, GIOU, CIOU, CIOU_MMDET = range(4)
+
 
 def giou(
     pred: Tensor,
@@ -41,12 +44,12 @@ def giou(
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
-    call = _describe(pred, target, eps=eps)
+    call = describe(pred, target, eps=eps)
     how = read_reduction(weight, avg_factor, reduction, shape=pred.shape[:1], device=pred.device)
     backend = backends.select("giou", call)
     if backend == "reference":
         return reference.giou(pred, target, weight=weight, avg_factor=avg_factor, reduction=reduction, eps=eps)
-    return _giou.of((pred, target), (True, float(eps)), how, backend)
+    return OPERATION.of((pred, target), (GIOU, float(eps)), how, backend)
 
 
 def iou(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
@@ -62,28 +65,28 @@ def iou(pred: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
-    backend = backends.select("iou", _describe(pred, target, eps=eps))
+    backend = backends.select("iou", describe(pred, target, eps=eps))
     if backend == "reference":
         return reference.iou(pred, target, eps=eps)
-    return _giou.of((pred, target), (False, float(eps)), UNREDUCED, backend)
+    return OPERATION.of((pred, target), (IOU, float(eps)), UNREDUCED, backend)
 
 
-def _describe(pred: Any, target: Any, *_: Any, eps: float = 1e-6, **__: Any) -> backends.Call:
+def describe(pred: Any, target: Any, *_: Any, eps: float = 1e-6, **__: Any) -> backends.Call:
+    """Check the boxes of `giou`, `iou` or `ciou`, and say what decides on the backend."""
     check_tensor(pred, "pred", shape=(None, 4))
     check_tensor(target, "target", shape=(pred.shape[0], 4), device=pred.device)
     check_number(eps, "eps", above=0)
     return backends.Call(pred.device, pred.dtype, {})
 
 
-backends.register("iou", backends.EVERYWHERE, _describe)  # it runs the operation of `giou`
+backends.register("iou", backends.EVERYWHERE, describe)  # it runs the operation of `giou`
 
 
-# `loss`: 1 − GIoU; else the IoU.
-_giou = Loss(
+OPERATION = Loss(
     "giou",
-    describe=_describe,
+    describe=describe,
     tensors="Tensor pred, Tensor target",
-    settings="bool loss, float eps",
+    settings="int form, float eps",
     small=("target",),
     gradients={"pred": as_rows, "target": as_rows},
 )

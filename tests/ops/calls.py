@@ -24,8 +24,11 @@ DIFFERENTIABLE = {
     "focal": ("logits",),
     "dfl": ("logits",),
     "distribution_kl": ("logits",),
+    "fgl": ("logits",),
+    "ddf": ("logits",),
     "giou": ("pred", "target"),
     "iou": ("pred", "target"),
+    "ciou": ("pred", "target"),
     "gfl_loss": ("class_logits", "box_logits", "scales", "predictor"),
 }
 
@@ -128,6 +131,15 @@ def _distribution_kl() -> Arguments:
     }
 
 
+def _fgl() -> Arguments:
+    bins = torch.tensor([-4.0, -2, -1, -0.5, 0, 0.5, 1, 2, 4])
+    return _dfl() | {"target": 10 * torch.rand(7, generator=torch.Generator().manual_seed(1)) - 5, "bins": bins}
+
+
+def _ddf() -> Arguments:
+    return _distribution_kl() | {"matched": torch.arange(7) % 3 == 0}
+
+
 def _boxes() -> Arguments:
     draw = torch.Generator().manual_seed(0)
     pair = []
@@ -168,8 +180,11 @@ _MAKERS: dict[str, Callable[[], Arguments]] = {
     "focal": _focal,
     "dfl": _dfl,
     "distribution_kl": _distribution_kl,
+    "fgl": _fgl,
+    "ddf": _ddf,
     "giou": _giou,
     "iou": _boxes,
+    "ciou": _giou,
     "gfl_targets": _gfl_targets,
     "gfl_loss": _gfl_loss,
     "decode": _decode,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gflv2.ops import giou, iou
 from gflv2.ops.checks import compute_dtype
+from gflv2.ops.giou import CIOU, GIOU, IOU
 from gflv2.ops.implementation import implementation
 from gflv2.ops.reduction import Reduction
 from gflv2.ops.reference import giou as reference
@@ -145,18 +146,18 @@ class TestMemory:
     def test_all_of_the_output_and_no_byte_beside_it(
         self, dtype: torch.dtype, total: bool, reduced: Reduced | None, backend: str
     ) -> None:
-        loss, kind = reduced is not None, compute_dtype(dtype)
+        form, kind = GIOU if reduced else IOU, compute_dtype(dtype)
         with running(backend) as device:
             call = Case(layout="sliced", dtype=dtype, reduced=NO_SUM).call().to(device)
             pred, target = call.tensors["pred"], call.tensors["target"].to(kind).contiguous()
             how = Reduction(call.keywords["weight"], None, 1.0, "sum" if total else "none")
-            arguments = (pred, target, how.weight, None, loss, 1e-6, 1.0, how.reduction, backend)
+            arguments = (pred, target, how.weight, None, form, 1e-6, 1.0, how.reduction, backend)
             want = torch.ops.gflv2.giou(*arguments)
             grads = torch.ops.gflv2.giou_backward(cotangent(want), *arguments, [True, True])
             kernels = implementation("giou", backend)
             written = [guarded(tensor) for tensor in (want, *grads)]
             out, *found = (tensor for tensor, _ in written)
-            inputs = {"pred": pred, "target": target, "loss": loss, "eps": 1e-6, "reduction": how}
+            inputs = {"pred": pred, "target": target, "form": form, "eps": 1e-6, "reduction": how}
             kernels.giou_forward(**inputs, out=out)
             kernels.giou_backward(grad=cotangent(want), **inputs, grad_pred=found[0], grad_target=found[1])
             assert_written(written, [want, *grads])
@@ -204,13 +205,13 @@ class TestKernelPromisesOfIou(Iou, KernelPromises):
 
 @pytest.mark.parametrize("backend", KERNELS)
 class TestKernelPromisesOfGiou(Giou, KernelPromises):
-    @pytest.mark.parametrize("loss", [True, False])
+    @pytest.mark.parametrize("form", [GIOU, IOU, CIOU])
     @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-    def test_opcheck(self, reduction: str, loss: bool, backend: str) -> None:
+    def test_opcheck(self, reduction: str, form: int, backend: str) -> None:
         with running(backend) as device:
             call = Case(rows=6, dtype=torch.float16).call().to(device)
             tensors = (*call.tensors.values(), call.keywords["weight"], call.keywords["avg_factor"])
-            arguments = (*tensors, loss, 1e-6, 1.0, reduction, backend)
+            arguments = (*tensors, form, 1e-6, 1.0, reduction, backend)
             torch.library.opcheck(torch.ops.gflv2.giou.default, arguments)
             upstream = torch.ones_like(torch.ops.gflv2.giou(*arguments))
             for needs in ([True, True], [True, False], [False, True]):

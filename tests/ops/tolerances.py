@@ -29,6 +29,8 @@ FLOOR = {
     "distribution_kl in float64": 64 * torch.finfo(torch.float64).eps,
     "giou": 4 * torch.finfo(torch.float32).eps,
     "giou in float64": 64 * torch.finfo(torch.float64).eps,
+    "ciou": 4 * torch.finfo(torch.float32).eps,
+    "ciou in float64": 64 * torch.finfo(torch.float64).eps,
     "gfl_targets": 4 * torch.finfo(torch.float32).eps,
     "gfl_targets in float64": 64 * torch.finfo(torch.float64).eps,
     "gfl_loss": 8 * torch.finfo(torch.float32).eps,

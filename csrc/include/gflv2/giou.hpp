@@ -55,6 +55,21 @@ template <class S, class V> GFLV2_HD V share_of_larger(V a, V b) {
     return a > b ? broadcast<V>(S(1)) : a == b ? broadcast<V>(S(0.5)) : V{};
 }
 
+// Along one axis, from ∂L/∂ of the widths of the intersection, the enclosing box and the two boxes to the corners of pred,
+// and of target where TARGET.
+template <bool TARGET, class S, class V>
+GFLV2_HD void corner_gradients(int axis, const V* pred, const V* target, V common, V enclosing, V size, V target_size,
+                               V* grad_pred, V* grad_target) {
+    const V low = share_of_larger<S>(pred[axis], target[axis]),
+            high = share_of_larger<S>(target[axis + 2], pred[axis + 2]);
+    grad_pred[axis] = -(low * common) - size - (S(1) - low) * enclosing;
+    grad_pred[axis + 2] = high * common + size + (S(1) - high) * enclosing;
+    if constexpr (TARGET) {
+        grad_target[axis] = -((S(1) - low) * common) - target_size - low * enclosing;
+        grad_target[axis + 2] = (S(1) - high) * common + target_size + high * enclosing;
+    }
+}
+
 // grad: ∂L/∂(corner) of pred, and of target where TARGET; upstream: ∂L/∂(value).
 template <bool LOSS, bool TARGET, class S, class V>
 GFLV2_HD void giou_gradients(const BoxPair<V>& p, const V* pred, const V* target, S eps, V upstream, V* grad_pred,
@@ -77,16 +92,8 @@ GFLV2_HD void giou_gradients(const BoxPair<V>& p, const V* pred, const V* target
         // A side of the intersection or of the enclosing box that is 0 has derivative 0.
         const V common = p.common_side[axis] > S(0) ? V(of_common * p.common_side[1 - axis]) : zero;
         const V enclosing = p.enclosing_side[axis] > S(0) ? V(of_enclosing * p.enclosing_side[1 - axis]) : zero;
-        const V low = share_of_larger<S>(pred[axis], target[axis]),
-                high = share_of_larger<S>(target[axis + 2], pred[axis + 2]);
-        const V area = of_union * p.size[1 - axis];
-        grad_pred[axis] = -(low * common) - area - (S(1) - low) * enclosing;
-        grad_pred[axis + 2] = high * common + area + (S(1) - high) * enclosing;
-        if constexpr (TARGET) {
-            const V target_area = of_union * p.target_size[1 - axis];
-            grad_target[axis] = -((S(1) - low) * common) - target_area - low * enclosing;
-            grad_target[axis + 2] = (S(1) - high) * common + target_area + high * enclosing;
-        }
+        const V area = of_union * p.size[1 - axis], target_area = of_union * p.target_size[1 - axis];
+        corner_gradients<TARGET, S>(axis, pred, target, common, enclosing, area, target_area, grad_pred, grad_target);
     });
 }
 

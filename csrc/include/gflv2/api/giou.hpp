@@ -1,4 +1,4 @@
-// The C++ interface of `giou` and `iou`.
+// The C++ interface of `giou`, `iou` and `ciou`.
 #pragma once
 
 #include "gflv2/api/reduction.hpp"
@@ -6,14 +6,18 @@
 
 namespace gflv2 {
 
+// What is computed of a pair: the IoU, 1 − GIoU, or 1 − CIoU as Ultralytics or as mmdet define it (gflv2/ciou.hpp). In the
+// order of gflv2/ops/giou.py.
+enum class BoxForm : int { iou, giou, ciou, ciou_mmdet };
+
 struct GiouArguments {
     Dtype dtype;        // of pred and its gradient
-    bool loss;          // 1 − GIoU; else the IoU
+    BoxForm form;       // what is computed
     std::int64_t rows;  // N
     const void* pred;   // (N, 4) x1 y1 x2 y2 with the two strides below, in elements
     std::int64_t row_stride, side_stride;
     const void* target;  // (N, 4) S, contiguous
-    double eps;          // smallest area
+    double eps;          // smallest area; of a CIoU, what is added
     Reduction reduction;
     void* grad_pred;    // (N, 4) contiguous, or null; backward only, as below
     void* grad_target;  // (N, 4) S contiguous, or null
