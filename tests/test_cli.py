@@ -211,7 +211,7 @@ def test_train_hands_every_argument_on(monkeypatch) -> None:
     monkeypatch.setattr("gflv2.engine.train.train", lambda config, **options: seen.update(config=config, **options))
     line = "train --train.epochs 3 gflv2_lite0 --train a.json --val b.json --train-images i --val-images j --output o "
     line += "--overwrite --weights w.pt --no-pretrained --devices 0,2 --accelerator gpu --num-nodes 2 --max-steps 5 "
-    line += "--limit-train-batches 6 --limit-val-batches 7 --no-progress --data.short_side=[320,384] "
+    line += "--teacher t.pt --limit-train-batches 6 --limit-val-batches 7 --no-progress --data.short_side=[320,384] "
     line += "--model.head.reg_topk 8 --train.clip_grad_norm null"
     assert main(line.split()) == 0
     assert seen == {
@@ -228,6 +228,7 @@ def test_train_hands_every_argument_on(monkeypatch) -> None:
         },
         "weights": "w.pt",
         "pretrained": False,
+        "teacher": "t.pt",
         "resume": None,
         "output": "o",
         "overwrite": True,

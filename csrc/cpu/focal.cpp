@@ -1,8 +1,10 @@
 // `focal` on a CPU: cpu/class_maps.hpp with the arithmetic of gflv2/focal.hpp.
 
-#include "gflv2/focal.hpp"
+// Before the arithmetic, whose templates find only the vectors' functions that were declared before them.
 #include "cpu/class_maps.hpp"
+
 #include "cpu/kernels.hpp"
+#include "gflv2/focal.hpp"
 #include "gflv2/instances.hpp"
 
 GFLV2_BEGIN

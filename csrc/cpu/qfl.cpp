@@ -1,6 +1,5 @@
 // `qfl` on a CPU: cpu/class_maps.hpp with the arithmetic of gflv2/qfl.hpp.
 
-#include "gflv2/qfl.hpp"
 #include "cpu/class_maps.hpp"
 #include "cpu/kernels.hpp"
 #include "gflv2/instances.hpp"
