@@ -102,7 +102,7 @@ def focal(
         bad_value("target[1] (scores)", "values in [0, 1]", [float(scores.min()), float(scores.max())])
     backend = backends.select("focal", call)
     if backend == "reference":
-        options = {"weight": weight, "avg_factor": avg_factor, "reduction": reduction}
+        options: dict[str, Any] = {"weight": weight, "avg_factor": avg_factor, "reduction": reduction}
         return reference.focal(logits, labels, scores, settings, **options)
     return _focal.of((tensors, labels, scores), settings, how, backend)
 
@@ -118,7 +118,7 @@ def sigmoid_focal(
     reduction: str = "mean",
 ) -> Tensor:
     """Sigmoid focal loss (arXiv 1708.02002), as `focal` has it."""
-    options = {"weight": weight, "avg_factor": avg_factor, "reduction": reduction}
+    options: dict[str, Any] = {"weight": weight, "avg_factor": avg_factor, "reduction": reduction}
     return focal(logits, labels, kind="sigmoid_focal", alpha=alpha, gamma=gamma, **options)
 
 
@@ -135,7 +135,7 @@ def varifocal(
     reduction: str = "mean",
 ) -> Tensor:
     """Varifocal loss (arXiv 2008.13367), as `focal` has it."""
-    options = {"weight": weight, "avg_factor": avg_factor, "reduction": reduction}
+    options: dict[str, Any] = {"weight": weight, "avg_factor": avg_factor, "reduction": reduction}
     options |= {"iou_weighted": iou_weighted, "detach": detach}
     return focal(logits, target, kind="varifocal", alpha=alpha, gamma=gamma, **options)
 
@@ -151,7 +151,7 @@ def matchability_aware(
     reduction: str = "mean",
 ) -> Tensor:
     """Matchability-aware loss (DEIM, arXiv 2412.04234), as `focal` has it; ``alpha`` None: 1, as theirs."""
-    options = {"weight": weight, "avg_factor": avg_factor, "reduction": reduction}
+    options: dict[str, Any] = {"weight": weight, "avg_factor": avg_factor, "reduction": reduction}
     return focal(logits, target, kind="matchability_aware", alpha=alpha, gamma=gamma, **options)
 
 
@@ -166,7 +166,7 @@ def iou_aware_bce(
     reduction: str = "mean",
 ) -> Tensor:
     """IoU-aware binary cross-entropy (LW-DETR, arXiv 2406.03459), as `focal` has it."""
-    options = {"weight": weight, "avg_factor": avg_factor, "reduction": reduction}
+    options: dict[str, Any] = {"weight": weight, "avg_factor": avg_factor, "reduction": reduction}
     return focal(logits, target, kind="iou_aware_bce", alpha=alpha, gamma=gamma, **options)
 
 
