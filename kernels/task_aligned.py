@@ -9,7 +9,8 @@
  4. ``task_aligned_finish``: label and target of every point.
 
 Comparisons hang on every bit: no launch may fuse a product with a sum (``enable_fp_fusion=False``), a division of
-float32 must be ``div_rn``, a root ``sqrt_rn``.
+float32 must be ``div_rn``, a root ``sqrt_rn``. (Powers with other exponents than a half and whole numbers are left to
+other backends: in double, Triton's library fuses.)
 """
 
 from __future__ import annotations
@@ -34,24 +35,18 @@ _MASK = tl.constexpr(0x7FFFFFFF)
 _MOST = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 _NO_KEY = tl.constexpr(-0x8000000000000000)
 _INFINITY = tl.constexpr(float("inf"))
-# Kinds of exponents; whole numbers to 16 are themselves.
-_ROOT = tl.constexpr(-1)
-_OTHER = tl.constexpr(-2)
-_LARGEST_WHOLE = 16
+_ROOT = tl.constexpr(-1)  # the exponent 0.5; whole numbers are themselves
 
 
 @triton.jit
-def _power(base, exponent, KIND: tl.constexpr):
-    """base^exponent for base ≥ 0, as the definition forms it."""
-    if KIND == _ROOT:
+def _power(base, EXPONENT: tl.constexpr):
+    """base^EXPONENT for base ≥ 0, as the definition forms it."""
+    if EXPONENT == _ROOT:
         result = tl.sqrt_rn(base)
-    elif KIND == _OTHER:
-        positive = tl.where(base > 0.0, base, 1.0).to(tl.float64)
-        result = tl.where(base > 0.0, tl.exp2(tl.log2(positive) * exponent).to(tl.float32), 0.0)
     else:
         result = tl.full(base.shape, 1.0, dtype=tl.float32)
         for bit in tl.static_range(5):
-            if KIND >> bit & 1:
+            if EXPONENT >> bit & 1:
                 result = result * base
             base = base * base
     return result
@@ -80,7 +75,7 @@ def _angle(box):
 
 
 @triton.jit
-def _align(pred, box, score, alpha, beta, CIOU: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr):
+def _align(pred, box, score, CIOU: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr):
     """Overlap and metric of predicted boxes and boxes, and which pairs count."""
     across = tl.minimum(pred.x2, box.x2) - tl.maximum(pred.x1, box.x1)
     down = tl.minimum(pred.y2, box.y2) - tl.maximum(pred.y1, box.y1)
@@ -105,7 +100,7 @@ def _align(pred, box, score, alpha, beta, CIOU: tl.constexpr, ALPHA: tl.constexp
     counts = (area < _INFINITY) & (area > -_INFINITY) & (overlap == overlap)
     overlap = tl.where(counts & (overlap > 0.0), overlap, 0.0)
     counts = counts & (score >= 0.0) & (score < _INFINITY)
-    metric = _power(tl.where(counts, score, 0.0), alpha, ALPHA) * _power(overlap, beta, BETA)
+    metric = _power(tl.where(counts, score, 0.0), ALPHA) * _power(overlap, BETA)
     counts = counts & (metric < _INFINITY)
     return overlap, tl.where(counts & (metric > 0.0), metric, 0.0), counts
 
@@ -194,7 +189,7 @@ def task_aligned_claim_kernel(
     slots: tl.int32,  # programs an image
     total: tl.int64,  # A
     classes: tl.int64,
-    alpha: tl.float64, beta: tl.float64, margin: tl.float32, min_side: tl.float32,
+    margin: tl.float32, min_side: tl.float32,
     CIOU: tl.constexpr, INSIDE: tl.constexpr, ZEROS: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
     TOPK: tl.constexpr,
     ROOM: tl.constexpr,  # a power of two, at least TOPK
@@ -223,7 +218,7 @@ def task_aligned_claim_kernel(
                 if tl.max(live.to(tl.int32), axis=0) > 0:
                     pred = load_corners(image_boxes, point, live, 4, 1)
                     score = tl.load(image_scores + point * point_stride, mask=live, other=0.0).to(tl.float32)
-                    _, metric, _ = _align(pred, box, score, alpha, beta, CIOU, ALPHA, BETA)
+                    _, metric, _ = _align(pred, box, score, CIOU, ALPHA, BETA)
                     keys = tl.where(live & (metric > 0.0), _key(metric, point), _NO_KEY)
                     best, least = _insert(best, least, keys)
 
@@ -233,7 +228,7 @@ def task_aligned_claim_kernel(
             chosen = held & _inside(positions, point, held, box, margin, min_side)
             pred = load_corners(image_boxes, point, chosen, 4, 1)
             score = tl.load(image_scores + point * point_stride, mask=chosen, other=0.0).to(tl.float32)
-            overlap, _, counted = _align(pred, box, score, alpha, beta, CIOU, ALPHA, BETA)
+            overlap, _, counted = _align(pred, box, score, CIOU, ALPHA, BETA)
             at = image.to(tl.int64) * total + point
             name = tl.full([ROOM], 0, dtype=tl.int64) + number
             tl.atomic_max(index + at, _key(overlap, name), mask=chosen & counted, sem="relaxed")
@@ -248,7 +243,7 @@ def task_aligned_claim_kernel(
                     chosen = _inside(positions, point, chosen, box, margin, min_side)
                     pred = load_corners(image_boxes, point, chosen, 4, 1)
                     score = tl.load(image_scores + point * point_stride, mask=chosen, other=0.0).to(tl.float32)
-                    overlap, _, counted = _align(pred, box, score, alpha, beta, CIOU, ALPHA, BETA)
+                    overlap, _, counted = _align(pred, box, score, CIOU, ALPHA, BETA)
                     at = image.to(tl.int64) * total + point
                     tl.atomic_max(index + at, _key(overlap, name), mask=chosen & counted, sem="relaxed")
                     tl.atomic_add(claims + at, 1, mask=chosen & counted, sem="relaxed")
@@ -271,7 +266,7 @@ def task_aligned_settle_kernel(
     boxes, positions, gt_boxes, gt_labels, limits, table,
     blocks: tl.int32,  # programs an image
     total: tl.int64, classes: tl.int64,
-    alpha: tl.float64, beta: tl.float64, margin: tl.float32, min_side: tl.float32,
+    margin: tl.float32, min_side: tl.float32,
     CIOU: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, CONTAINING: tl.constexpr,
     RAISING: tl.constexpr,  # whether `most` is wanted
     BLOCK: tl.constexpr,
@@ -301,7 +296,7 @@ def task_aligned_settle_kernel(
                 around = _inside(positions, point, contested & known, box, margin, min_side)
                 if tl.max(around.to(tl.int32), axis=0) > 0:
                     score = tl.load(image_scores + label * class_stride, mask=around, other=0.0).to(tl.float32)
-                    overlap, _, counted = _align(pred, box, score, alpha, beta, CIOU, ALPHA, BETA)
+                    overlap, _, counted = _align(pred, box, score, CIOU, ALPHA, BETA)
                     better = around & counted & (overlap > highest)
                     highest = tl.where(better, overlap, highest)
                     best = tl.where(better, number, best)
@@ -310,7 +305,7 @@ def task_aligned_settle_kernel(
     label = tl.load(gt_labels + first + best, mask=positive, other=0)
     box = load_corners(gt_boxes, first + best, positive, 4, 1)
     score = tl.load(image_scores + label * class_stride, mask=positive, other=0.0).to(tl.float32)
-    overlap, metric, _ = _align(pred, box, score, alpha, beta, CIOU, ALPHA, BETA)
+    overlap, metric, _ = _align(pred, box, score, CIOU, ALPHA, BETA)
     tl.store(index + at, tl.where(positive, best + 1, 0), mask=live)
     tl.store(iou + at, tl.where(positive, overlap, 0.0), mask=live)
     tl.store(targets + at, tl.where(positive, metric, 0.0), mask=live)
@@ -426,6 +421,7 @@ def task_aligned(
         scores: (B, A, C), any strides. boxes: (B, A, 4) float32, predicted. points: (A, 2) float32.
         gt_boxes: B tensors (G_i, 4) float32, or one (B, G, 4), of which the first ``counts[i]`` of image i exist.
         gt_labels: shaped alike, int64. counts: (B,) int64 or None.
+        alpha, beta: 0.5, or whole numbers to 16.
         min_side: negative where boxes stay as they are. final_topk: 0 where all points of a box remain.
         index, iou, assigned_labels, targets: (B, A) int64, float32, int64, float32.
     """
@@ -442,13 +438,11 @@ def task_aligned(
         "positions": points,
         "gt_boxes": torch.cat([image.reshape(-1, 4) for image in gt_boxes]),
         "classes": scores.shape[2],
-        "alpha": alpha,
-        "beta": beta,
         "margin": margin,
         "min_side": min_side,
         "CIOU": ciou,
-        "ALPHA": _kind(alpha),
-        "BETA": _kind(beta),
+        "ALPHA": _exponent(alpha),
+        "BETA": _exponent(beta),
     }
     blocks = -(-total // _POINTS)
     shared: dict[str, Any] = {"total": total, "BLOCK": _POINTS, **_OPTIONS}
@@ -496,8 +490,6 @@ def task_aligned(
         )
 
 
-def _kind(exponent: float) -> int:
-    """How the definition forms a power with this exponent."""
-    if exponent == 0.5:
-        return _ROOT.value
-    return int(exponent) if exponent == int(exponent) and 0 <= exponent <= _LARGEST_WHOLE else _OTHER.value
+def _exponent(value: float) -> int:
+    """0.5 or a whole number, as the kernels take it."""
+    return _ROOT.value if value == 0.5 else int(value)

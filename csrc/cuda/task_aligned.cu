@@ -262,8 +262,9 @@ __device__ inline std::int64_t rank_of_zero(std::int64_t point, const BoxMemory&
     return rank;
 }
 
+// Six blocks a multiprocessor: left alone, ptxas aims at ten and spills for it.
 template <int K>
-GFLV2_KERNEL(box_threads)
+GFLV2_KERNEL(box_threads, 6)
 task_aligned_claim(GFLV2_CONSTANT TaskAlignedArguments a, GFLV2_CONSTANT Images images, Exponents exponents,
                    unsigned blocks) {
     GFLV2_SHARED_MEMORY(Key, shared);

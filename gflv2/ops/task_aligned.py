@@ -165,13 +165,16 @@ def _describe(
     check_choice(contest, "contest", ("containing", "claiming"))
     check_choice(zeros, "zeros", (True, False))
     check_choice(normalize, "normalize", (True, False))
-    return backends.Call(device, torch.float32, {"topk": max(topk, final_topk or 1)})
+    facts = {"topk": max(topk, final_topk or 1), "exponents": reference.is_simple(alpha) and reference.is_simple(beta)}
+    return backends.Call(device, torch.float32, facts)
 
 
 def _refusal(backend: str) -> Callable[[backends.Call], str | None]:
     def refuse(call: backends.Call) -> str | None:
         if call.facts["topk"] > MAX_TOPK[backend]:
             return f"topk is more than {MAX_TOPK[backend]}"
+        if backend == "triton" and not call.facts["exponents"]:
+            return "alpha or beta is neither 0.5 nor a whole number to 16"
         return None
 
     return refuse

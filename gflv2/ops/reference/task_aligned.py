@@ -167,7 +167,7 @@ def power(base: Tensor, exponent: float) -> Tensor:
     """base^exponent of float32 ≥ 0: 0.5 a square root, whole numbers to 16 products, others in float64."""
     if exponent == 0.5:
         return base.double().sqrt().float()  # torch's own of float32 is not rounded correctly everywhere
-    if exponent != int(exponent) or not 0 <= exponent <= LARGEST_WHOLE_POWER:
+    if not is_simple(exponent):
         return base.double().pow(exponent).float()
     result = torch.ones_like(base)
     for bit in range(int(exponent).bit_length()):
@@ -175,6 +175,11 @@ def power(base: Tensor, exponent: float) -> Tensor:
             result = result * base
         base = base * base
     return result
+
+
+def is_simple(exponent: float) -> bool:
+    """Whether a power with it is a root or products."""
+    return exponent == 0.5 or (exponent == int(exponent) and 0 <= exponent <= LARGEST_WHOLE_POWER)
 
 
 def _iou(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,5 +42,5 @@ def variants() -> dict[str, list[Variant]]:
         "ciou, 10 candidates inside": launch(torch.bfloat16),
         "iou, 13 candidates anywhere": launch(**mmdet, normalize=False),
         "one point a box, counts": launch(torch.float16, limits=True, topk=7, final_topk=1),
-        "32 candidates, other exponents": launch(topk=32, final_topk=32, alpha=0.7, beta=2.5),
+        "32 candidates, other exponents": launch(topk=32, final_topk=32, alpha=0.0, beta=13.0),
     }
