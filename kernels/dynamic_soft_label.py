@@ -246,7 +246,7 @@ def _load_place(places, strides, point, live):
 
 @triton.jit
 def _merge(best, keys, TOPK: tl.constexpr, WIDE: tl.constexpr):
-    """The TOPK smallest of tiles (BLOCK, WIDE) and (BLOCK, …), ascending; _NEVER behind them. No key comes twice."""
+    """The TOPK smallest of both tiles (BLOCK, WIDE) and (BLOCK, …), ascending; _NEVER behind. No key comes twice."""
     place = tl.arange(0, WIDE)[None, :]
     merged = tl.full(best.shape, _NEVER, dtype=tl.int64)
     for n in range(0, TOPK):

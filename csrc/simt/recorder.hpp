@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gflv2/api/atss.hpp"
+#include "gflv2/api/dynamic_soft_label.hpp"
 #include "gflv2/api/gfl_targets.hpp"
 #include "gflv2/api/task_aligned.hpp"
 #include "gflv2/types.hpp"
@@ -22,6 +23,9 @@ struct Span {
 template <class Arguments> std::vector<Span> host_memory(const Arguments& a) { return {{&a, sizeof a}}; }
 inline std::vector<Span> host_memory(const AtssArguments& a) {
     return {{&a, sizeof a}, {a.images, std::size_t(a.batch) * sizeof(AtssImage)}};
+}
+inline std::vector<Span> host_memory(const DynamicSoftLabelArguments& a) {
+    return {{&a, sizeof a}, {a.images, std::size_t(a.batch) * sizeof(SoftLabelImage)}};
 }
 inline std::vector<Span> host_memory(const GflTargetsArguments& a) {
     return {{&a, sizeof a}, {a.images, std::size_t(a.batch) * sizeof(GflImage)}};
