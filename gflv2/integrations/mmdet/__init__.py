@@ -9,11 +9,11 @@ Beside mmcv-lite, which lacks mmcv's compiled operators, mmdet cannot be importe
 imported, puts torchvision's in their place (`gflv2.integrations.mmdet.operators`) and then registers the head. From a
 shell: ``python -m gflv2.integrations.mmdet tools/train.py CONFIG``.
 
-``accelerate()`` puts this project's QualityFocalLoss, DistributionFocalLoss, GIoULoss, ATSSAssigner and Integral in the
-place of mmdet's, and the fused training losses into GFLHead, for every model that is built afterwards (or in a model
-that exists: ``accelerate(model)``), and returns and logs what was replaced where, and what was not and why;
-``restore()`` takes them out again. A class that somebody else has registered under one of these names stays. In a
-configuration, any with these types in it, one line does it:
+``accelerate()`` puts this project's QualityFocalLoss, DistributionFocalLoss, GIoULoss, KnowledgeDistillationKLDivLoss
+(LD), ATSSAssigner and Integral in the place of mmdet's, and the fused training losses into GFLHead, for every model
+that is built afterwards (or in a model that exists: ``accelerate(model)``), and returns and logs what was replaced
+where, and what was not and why; ``restore()`` takes them out again. A class that somebody else has registered under one
+of these names stays. In a configuration, any with these types in it, one line does it:
 
     custom_imports = dict(imports=["gflv2.integrations.mmdet.accelerated"])
 
@@ -33,8 +33,8 @@ Where results differ from mmdet's, beyond rounding:
   another IoU calculator, DDOD's ``alpha``, and boxes that are no plain tensors go to mmdet's own code.
 * GFLHead gives each loss as one number for all levels (mmdet: one a level). Settings that the fused losses do not
   cover, and heads derived from GFLHead, keep mmdet's code around the single losses; so does a GFLHead with a loss,
-  assigner, sampler or integral derived from mmdet's. For more than 65 bins Integral and DistributionFocalLoss are
-  mmdet's own code too, for more than 8 levels ATSSAssigner.
+  assigner, sampler or integral derived from mmdet's. For more than 65 bins Integral, DistributionFocalLoss and
+  KnowledgeDistillationKLDivLoss are mmdet's own code too, for more than 8 levels ATSSAssigner.
 * The mean over no rows is 0; mmdet's QualityFocalLoss and DistributionFocalLoss give NaN.
 * GIoULoss for weights that are all 0 and reduction "none": N zeros instead of a single one.
 * Losses are float32 also for half-precision inputs, and send no gradient into weights and average factors.

@@ -12,7 +12,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 from torch import nn
 
 from gflv2.integrations.common import Patch
-from gflv2.integrations.mmdet import fused, modules
+from gflv2.integrations.mmdet import distillation, fused, modules
 from gflv2.integrations.report import Replaced, Report, Stayed, answer, full_name
 from gflv2.ops.checks import bad_type
 
@@ -21,6 +21,11 @@ _CLASSES = (
     (modules.QualityFocalLoss, modules.MmdetQualityFocalLoss, MODELS),
     (modules.DistributionFocalLoss, modules.MmdetDistributionFocalLoss, MODELS),
     (modules.GIoULoss, modules.MmdetGIoULoss, MODELS),
+    (
+        distillation.KnowledgeDistillationKLDivLoss,
+        distillation.MmdetKnowledgeDistillationKLDivLoss,
+        MODELS,
+    ),
     (modules.ATSSAssigner, modules.MmdetATSSAssigner, TASK_UTILS),
     (modules.Integral, modules.MmdetIntegral, None),
     (fused.GFLHead, fused.MmdetGFLHead, MODELS),
