@@ -43,6 +43,7 @@ _MODULES = {
     "atss": "ATSSAssigner",
     "qfl": "QualityFocalLoss",
     "dfl": "DistributionFocalLoss",
+    "distribution_kl": "KnowledgeDistillationKLDivLoss",
     "giou": "GIoULoss",
 }
 _SENTENCE = "Each of them has all backends:"

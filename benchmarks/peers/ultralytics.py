@@ -1,4 +1,4 @@
-"""Ultralytics' distribution focal loss."""
+"""Ultralytics' distribution focal loss and CIoU."""
 
 from __future__ import annotations
 
@@ -21,5 +21,18 @@ def dfl(case: Case) -> Callable[..., Tensor]:
         # It wants the four sides of a box beside each other, and clamps the target in place.
         rows = loss(logits, target.clone()[:, None]).squeeze(1)
         return (rows * weight).sum() / avg_factor
+
+    return call
+
+
+def ciou(case: Case) -> Callable[..., Tensor]:
+    try:
+        from ultralytics.utils.metrics import bbox_iou
+    except ImportError as error:
+        raise peers.Absent("not installed: pip install ultralytics") from error
+
+    def call(pred: Tensor, target: Tensor, *, weight: Tensor, avg_factor: float) -> Tensor:
+        values = bbox_iou(pred, target, xywh=False, CIoU=True).squeeze(-1)
+        return ((1 - values) * weight).sum() / avg_factor
 
     return call

@@ -12,7 +12,7 @@ device, and nothing waits for the device.
 
 from gflv2.nn.assigner import AssignResult, ATSSAssigner
 from gflv2.nn.distribution import Integral
-from gflv2.nn.losses import DistributionFocalLoss, GIoULoss, QualityFocalLoss
+from gflv2.nn.losses import DistributionFocalLoss, GIoULoss, KnowledgeDistillationKLDivLoss, QualityFocalLoss
 from gflv2.nn.quality import DGQP
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "DistributionFocalLoss",
     "GIoULoss",
     "Integral",
+    "KnowledgeDistillationKLDivLoss",
     "QualityFocalLoss",
 ]

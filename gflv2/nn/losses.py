@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gflv2.ops import dfl, giou, qfl
+from gflv2.ops import dfl, distribution_kl, giou, qfl
 from gflv2.ops.checks import bad_value, check_choice, check_number, check_tensor
 from gflv2.ops.reduction import REDUCTIONS
 
@@ -157,3 +157,20 @@ class GIoULoss(_PairLoss):
                 bad_value("weight", f"shape ({len(pred)},) or {tuple(pred.shape)}", weight)
             weight = weight.mean(1)
         return giou(pred, target, eps=self.eps, weight=weight, **options)
+
+
+class KnowledgeDistillationKLDivLoss(_PairLoss):
+    """T²/R · KL(teacher ‖ student) of N box sides (LD, arXiv 2102.12252), both softened by the temperature T.
+
+    ``pred``: (N, R) logits of the student. ``target``: (N, R) of the teacher, constants. ``weight``: (N,).
+
+    Args:
+        reduction: "none", "mean" or "sum". loss_weight: factor of the result. T: temperature.
+    """
+
+    def __init__(self, reduction: str = "mean", loss_weight: float = 1.0, T: float = 10) -> None:  # noqa: N803
+        super().__init__(reduction, loss_weight)
+        self.T = T
+
+    def _loss(self, pred: Tensor, target: Tensor, **options: Any) -> Tensor:
+        return distribution_kl(pred, target, temperature=self.T, **options)

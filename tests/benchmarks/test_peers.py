@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import atss, detect, dfl, distribution_kl, focal, giou, head, peers, qfl
+from benchmarks import atss, ciou, detect, dfl, distribution_kl, focal, giou, head, peers, qfl
 from benchmarks.harness.candidates import gradients
 from benchmarks.harness.cases import TINY, Case
 from benchmarks.harness.operation import Operation
@@ -28,6 +28,7 @@ def build(operation: Operation, name: str, case: Case):
         (dfl, "ultralytics", CASE),
         (distribution_kl, "mmdet", CASE),
         (giou, "mmdet", CASE),
+        (ciou, "ultralytics", CASE),
         (giou, "torchvision", CASE),
         (qfl, "mmdet", CASE.but(form="logits")),
         (focal, "mmdet", CASE.but(form="varifocal")),

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from gflv2 import ops
-from gflv2.nn import DistributionFocalLoss, GIoULoss, QualityFocalLoss
+from gflv2.nn import DistributionFocalLoss, GIoULoss, KnowledgeDistillationKLDivLoss, QualityFocalLoss
 from gflv2.nn.losses import AVERAGE_EPS
 from tests.shared import golden
 
@@ -24,6 +24,7 @@ def rows(count: int = 6):
         ),
         DistributionFocalLoss: (torch.randn(count, 9, generator=draw), torch.rand(count, generator=draw) * 8),
         GIoULoss: tuple(boxes),
+        KnowledgeDistillationKLDivLoss: tuple(torch.randn(2, count, 9, generator=draw)),
     }
 
 
@@ -41,6 +42,11 @@ def each(module, pred, target):
         left = target.floor().long()
         lower, upper = (F.cross_entropy(pred, bin, reduction="none") for bin in (left, left + 1))
         return lower * (left + 1 - target) + upper * (target - left)
+    if module is KnowledgeDistillationKLDivLoss:
+        # In double: at T = 10 the terms of the sum over the bins all but cancel.
+        student, teacher = pred.double() / 10, target.double() / 10
+        divergence = F.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="none").mean(1)
+        return (divergence * 10**2).to(pred.dtype)
     low, high = torch.maximum(pred[:, :2], target[:, :2]), torch.minimum(pred[:, 2:], target[:, 2:])
     inner = (high - low).clamp(min=0).prod(1)
     union = (pred[:, 2:] - pred[:, :2]).prod(1) + (target[:, 2:] - target[:, :2]).prod(1) - inner

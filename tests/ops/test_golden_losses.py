@@ -1,11 +1,14 @@
-"""`qfl`, `dfl`, `giou` and `iou` against the authors' losses: every reduction, weights, average factor, gradients."""
+"""`qfl`, `dfl`, `giou` and `iou` against the authors' losses: every reduction, weights, average factor, gradients.
+
+And `ciou` against what Ultralytics and mmdet gave.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from gflv2.ops import dfl, giou, iou, qfl
+from gflv2.ops import ciou, dfl, giou, iou, qfl
 from gflv2.ops.reference.boxes import boxes_to_distances, distances_to_boxes
 from tests.ops.golden_losses import check_variants
 from tests.ops.under_test import backends_of, running
@@ -64,6 +67,19 @@ def test_iou(case: str, backend: str) -> None:
     with running(backend) as device:
         values = iou(arrays["pred"].to(device), arrays["target"].to(device))
     arrays.compare("iou_aligned", values)
+
+
+@pytest.mark.parametrize("backend", backends_of("ciou", every_set=True))
+@pytest.mark.parametrize("convention", ["ultralytics", "mmdet"])
+def test_ciou(convention: str, backend: str) -> None:
+    arrays = golden(f"ciou_{convention}")
+    with running(backend) as device:
+        pred, target = (arrays[name].to(device).requires_grad_() for name in ("pred", "target"))
+        loss = ciou(pred, target, reduction="none", eps=arrays.meta["eps"], convention=convention)
+        gradients = torch.autograd.grad((loss * arrays["cot"].to(device)).sum(), (pred, target))
+    arrays.compare("loss", loss)
+    arrays.compare("grad_pred", gradients[0])
+    arrays.compare("grad_target", gradients[1])
 
 
 @pytest.mark.parametrize("case", golden_cases("distance_*"))

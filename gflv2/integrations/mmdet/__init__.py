@@ -10,11 +10,12 @@ imported, puts torchvision's in their place (`gflv2.integrations.mmdet.operators
 shell: ``python -m gflv2.integrations.mmdet tools/train.py CONFIG``.
 
 ``accelerate()`` puts this project's QualityFocalLoss, DistributionFocalLoss, FocalLoss, VarifocalLoss, GIoULoss,
-Integral, ATSSAssigner, DynamicSoftLabelAssigner, SimOTAAssigner and TaskAlignedAssigner in the place of mmdet's, the
-fused training losses into GFLHead, and one assignment for the whole batch into RTMDetHead and RTMDetSepBNHead, for
-every model that is built afterwards (or in a model that exists: ``accelerate(model)``), and returns and logs what was
-replaced where, and what was not and why; ``restore()`` takes them out again. A class that somebody else has registered
-under one of these names stays. In a configuration, any with these types in it, one line does it:
+KnowledgeDistillationKLDivLoss (LD), Integral, ATSSAssigner, DynamicSoftLabelAssigner, SimOTAAssigner and
+TaskAlignedAssigner in the place of mmdet's, the fused training losses into GFLHead, and one assignment for the whole
+batch into RTMDetHead and RTMDetSepBNHead, for every model that is built afterwards (or in a model that exists:
+``accelerate(model)``), and returns and logs what was replaced where, and what was not and why; ``restore()`` takes them
+out again. A class that somebody else has registered under one of these names stays. In a configuration, any with these
+types in it, one line does it:
 
     custom_imports = dict(imports=["gflv2.integrations.mmdet.accelerated"])
 
@@ -37,8 +38,8 @@ Where results differ from mmdet's, beyond rounding:
   TaskAlignedAssigner takes the lower of equal metrics.
 * GFLHead and RTMDet's heads give each loss as one number for all levels (mmdet: one a level). Settings that these do
   not cover, and heads derived from them, keep mmdet's code around the single losses and assigners; so does a head with
-  a loss, assigner, sampler or integral derived from mmdet's. For more than 65 bins Integral and DistributionFocalLoss
-  are mmdet's own code too, for more than 8 levels ATSSAssigner.
+  a loss, assigner, sampler or integral derived from mmdet's. For more than 65 bins Integral, DistributionFocalLoss and
+  KnowledgeDistillationKLDivLoss are mmdet's own code too, for more than 8 levels ATSSAssigner.
 * FocalLoss and VarifocalLoss of single elements (reduction "none", as in PAA's choice of anchors, probabilities,
   one-hot targets) are mmdet's own code, and so is VarifocalLoss for a target with several classes a row: that is looked
   up on the device.

@@ -12,7 +12,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 from torch import nn
 
 from gflv2.integrations.common import Patch
-from gflv2.integrations.mmdet import assigners, class_losses, fused, modules, rtmdet
+from gflv2.integrations.mmdet import assigners, class_losses, distillation, fused, modules, rtmdet
 from gflv2.integrations.report import Replaced, Report, Stayed, answer, full_name
 from gflv2.ops.checks import bad_type
 
@@ -23,6 +23,11 @@ _CLASSES = (
     (class_losses.FocalLoss, class_losses.MmdetFocalLoss, MODELS),
     (class_losses.VarifocalLoss, class_losses.MmdetVarifocalLoss, MODELS),
     (modules.GIoULoss, modules.MmdetGIoULoss, MODELS),
+    (
+        distillation.KnowledgeDistillationKLDivLoss,
+        distillation.MmdetKnowledgeDistillationKLDivLoss,
+        MODELS,
+    ),
     (modules.ATSSAssigner, modules.MmdetATSSAssigner, TASK_UTILS),
     (modules.Integral, modules.MmdetIntegral, None),
     (fused.GFLHead, fused.MmdetGFLHead, MODELS),

@@ -31,6 +31,7 @@ def test_of_all_models(monkeypatch, caplog):
         "FocalLoss",
         "VarifocalLoss",
         "GIoULoss",
+        "KnowledgeDistillationKLDivLoss",
         "ATSSAssigner",
         "Integral",
         "GFLHead",
