@@ -35,6 +35,19 @@ COCO_IMAGES, COCO_EPOCHS, COCO_BATCH, COCO_SIZE = 117_266, 12, 16, (800, 1344)
 PEAK = 989e12  # dense bf16 operations a second of an H200, by its data sheet
 SHARES = (0.2, 0.4)  # of the peak: an assumption
 
+# Row, the row that it is claimed to be above, the number.
+CLAIMS = [
+    (row, against, metric)
+    for metric in ("AP", "AP75", "score_iou_points", "score_iou_near")
+    for row, against in (("GFLV1", "ATSS"), ("GFLV2", "ATSS"), ("GFLV2", "GFLV1"))
+]
+TITLES = {
+    "AP": "AP",
+    "AP75": "AP75",
+    "score_iou_points": "correlation of score and IoU, at positive points",
+    "score_iou_near": "correlation of score and IoU, of detections",
+}
+
 _HEAD = """# The paper's claims, measured here
 
 Written by `python -m benchmarks.claims` from the tables in `benchmarks/results/studies`; no figure is typed. Every
@@ -95,6 +108,8 @@ def _study(study: Study, runs: Sequence[dict[str, Any]], summary: Sequence[Summa
         f"gflv2 study {study.name}" + "".join(_given(data.name) for data in study.data if not data.is_given),
         "```",
     ]
+    if study.name == "baselines":
+        lines += ["", *claims_table(study, runs)]
     for data in dict.fromkeys(row.data for row in summary):
         chosen = [run for run in runs if run["data"] == data]
         points = sorted({int(run["points"]) for run in chosen})
@@ -103,10 +118,8 @@ def _study(study: Study, runs: Sequence[dict[str, Any]], summary: Sequence[Summa
         images, objects = (chosen[0][name] for name in ("images", "objects"))
         lines.append(f"Evaluated on {images} images with {objects} objects and {count} positive points.")
         lines += ["", *accuracy_table([row for row in summary if row.data == data]), ""]
-        lines += [f"* {text}" for text in verdicts([row for row in summary if row.data == data])]
-        if study.name == "baselines":
-            other = [row for row in summarise(replace(study, compare="ATSS"), chosen) if row.row == "GFLV2"]
-            lines += [f"* {text}" for text in verdicts(other)]
+        if study.name != "baselines":
+            lines += [f"* {text}" for text in beyond_noise([row for row in summary if row.data == data])]
     return "\n".join([*lines, "", NOTE, ""])
 
 
@@ -114,26 +127,46 @@ def _given(name: str) -> str:
     return f" --data {name}=TRAIN.json,VAL.json,IMAGES"
 
 
-def verdicts(summary: Sequence[Summary]) -> list[str]:
-    """What the differences of AP and of the correlation show, one sentence each, and nothing beyond the interval."""
+def claims_table(study: Study, runs: Sequence[dict[str, Any]]) -> list[str]:
+    """What the paper claims of the baselines, and what came out on each data set."""
+    sets = list(dict.fromkeys(run["data"] for run in runs))
+    lines = ["| claim | " + " | ".join(sets) + " |", "|---|" + "---|" * len(sets)]
+    for row, against, metric in CLAIMS:
+        found = {
+            one.data: one.difference
+            for one in summarise(replace(study, compare=against), runs)
+            if (one.row, one.metric) == (row, metric) and one.difference is not None
+        }
+        cells = [verdict(found[data]) if data in found else "–" for data in sets]
+        lines.append(f"| {row} above {against}: {TITLES[metric]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def beyond_noise(summary: Sequence[Summary]) -> list[str]:
+    """Which rows of a study differ from the one that they are compared with, a sentence for each number."""
     found = []
-    for metric, title in (("AP", "AP"), ("score_iou_points", "the correlation of score and IoU at positive points")):
-        for row in summary:
-            if row.metric == metric and row.difference is not None and row.difference.n:
-                found.append(f"{row.row} against {row.compare}: {title} {verdict(row.difference)}.")
+    for metric in ("AP", "score_iou_points"):
+        rows = [row for row in summary if row.metric == metric and row.difference is not None and row.difference.n > 1]
+        apart = [f"{row.row} {interval(row.difference)}" for row in rows if not _holds_zero(row.difference)]
+        shown = "; ".join(apart) if apart else "none"
+        found.append(f"{TITLES[metric]}: of {len(rows)} differences, these are beyond their interval: {shown}.")
     return found
 
 
+def _holds_zero(difference: Estimate | None) -> bool:
+    return difference is None or difference.low <= 0 <= difference.high
+
+
 def verdict(difference: Estimate) -> str:
-    """ "is higher: +0.010 [+0.004, +0.016], 5 seeds"; where zero lies inside, that no difference is shown."""
+    """ "shown: +0.010 [+0.004, +0.016], 5 seeds"; where zero lies inside, that nothing is."""
     seeds = f"{difference.n} seed" + ("s" if difference.n > 1 else "")
     if math.isnan(difference.low):
-        return f"cannot be judged from {seeds}: {interval(difference)}"
-    if difference.low > 0:
-        return f"is higher: {interval(difference)}, {seeds}"
-    if difference.high < 0:
-        return f"is lower: {interval(difference)}, {seeds}"
-    return f"differs by no more than noise: {interval(difference)}, {seeds}"
+        what = "not to be judged"
+    elif _holds_zero(difference):
+        what = "not shown"
+    else:
+        what = "shown" if difference.low > 0 else "**the contrary is shown**"
+    return f"{what}: {interval(difference)}, {seeds}"
 
 
 def _cost(study: Study, costs: Sequence[Cost]) -> str:
@@ -145,14 +178,20 @@ def _cost(study: Study, costs: Sequence[Cost]) -> str:
             if cost.row in (study.compare, noise.row):
                 continue
             low, high = getattr(cost, f"{name}_low"), getattr(cost, f"{name}_high")
+            same = getattr(noise, f"{name}_low"), getattr(noise, f"{name}_high")
             ratio, other = getattr(cost, f"{name}_ratio"), getattr(noise, f"{name}_ratio")
-            what = "no more than noise" if low <= 1 <= high else "slower" if low > 1 else "faster"
             lines.append(
                 f"* {cost.row} against {study.compare}, {title}: {ratio:.3f} [{low:.3f}, {high:.3f}] times as long, "
-                f"{what}; the same row against itself: {other:.3f} "
-                f"[{getattr(noise, f'{name}_low'):.3f}, {getattr(noise, f'{name}_high'):.3f}]; {cost.rounds} rounds."
+                f"{pace((low, high), same)}; the same row against itself: {other:.3f} [{same[0]:.3f}, {same[1]:.3f}]; "
+                f"{cost.rounds} rounds."
             )
     return "\n".join([*lines, ""])
+
+
+def pace(ratio: tuple[float, float], noise: tuple[float, float]) -> str:
+    """What an interval of a ratio of times shows beside that of the same thing against itself."""
+    low, high = min(1.0, noise[0]), max(1.0, noise[1])
+    return "slower" if ratio[0] > high else "faster" if ratio[1] < low else "no more than noise"
 
 
 def _statistics(path: Path) -> str:

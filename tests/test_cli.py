@@ -161,7 +161,7 @@ def test_an_interruption_is_exit_code_130(monkeypatch, capsys) -> None:
 
 
 def test_help_of_every_verb_is_complete(capsys) -> None:
-    for verb in ("train", "val", "predict", "convert", "configs", "models", "data"):
+    for verb in ("train", "val", "predict", "convert", "configs", "models", "data", "study"):
         with pytest.raises(SystemExit) as stopped:
             main([verb, "--help"])
         assert stopped.value.code == 0
@@ -173,7 +173,8 @@ def test_help_of_every_verb_is_complete(capsys) -> None:
     assert main([]) == 0
     text = capsys.readouterr().out
     assert all(
-        verb in text for verb in ("train", "val", "predict", "convert", "configs", "models", "data", "demo", "env")
+        verb in text
+        for verb in ("train", "val", "predict", "convert", "configs", "models", "data", "study", "demo", "env")
     )
 
 

@@ -89,8 +89,16 @@ class _Candidate:
         last = self.config.train.channels_last
         return batch.images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
+    def mixed(self) -> torch.autocast:
+        """The precision that the row trains in."""
+        dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(self.config.train.precision)
+        return torch.autocast(self.device.split(":")[0], dtype=dtype, enabled=dtype is not None)
+
     def loss(self, batch: Batch) -> Tensor:
-        losses = self.model.loss(self.images(batch), batch.boxes, batch.labels, batch.padded_sizes, batch.ignore_boxes)
+        with self.mixed():
+            losses = self.model.loss(
+                self.images(batch), batch.boxes, batch.labels, batch.padded_sizes, batch.ignore_boxes
+            )
         return sum(losses.values())  # type: ignore[return-value]
 
     def step(self, batch: Batch) -> None:
@@ -103,7 +111,7 @@ class _Candidate:
 
     def measure(self, train: Batch, image: Batch, clock: Callable[[], float]) -> None:
         self.model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), self.mixed():
             start = clock()
             self.model.detect(self.images(image), image.image_sizes, image.scale_factors)
             self.detect_times.append(clock() - start)

@@ -115,13 +115,17 @@ def study(
     left = sum(result is None for result in done.values())
     _log.info("study %s: %d runs, %d of them complete; writing to %s", plan.name, len(todo), len(todo) - left, folder)
     folder.mkdir(parents=True, exist_ok=True)
+    codes: list[int] = []
     if left and len(places) > 1:
         command = _again(source, folder, {**common, "seeds": seeds, "rows": rows, "only": only}, progress)
-        _in_processes(places, command)
+        codes = _in_processes(places, command)
     elif left:
         _in_turn(plan, todo, folder, places[0], progress)
     found = _collect(whole, plan, folder)
     missing = [run for run in todo if read_result(plan, run, folder) is None]
+    if missing and any(codes):
+        ends = ", ".join(f"{place}: {code}" for place, code in zip(places, codes, strict=True))
+        raise RuntimeError(f"{len(missing)} runs are not complete; exit status of {ends}; the same command goes on")
     measured = None
     if cost and plan.cost_rounds and not missing and plan.compare in [row.name for row in plan.rows]:
         measured = costs(plan, folder, device=places[0])
@@ -238,8 +242,8 @@ def _again(source: str | Path, folder: Path, given: Mapping[str, Any], progress:
     return [*command, *["--no-pretrained"] * (not given["pretrained"]), *["--no-progress"] * (not progress)]
 
 
-def _in_processes(places: list[str], command: list[str]) -> None:
-    """One process a device, each of which takes runs until none is left."""
+def _in_processes(places: list[str], command: list[str]) -> list[int]:
+    """One process a device, each of which takes runs until none is left; the exit status of each."""
     processes: list[subprocess.Popen] = []
     try:
         with Signals() as signals:
@@ -256,6 +260,4 @@ def _in_processes(places: list[str], command: list[str]) -> None:
     if signals.received is not None:
         name = signal.Signals(signals.received).name
         raise Interrupted(f"{name}: stopped; the same command goes on from here", signals.received)
-    for place, code in zip(places, codes, strict=True):
-        if code:
-            raise RuntimeError(f"the process for {place} ended with exit status {code}; the same command goes on")
+    return codes
