@@ -76,6 +76,7 @@ AtssArguments read(Fields& fields, Call& call) {
     fields.read("offset", a.offset, "ignore_iof_thr", a.ignore_threshold, "index", a.index, "assigned_labels",
                 a.labels);
     if (a.ignoring) a.ignored = static_cast<std::uint8_t*>(call.allocate(std::size_t(a.batch) * a.points));
+    a.workspace = GFLV2_WORKSPACE(call, cuda::atss_workspace(a));
     return a;
 }
 

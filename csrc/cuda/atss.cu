@@ -1,13 +1,14 @@
 // `atss` on CUDA. The arithmetic is gflv2/atss.hpp's; one thread owns one box on one level.
 //
-//   1. atss_clear    every point: no box claims it yet; where there are ignore boxes, do they cover it?
-//   2. atss_claim    a block owns some boxes of one image, a thread one level of one of them: it finds the nearest
+//   1. atss_claim    a block owns some boxes of one image, a thread one level of one of them: it finds the nearest
 //                    points and their IoUs; with the IoUs of all levels in shared memory it forms the box's threshold,
-//                    and claims its positive points.
-//   3. atss_finish   every point: from claims to index, IoU and label.
+//                    and writes its claims: the positive ones of its candidates.
+//   2. atss_finish   a block owns some points of one level of one image. It goes through the claims of that level,
+//                    keeps in shared memory the largest of each of its points, and writes index, IoU and label.
+//   Before them, where there are ignore boxes alone: atss_ignored, every point: do they cover it?
 //
-// A claim is (IoU bits, inverted box) as one signed 64-bit integer, and the largest wins, in whatever order they come:
-// the highest IoU, then the lower box. Until step 3 the output `index` holds the claims.
+// Of two claims of a point the one with the higher IoU wins, then the lower box: the largest of (IoU bits, inverted
+// box) as one signed 64-bit integer, in whatever order they come.
 //
 // The images' pointers travel by value, some images a launch: ragged boxes need no packing and no copy to the device.
 
@@ -22,19 +23,33 @@ namespace gflv2::cuda {
 namespace {
 
 constexpr unsigned point_threads = 256;
+constexpr unsigned points_a_thread = 4;  // of atss_finish: the claims are read once for all of a block's points
+constexpr unsigned block_points = point_threads * points_a_thread;
 constexpr unsigned box_threads = 128;
 constexpr int images_per_launch = 24;  // all parameters of a kernel must fit into 4 KB
 constexpr int max_topk = 32;           // bounds the shared memory of a block: 48 KB
 
-using Claim = long long;
-constexpr Claim unclaimed = -1;
+// A candidate's claim in memory: (IoU bits, index of the point in its level), or none, whose point no level has.
+using Claim = std::uint64_t;
+constexpr Claim no_claim = ~Claim(0);
+// The same at a point; −1: unclaimed.
+using Best = long long;
 
-__device__ inline Claim claim_of(float iou, std::int64_t box) { return Claim(as_bits(iou)) << 32 | (0x7fffffff - box); }
+__device__ inline Best best_of(Claim claim, std::uint32_t box) {
+    return Best(claim & 0xffffffff00000000u) | (0x7fffffff - box);
+}
 
 struct Images {
     std::int64_t first;  // index in the batch of image[0]
     AtssImage image[images_per_launch];
+    std::int64_t boxes_before[images_per_launch];  // of the batch
 };
+
+// The claims of a level of an image: (count, topk).
+__device__ inline Claim* claims_of(const AtssArguments& a, const Images& images, unsigned which, int level) {
+    const std::int64_t row = images.boxes_before[which] * a.level_count + level * images.image[which].count;
+    return static_cast<Claim*>(a.workspace) + row * a.topk;
+}
 
 __device__ inline AtssBox<float> box_of(const AtssImage& image, std::uint32_t number) {
     const float* at = image.boxes + 4 * std::int64_t(number);
@@ -44,40 +59,81 @@ __device__ inline AtssBox<float> box_of(const AtssImage& image, std::uint32_t nu
 // ---------------------------------------------------------------------------------------------------------------------
 // Every point
 
-GFLV2_KERNEL(point_threads) atss_clear(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigned blocks) {
+GFLV2_KERNEL(point_threads)
+atss_ignored(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigned blocks) {
     const unsigned which = blockIdx.x / blocks;
     const std::int64_t point = std::int64_t(blockIdx.x - which * blocks) * point_threads + threadIdx.x;
     if (point >= a.points) return;
     const AtssImage& image = images.image[which];
-    const std::int64_t at = (images.first + which) * a.points + point;
-    a.index[at] = unclaimed;
-    if (!a.ignoring) return;
-
     int l = 0;
     while (l + 1 < a.level_count && point >= a.level[l + 1].first_point) ++l;
     const AtssLevel& level = a.level[l];
     const int cell = int(point - level.first_point), row = cell / level.width, column = cell - row * level.width;
-    a.ignored[at] = row < image.rows[l] && column < image.columns[l] && is_ignored(a, image, l, row, column);
+    a.ignored[(images.first + which) * a.points + point] =
+        row < image.rows[l] && column < image.columns[l] && is_ignored(a, image, l, row, column);
 }
 
-GFLV2_KERNEL(point_threads) atss_finish(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigned blocks) {
-    const unsigned which = blockIdx.x / blocks;
-    const std::int64_t point = std::int64_t(blockIdx.x - which * blocks) * point_threads + threadIdx.x;
-    if (point >= a.points) return;
+// Blocks of the levels of an image: level l owns [first[l], first[l + 1]).
+struct LevelBlocks {
+    std::uint32_t first[max_levels + 1];
+};
+
+GFLV2_KERNEL(point_threads)
+atss_finish(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, GFLV2_CONSTANT LevelBlocks blocks) {
+    GFLV2_SHARED_MEMORY(Best, best);  // (block_points,)
+
+    // 1. The block's points.
+    const unsigned of_image = blocks.first[a.level_count], which = blockIdx.x / of_image;
+    const unsigned block = blockIdx.x - which * of_image;
+    int l = 0;
+    while (l + 1 < a.level_count && block >= blocks.first[l + 1]) ++l;
+    const AtssLevel& level = a.level[l];
+    const std::uint32_t first = (block - blocks.first[l]) * block_points;
+    const std::uint32_t all = std::uint32_t(level.height) * level.width - first;
+    const std::uint32_t count = all < block_points ? all : block_points;
     const AtssImage& image = images.image[which];
-    const std::int64_t at = (images.first + which) * a.points + point;
-    const bool has_boxes = boxes_of(image) > 0;
-    const Claim claim = a.index[at];
-    if (claim == unclaimed) {
-        a.index[at] = a.ignoring && has_boxes && a.ignored[at] ? -1 : 0;
-        a.iou[at] = has_boxes ? -1e8f : 0.0f;
-        a.labels[at] = -1;
-    } else {
-        const std::int64_t box = 0x7fffffff - (claim & 0x7fffffff);
-        a.index[at] = box + 1;
-        a.iou[at] = as_float(std::uint32_t(claim >> 32));
-        a.labels[at] = image.labels[box];
+    const std::uint32_t boxes = std::uint32_t(boxes_of(image)), topk = a.topk;
+    each<points_a_thread>(points_a_thread, [&](int i) { best[i * point_threads + threadIdx.x] = -1; });
+    __syncthreads();
+
+    // 2. The largest claim of each.
+    const Claim* const claims = claims_of(a, images, which, l);
+    const std::int64_t end = std::int64_t(boxes) * topk;
+    constexpr int ahead = 4;  // loads under way
+    for (std::int64_t from = threadIdx.x; from < end; from += ahead * point_threads) {
+        Claim found[ahead];
+        each<ahead>(ahead, [&](int i) {
+            const std::int64_t at = from + i * point_threads;
+            found[i] = at < end ? claims[at] : no_claim;
+        });
+        each<ahead>(ahead, [&](int i) {
+            const std::uint32_t place = std::uint32_t(found[i]) - first;
+            if (place < count)
+                atomic_max(best + place, best_of(found[i], std::uint32_t((from + i * point_threads) / topk)));
+        });
     }
+    __syncthreads();
+
+    // 3. The result.
+    each<points_a_thread>(points_a_thread, [&](int i) {
+        const unsigned place = i * point_threads + threadIdx.x;
+        if (place >= count) return;
+        const std::int64_t at = (images.first + which) * a.points + level.first_point + first + place;
+        const Best claim = best[place];
+        std::int64_t index = 0, label = -1;
+        float iou = boxes > 0 ? -1e8f : 0.0f;
+        if (claim >= 0) {
+            const std::int64_t box = 0x7fffffff - (claim & 0x7fffffff);
+            index = box + 1;
+            iou = as_float(std::uint32_t(claim >> 32));
+            label = image.labels[box];
+        } else if (a.ignoring && boxes > 0 && a.ignored[at]) {
+            index = -1;
+        }
+        a.index[at] = index;
+        a.iou[at] = iou;
+        a.labels[at] = label;
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -98,8 +154,9 @@ template <int K> __device__ inline NearestList<float, K> list_of(float* lists, i
     }
 }
 
-// Eight blocks a multiprocessor: left alone, ptxas aims at ten and spills for it.
-template <int K>
+// Eight blocks a multiprocessor: left alone, ptxas aims at ten and spills for it. POINTS: the levels are lists of points,
+// and no grids.
+template <int K, bool POINTS>
 GFLV2_KERNEL(box_threads, 8)
 atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigned blocks, int boxes) {
     GFLV2_SHARED_MEMORY(float, ious);  // (L·topk, boxes), then the lists
@@ -110,8 +167,9 @@ atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigne
     const AtssImage& image = images.image[which];
     const int l = threadIdx.x / boxes, slot = threadIdx.x - l * boxes;
     const std::uint32_t number = (blockIdx.x - which * blocks) * boxes + slot;  // below 2^31 + 128
-    bool working = l < a.level_count && number < boxes_of(image);
-    if (working) working = box_of(image, number).complete();  // a box with a NaN has no positive point
+    const bool exists = l < a.level_count && number < boxes_of(image);
+    AtssBox<float> box{};
+    if (exists) box = box_of(image, number);
     // Candidates of the levels before this one, of this one, and of all.
     int before = 0, found = 0, all = 0;
     for (int m = 0; m < a.level_count; ++m) {
@@ -120,21 +178,21 @@ atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigne
         if (m == l) found = of_level;
         all += of_level;
     }
-    working = working && found > 0 && all > 1;
+    // A box with a NaN has no positive point.
+    const bool working = exists && box.complete() && found > 0 && all > 1;
 
     // 2. The nearest points of the level, and their IoUs.
-    const AtssLevel& level = a.level[working ? l : 0];
+    const AtssLevel& level = a.level[exists ? l : 0];
     NearestList<float, K> list = list_of<K>(ious + boxes * a.level_count * topk, topk);
     const auto place = [&](int name, float& x, float& y) {
         const AtssGrid grid{0, 0, level.stride, 0, a.offset};
-        x = level.points ? level.points[2 * std::int64_t(name)] : coordinate<float>(name & 0xffff, grid);
-        y = level.points ? level.points[2 * std::int64_t(name) + 1] : coordinate<float>(shifted_right(name, 16), grid);
+        x = POINTS ? level.points[2 * std::int64_t(name)] : coordinate<float>(name & 0xffff, grid);
+        y = POINTS ? level.points[2 * std::int64_t(name) + 1] : coordinate<float>(shifted_right(name, 16), grid);
     };
     if (working) {
-        const AtssBox<float> box = box_of(image, number);
         const std::uint8_t* ignored =
             a.ignoring ? a.ignored + (images.first + which) * a.points + level.first_point : nullptr;
-        if (level.points) {
+        if constexpr (POINTS) {
             search_points(level.points, level.width, box.centre_x(), box.centre_y(), list, ignored);
         } else {
             search_grid(
@@ -149,21 +207,21 @@ atss_claim(GFLV2_CONSTANT AtssArguments a, GFLV2_CONSTANT Images images, unsigne
         });
     }
     __syncthreads();
-    if (!working) return;
+    if (!exists) return;
 
-    // 3. The threshold of the box (all its threads form the same), and the claims of this level. The box is read again:
-    //    kept over the search, it would cost the registers that the search needs.
-    const AtssBox<float> box = box_of(image, number);
-    const float threshold = iou_threshold(all, [&](int n) { return ious[n * boxes + slot]; });
+    // 3. The threshold of the box (all its threads form the same), and the claims of this level.
+    const float threshold = working ? iou_threshold(all, [&](int n) { return ious[n * boxes + slot]; }) : 0.0f;
+    Claim* const to = claims_of(a, images, which, l) + std::int64_t(number) * topk;
     each<K>(topk, [&](int n) {
-        if (n >= found) return;
-        float x, y;
-        place(list.name(n), x, y);
-        const float iou = ious[(before + n) * boxes + slot];
-        if (!is_positive(x, y, box, iou, threshold)) return;
-        const std::int64_t point = level.first_point + index_of(level, list.name(n));
-        atomic_max(reinterpret_cast<Claim*>(a.index) + (images.first + which) * a.points + point,
-                   claim_of(iou, number));
+        Claim claim = no_claim;
+        if (working && n < found) {
+            float x, y;
+            place(list.name(n), x, y);
+            const float iou = ious[(before + n) * boxes + slot];
+            if (is_positive(x, y, box, iou, threshold))
+                claim = Claim(as_bits(iou)) << 32 | std::uint32_t(index_of(level, list.name(n)));
+        }
+        to[n] = claim;
     });
 }
 
@@ -175,19 +233,31 @@ unsigned grid_size(std::int64_t blocks, std::int64_t images) {
     return unsigned(blocks * images);
 }
 
+template <int K> void claim(const AtssArguments& a, const Images& images, int count, std::int64_t most, void* stream) {
+    const int boxes = int(box_threads) / a.level_count;
+    const std::int64_t blocks = (most + boxes - 1) / boxes;
+    bool points = false;  // a list without a point has no address
+    for (int l = 0; l < a.level_count; ++l) points |= a.level[l].points != nullptr;
+    launch(points ? atss_claim<K, true> : atss_claim<K, false>, grid_size(blocks, count), box_threads,
+           shared_bytes(a, boxes, K == 0), stream, a, images, unsigned(blocks), boxes);
+}
+
 void assign(const AtssArguments& a, const Images& images, int count, void* stream) {
-    const std::int64_t point_blocks = (a.points + point_threads - 1) / point_threads;
-    launch(atss_clear, grid_size(point_blocks, count), point_threads, 0, stream, a, images, unsigned(point_blocks));
+    if (a.points == 0) return;
+    if (a.ignoring) {
+        const std::int64_t blocks = (a.points + point_threads - 1) / point_threads;
+        launch(atss_ignored, grid_size(blocks, count), point_threads, 0, stream, a, images, unsigned(blocks));
+    }
     std::int64_t most = 0;
     for (int i = 0; i < count; ++i) most = std::max(most, images.image[i].count);
-    if (most > 0) {
-        const int boxes = int(box_threads) / a.level_count;
-        const std::int64_t blocks = (most + boxes - 1) / boxes;
-        const bool usual = a.topk == 9;
-        launch(usual ? atss_claim<9> : atss_claim<0>, grid_size(blocks, count), box_threads,
-               shared_bytes(a, boxes, !usual), stream, a, images, unsigned(blocks), boxes);
+    if (most > 0) a.topk == 9 ? claim<9>(a, images, count, most, stream) : claim<0>(a, images, count, most, stream);
+    LevelBlocks blocks{};
+    for (int l = 0; l < a.level_count; ++l) {
+        const std::int64_t points = std::int64_t(a.level[l].height) * a.level[l].width;
+        blocks.first[l + 1] = blocks.first[l] + std::uint32_t((points + block_points - 1) / block_points);
     }
-    launch(atss_finish, grid_size(point_blocks, count), point_threads, 0, stream, a, images, unsigned(point_blocks));
+    launch(atss_finish, grid_size(blocks.first[a.level_count], count), point_threads, block_points * sizeof(Best),
+           stream, a, images, blocks);
 }
 
 }  // namespace
@@ -195,13 +265,24 @@ void assign(const AtssArguments& a, const Images& images, int count, void* strea
 void atss(const AtssArguments& a, Place place) {
     if (a.topk > max_topk) throw std::invalid_argument("topk: expected at most 32 on CUDA");
     const DeviceGuard guard(place.device);
+    std::int64_t before = 0;
     for (std::int64_t first = 0; first < a.batch; first += images_per_launch) {
         Images images{};
         images.first = first;
         const int count = int(std::min<std::int64_t>(images_per_launch, a.batch - first));
         std::copy_n(a.images + first, count, images.image);
+        for (int i = 0; i < count; ++i) {
+            images.boxes_before[i] = before;
+            before += images.image[i].count;
+        }
         assign(a, images, count, place.stream);
     }
+}
+
+std::size_t atss_workspace(const AtssArguments& a) {
+    std::size_t boxes = 0;
+    for (std::int64_t i = 0; i < a.batch; ++i) boxes += std::size_t(a.images[i].count);
+    return boxes * a.level_count * a.topk * sizeof(Claim);
 }
 
 }  // namespace gflv2::cuda

@@ -16,17 +16,19 @@ _SEARCHES = BATCH * len(LEVELS) * math.ceil(BOXES / 16)
 _CANDIDATES = BATCH * BOXES * len(LEVELS) * 9
 HOT = [
     Hot(
-        *("atss", "forward", "atss.cu", "atss_clear", "", _BLOCKS, 8 * CELLS, CELLS),
-        warps=8,
-    ),
-    Hot(
-        *("atss", "forward", "atss.cu", "atss_claim", "ILi9E"),
-        *(BATCH * math.ceil(BOXES / 25), 40 * BATCH * BOXES, 5 * BATCH * BOXES),
+        *("atss", "forward", "atss.cu", "atss_claim", "ILi9ELb0E"),
+        *(BATCH * math.ceil(BOXES / 25), 16 * BATCH * BOXES + 8 * _CANDIDATES, 5 * BATCH * BOXES),
         shared=25 * 5 * 9 * 4,
+        cold=r"^LDG\.E\.U8",  # whether an ignore box covers a cell
     ),
     Hot(
-        *("atss", "forward", "atss.cu", "atss_finish", "", _BLOCKS, 28 * CELLS, CELLS),
+        *("atss", "forward", "atss.cu", "atss_finish", ""),
+        *(BATCH * sum(math.ceil(level / 1024) for level in LEVELS), 20 * CELLS, CELLS),
         warps=8,
+        shared=8 * 1024,
+        # The claims of a level, a candidate a thread at a time; few are those of one of the block's points.
+        loops={r"^LDG\.E\.64": BOXES * 9 / 256},
+        cold=r"0x7fffffff|^LDG\.E\.U8",
     ),
     # Triton: the table of 16 × (4 + 2 · 5) numbers, 64 a launch.
     Hot(

@@ -41,8 +41,13 @@ struct AtssArguments {
     float* iou;               // (B, A)
     std::int64_t* labels;     // (B, A)
     std::uint8_t* ignored;    // (B, A) scratch; where `ignoring`
+    void* workspace;          // CUDA: atss_workspace() bytes
 };
 
 GFLV2_OPERATION(atss, AtssArguments)
+namespace cuda {
+// Bytes for the claims.
+std::size_t atss_workspace(const AtssArguments& a);
+}
 
 }  // namespace gflv2
