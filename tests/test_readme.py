@@ -24,6 +24,7 @@ _MEANING = {
     "dgqp": "quality logit from the statistics of the four distributions",
     "dgqp_statistics": "these statistics alone",
     "atss": "assignment of boxes to points, whole batch",
+    "task_aligned": "the same by the points' own predictions (TOOD, Ultralytics)",
     "qfl": "quality focal loss",
     "focal": "sigmoid focal, varifocal and matchability-aware loss, IoU-aware cross-entropy",
     "dfl": "distribution focal loss",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks import atss, decode, detect, dgqp, dgqp_statistics, head, registry
+from benchmarks import atss, decode, detect, dgqp, dgqp_statistics, head, registry, task_aligned
 from benchmarks.harness.candidates import gradients
 from benchmarks.harness.cases import TINY, Case
 
@@ -55,6 +55,20 @@ def test_assignment(form: str, boxes: int, size: tuple[int, int]) -> None:
     assert (wanted.index > 0).any() == (boxes > 0)
     for name in ("index", "labels", "iou"):
         assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+
+
+@pytest.mark.parametrize("form", task_aligned.OPERATION.forms)
+@pytest.mark.parametrize("boxes", [0, 1, 40])
+def test_alignment(form: str, boxes: int) -> None:
+    operation = task_aligned.OPERATION
+    inputs = operation.inputs(Case(size=(128, 160), boxes=boxes), CPU, 2)
+    wanted, found = operation.reference(*inputs.args), operation.forms[form](*inputs.args)
+    # torch orders points of metric 0 as it likes.
+    certain = (wanted.scores > 0) | (found.scores > 0)
+    assert certain.any() == (boxes > 0)
+    for name in ("index", "labels"):
+        assert torch.equal(getattr(found, name)[certain], getattr(wanted, name)[certain]), name
+    torch.testing.assert_close(found.scores, wanted.scores, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("form", decode.OPERATION.forms)

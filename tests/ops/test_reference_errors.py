@@ -48,8 +48,31 @@ def atss_call(**changes: Any) -> Callable[[], Any]:
     return lambda: ops.atss(**{**arguments, **changes})
 
 
+def aligned_call(**changes: Any) -> Callable[[], Any]:
+    arguments = {
+        **{"scores": torch.zeros(2, 5, 3), "boxes": torch.zeros(2, 5, 4), "points": torch.zeros(5, 2)},
+        **{"gt_boxes": BOXES, "gt_labels": LABELS},
+    }
+    return lambda: ops.task_aligned(**{**arguments, **changes})
+
+
 PADDED = {"boxes": torch.zeros(2, 3, 4), "labels": torch.zeros(2, 3, dtype=torch.int64)}
 CASES = {
+    # task_aligned
+    "task_aligned scores of one image": (aligned_call(scores=torch.zeros(5, 3)), ValueError, "scores.*(5, 3)"),
+    "task_aligned boxes": (aligned_call(boxes=torch.zeros(2, 4, 4)), ValueError, "boxes.*(2, 5, 4).*(2, 4, 4)"),
+    "task_aligned points": (aligned_call(points=torch.zeros(4, 2)), ValueError, "points.*(5, 2).*(4, 2)"),
+    "task_aligned images": (aligned_call(gt_boxes=BOXES[:1]), ValueError, "gt_boxes.*2 images"),
+    "task_aligned labels": (aligned_call(gt_labels=LABELS[:1]), ValueError, "gt_labels.*2 tensors"),
+    "task_aligned elsewhere": (aligned_call(gt_boxes=ELSEWHERE), ValueError, "gt_boxes.*cpu.*meta"),
+    "task_aligned no candidate": (aligned_call(topk=0), ValueError, "topk.*1.*0"),
+    "task_aligned none remain": (aligned_call(final_topk=0), ValueError, "final_topk.*1.*0"),
+    "task_aligned overlap": (aligned_call(overlap="giou"), ValueError, "overlap.*'ciou', 'iou'.*'giou'"),
+    "task_aligned candidates": (aligned_call(candidates="near"), ValueError, "candidates.*'inside', 'all'.*'near'"),
+    "task_aligned contest": (aligned_call(contest="none"), ValueError, "contest.*'containing', 'claiming'.*'none'"),
+    "task_aligned exponent": (aligned_call(alpha=-1), ValueError, "alpha.*0.*-1"),
+    "task_aligned margin": (aligned_call(margin=-1e-9), ValueError, "margin.*0"),
+    "task_aligned min_side": (aligned_call(min_side=float("inf")), ValueError, "min_side.*inf"),
     # dgqp
     "dgqp rows of the wrong shape": (
         lambda: ops.dgqp_statistics(torch.zeros(3, 20)),

@@ -113,7 +113,7 @@ class TestParity:
         }
         case = Case(
             kind=one_of(*KINDS),
-            counts=tuple(data.draw(st.lists(st.sampled_from([0, 1, 5, 20, 40]), min_size=1, max_size=3))),
+            counts=tuple(data.draw(st.lists(st.sampled_from(few([0, 1, 5, 20, 40], 3)), min_size=1, max_size=3))),
             classes=one_of(1, 3, 5),
             size=one_of(32, 64, 96),
             strides=one_of((8, 16, 32), (4,), (32,), (16, 32)),
@@ -295,7 +295,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 class TestMetamorphic:
     def test_permuted_images(self, backend: str) -> None:
         with running(backend) as device:
-            inputs = Case(counts=(7, 0, 20, 3)).inputs(device)
+            inputs = Case(counts=(4, 0, 5, 3) if INTERPRETED else (7, 0, 20, 3)).inputs(device)
             straight = task_aligned(**inputs)
             order = [2, 0, 3, 1]
             for name in ("scores", "boxes"):
@@ -307,9 +307,10 @@ class TestMetamorphic:
     @pytest.mark.parametrize("options", [ULTRALYTICS, MMDET], ids=["ultralytics", "mmdet"])
     def test_permuted_boxes(self, options: dict, backend: str) -> None:
         with running(backend) as device:
-            inputs = Case(counts=(40,), options=options).inputs(device)
+            count = 8 if INTERPRETED else 40
+            inputs = Case(counts=(count,), options=options).inputs(device)
             straight = task_aligned(**inputs)
-            order = torch.randperm(40, generator=torch.Generator().manual_seed(1)).to(device)
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(1)).to(device)
             inputs["gt_boxes"], inputs["gt_labels"] = [inputs["gt_boxes"][0][order]], [inputs["gt_labels"][0][order]]
             moved = task_aligned(**inputs)
         back = torch.cat([torch.zeros(1, dtype=torch.int64, device=device), order + 1])[moved.index[0]]
@@ -320,7 +321,7 @@ class TestMetamorphic:
 
     def test_of_twins_the_first_gets_all(self, backend: str) -> None:
         with running(backend) as device:
-            inputs = Case(counts=(15,)).inputs(device)
+            inputs = Case(counts=(5 if INTERPRETED else 15,)).inputs(device)
             for name in ("gt_boxes", "gt_labels"):
                 inputs[name] = [inputs[name][0].repeat_interleave(2, 0)]
             index = task_aligned(**inputs).index
@@ -328,7 +329,7 @@ class TestMetamorphic:
 
     def test_padded_is_ragged(self, backend: str) -> None:
         with running(backend) as device:
-            case = Case(counts=(7, 0, 20))
+            case = Case()
             assert_same(task_aligned(**case.but(form="padded").inputs(device)), task_aligned(**case.inputs(device)))
 
     def test_twice_the_same_bits(self, backend: str) -> None:

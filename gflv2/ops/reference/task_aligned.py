@@ -154,7 +154,7 @@ def align(
     A pair with a NaN, with a side or area beyond float32, with a score below 0, or with an infinite metric does not
     count; its metric and overlap are 0.
     """
-    value, union = (_ciou if overlap == "ciou" else _iou)(pred, target)
+    value, union = (ciou_and_union if overlap == "ciou" else iou_and_union)(pred, target)
     counted = (union.abs() < math.inf) & (value == value) & (scores >= 0) & (scores < math.inf)
     value = torch.where(counted & (value > 0), value, 0.0)
     metric = power(scores, alpha) * power(value, beta)
@@ -182,13 +182,13 @@ def is_simple(exponent: float) -> bool:
     return exponent == 0.5 or (exponent == int(exponent) and 0 <= exponent <= LARGEST_WHOLE_POWER)
 
 
-def _iou(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def iou_and_union(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     common = intersection(pred, target)
     union = area(pred) + area(target) - common
     return common / at_least(union, IOU_EPS), union
 
 
-def _ciou(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def ciou_and_union(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Complete IoU (arXiv 1911.08287): IoU − centre distance² / diagonal² − v·α of the aspect ratios."""
     px1, py1, px2, py2 = pred.unbind(-1)
     tx1, ty1, tx2, ty2 = target.unbind(-1)
