@@ -7,7 +7,8 @@ import importlib
 from benchmarks.harness.operation import Operation
 
 NAMES = (
-    "integral dgqp dgqp_statistics atss qfl dfl distribution_kl giou decode detect head training_step inference"
+    "integral dgqp dgqp_statistics atss dynamic_soft_label qfl dfl distribution_kl giou decode detect head "
+    "training_step inference"
 ).split()
 
 

@@ -24,6 +24,7 @@ _MEANING = {
     "dgqp": "quality logit from the statistics of the four distributions",
     "dgqp_statistics": "these statistics alone",
     "atss": "assignment of boxes to points, whole batch",
+    "dynamic_soft_label": "assignment by the cost of the predictions (RTMDet, NanoDet-Plus, SimOTA, AlignOTA)",
     "qfl": "quality focal loss",
     "dfl": "distribution focal loss",
     "distribution_kl": "divergence of a student's distributions from a teacher's (distillation)",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks import atss, decode, detect, dgqp, dgqp_statistics, head, registry
+from benchmarks import atss, decode, detect, dgqp, dgqp_statistics, dynamic_soft_label, head, registry
 from benchmarks.harness.candidates import gradients
 from benchmarks.harness.cases import TINY, Case
 
@@ -49,6 +49,18 @@ def test_values_and_gradients(operation, form: str, case: Case) -> None:
 def test_assignment(form: str, boxes: int, size: tuple[int, int]) -> None:
     operation = atss.OPERATION
     inputs = operation.inputs(Case(size=size, boxes=boxes), CPU, 2)
+    wanted = operation.reference(*inputs.args)
+    found = operation.forms[form](*inputs.args)
+    assert (wanted.index > 0).any() == (boxes > 0)
+    for name in ("index", "labels", "iou"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+
+
+@pytest.mark.parametrize("form", dynamic_soft_label.OPERATION.forms)
+@pytest.mark.parametrize("boxes", [0, 1, 30])
+def test_dynamic_assignment(form: str, boxes: int) -> None:
+    operation = dynamic_soft_label.OPERATION
+    inputs = operation.inputs(Case(size=(128, 160), boxes=boxes), CPU, 2)
     wanted = operation.reference(*inputs.args)
     found = operation.forms[form](*inputs.args)
     assert (wanted.index > 0).any() == (boxes > 0)
