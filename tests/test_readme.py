@@ -25,6 +25,7 @@ _MEANING = {
     "dgqp_statistics": "these statistics alone",
     "atss": "assignment of boxes to points, whole batch",
     "task_aligned": "the same by the points' own predictions (TOOD, Ultralytics)",
+    "dynamic_soft_label": "assignment by the cost of the predictions (RTMDet, NanoDet-Plus, SimOTA, AlignOTA)",
     "qfl": "quality focal loss",
     "focal": "sigmoid focal, varifocal and matchability-aware loss, IoU-aware cross-entropy",
     "dfl": "distribution focal loss",

@@ -105,6 +105,23 @@ def atss(case: Case) -> Callable[..., Any]:
     return call
 
 
+def dynamic_soft_label(case: Case) -> Callable[..., Any]:
+    assigner = _module("models.task_modules.assigners").DynamicSoftLabelAssigner()
+    instances = importlib.import_module("mmengine.structures").InstanceData
+
+    def call(logits, boxes, points, strides, gt_boxes, gt_labels) -> list[Any]:
+        priors = torch.cat([points, strides[:, None].expand(-1, 2)], 1)
+        return [
+            assigner.assign(
+                instances(priors=priors, bboxes=boxes[image], scores=logits[image]),
+                instances(bboxes=truth, labels=label),
+            )
+            for image, (truth, label) in enumerate(zip(gt_boxes, gt_labels, strict=True))
+        ]
+
+    return call
+
+
 def _head(case: Case) -> Any:
     load()
     config = importlib.import_module("mmengine.config").ConfigDict

@@ -231,7 +231,7 @@ soft_label_boxes(GFLV2_CONSTANT DynamicSoftLabelArguments a, GFLV2_CONSTANT Imag
 // Step 3
 
 template <SoftLabelCost COST>
-GFLV2_KERNEL(point_threads)
+GFLV2_KERNEL(point_threads, 8)
 soft_label_finish(GFLV2_CONSTANT DynamicSoftLabelArguments a, GFLV2_CONSTANT Images images, Kept kept,
                   unsigned blocks) {
     GFLV2_SHARED_MEMORY(Key, shared);  // (point_threads,) for the block, and as much for the points' claims

@@ -7,7 +7,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks import atss, decode, detect, dgqp, dgqp_statistics, head, registry, task_aligned
+from benchmarks import (
+    atss,
+    decode,
+    detect,
+    dgqp,
+    dgqp_statistics,
+    dynamic_soft_label,
+    head,
+    registry,
+    task_aligned,
+)
 from benchmarks.harness.candidates import gradients
 from benchmarks.harness.cases import TINY, Case
 
@@ -69,6 +79,18 @@ def test_alignment(form: str, boxes: int) -> None:
     for name in ("index", "labels"):
         assert torch.equal(getattr(found, name)[certain], getattr(wanted, name)[certain]), name
     torch.testing.assert_close(found.scores, wanted.scores, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", dynamic_soft_label.OPERATION.forms)
+@pytest.mark.parametrize("boxes", [0, 1, 30])
+def test_dynamic_assignment(form: str, boxes: int) -> None:
+    operation = dynamic_soft_label.OPERATION
+    inputs = operation.inputs(Case(size=(128, 160), boxes=boxes), CPU, 2)
+    wanted = operation.reference(*inputs.args)
+    found = operation.forms[form](*inputs.args)
+    assert (wanted.index > 0).any() == (boxes > 0)
+    for name in ("index", "labels", "iou"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
 
 
 @pytest.mark.parametrize("form", decode.OPERATION.forms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import atss, ciou, detect, dfl, distribution_kl, focal, giou, head, peers, qfl
+from benchmarks import atss, ciou, detect, dfl, distribution_kl, dynamic_soft_label, focal, giou, head, peers, qfl
 from benchmarks.harness.candidates import gradients
 from benchmarks.harness.cases import TINY, Case
 from benchmarks.harness.operation import Operation
@@ -53,6 +53,14 @@ def test_assignment() -> None:
     call = build(atss.OPERATION, "mmdet", CASE)
     inputs = atss.OPERATION.inputs(CASE, CPU, 0)
     wanted, found = atss.OPERATION.reference(*inputs.args), call(*inputs.args)
+    assert torch.equal(torch.stack([image.gt_inds for image in found]), wanted.index)
+    assert torch.equal(torch.stack([image.labels for image in found]), wanted.labels)
+
+
+def test_dynamic_assignment() -> None:
+    operation = dynamic_soft_label.OPERATION
+    call, inputs = build(operation, "mmdet", CASE), operation.inputs(CASE, CPU, 0)
+    wanted, found = operation.reference(*inputs.args), call(*inputs.args)
     assert torch.equal(torch.stack([image.gt_inds for image in found]), wanted.index)
     assert torch.equal(torch.stack([image.labels for image in found]), wanted.labels)
 

@@ -49,6 +49,8 @@ def losses_of_rows(logits: Tensor, target: Tensor, teacher: Tensor, boxes: Tenso
     assert_type(ops.varifocal([logits], (labels, target), detach=True), Tensor)
     assert_type(ops.dfl(logits, target, reduction="sum"), Tensor)
     assert_type(ops.distribution_kl(logits, teacher, temperature=2.0), Tensor)
+    found = ops.dynamic_soft_label(logits, boxes, boxes, target, [boxes], [labels], topk=10, cost="simota")
+    assert_type(found, ops.DynamicAssignment)
     assert_type(ops.giou(boxes, boxes, avg_factor=4.0), Tensor)
     assert_type(ops.iou(boxes, boxes), Tensor)
 
