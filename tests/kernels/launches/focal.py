@@ -20,7 +20,7 @@ _LOGARITHM = r"0x3f3504f3|I2FP|^LDG\.E\.U16"
 _GROUP = r"^ISETP\.LT\.U32\.OR"  # for each of the two points: is its label among the next four classes?
 HOT = [
     Hot(
-        *("focal", "forward", "focal.cu", "focal_points", "bfloat16Lb0ELi4ELb0ELi2E"),
+        *("focal", "forward", "focal.cu", "focal_points", "bfloat16ELb0ELi4ELb0ELi2E"),
         *(programs(128), _FORWARD, _LOGITS),
         shared=4608,
         loops={_GROUP: CLASSES / 4},
@@ -34,7 +34,7 @@ HOT = [
         loops={"^LDG": programs(128) / 512},
     ),
     Hot(
-        *("focal", "backward", "focal.cu", "focal_points", "bfloat16Lb0ELi4ELb1ELi2E"),
+        *("focal", "backward", "focal.cu", "focal_points", "bfloat16ELb0ELi4ELb1ELi2E"),
         *(programs(128), _BACKWARD, _LOGITS),
         shared=4608,
         loops={_GROUP: CLASSES / 4},
