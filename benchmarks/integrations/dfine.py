@@ -53,7 +53,10 @@ class _DFine(InPlace):
 
     def with_ours(self, call: Callable[..., Any]) -> Callable[..., Any]:
         modeling = importlib.import_module("transformers.models.d_fine.modeling_d_fine")
+        criterion = importlib.import_module("transformers.loss.loss_d_fine").DFineLoss
+        criterion.loss_boxes = criterion.loss_boxes  # its own, so that there is something to take out and put back
         places = [(modeling.DFineIntegral, "forward"), (modeling.DFineLQE, "forward"), (modeling, "weighting_function")]
+        places += [(criterion, "loss_local"), (criterion, "loss_boxes")]
         return accelerated(_patched(), places, call)
 
     def tiny(self) -> Case:
@@ -127,4 +130,55 @@ class Head(_DFine):
         return head
 
 
-OPERATIONS = [Step(), Head()]
+class Losses(_DFine):
+    """What the criterion does with the distributions and boxes of three layers and of their denoising queries.
+
+    With the gradients. The matching is given; class losses are left out.
+    """
+
+    name = "dfine_losses"
+    what = "box losses of three layers, with distillation"
+    axes = ("model", "batch", "rows", "boxes")
+
+    def bases(self, device: torch.device) -> list[Case]:
+        return [Case(model="dfine_s", batch=16 if device.type == "cuda" else 2, rows=500, boxes=10)]
+
+    def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
+        """``rows`` queries an image: 300, and those of the denoising. Each box is matched with five of them."""
+        draw, groups = inputs.generator(device, seed), 5
+        kind = {"generator": draw, "device": device}
+
+        def boxes(count: int) -> Tensor:
+            centre, size = torch.rand(2, case.batch, count, 2, **kind)
+            return torch.cat([0.2 + 0.6 * centre, 0.05 + 0.3 * size], dim=-1)
+
+        corners = leaf([2 * torch.randn(case.batch, case.rows, 4 * BINS, **kind) for _ in range(3)])
+        predicted = leaf([boxes(case.rows) for _ in range(3)])
+        scores = torch.randn(case.batch, case.rows, case.classes, **kind)
+        shared = {"ref_points": boxes(case.rows), "teacher_corners": corners[-1], "teacher_logits": scores}
+        layers = [
+            {"pred_corners": logits, "pred_boxes": sides, **shared}
+            for logits, sides in zip(corners, predicted, strict=True)
+        ]
+        targets = [{"boxes": image} for image in boxes(case.boxes)]
+        count = min(groups * case.boxes, case.rows)
+        matched = [
+            (torch.randperm(case.rows, **kind)[:count], torch.arange(count, device=device) % case.boxes)
+            for _ in range(case.batch)
+        ]
+        return Inputs((layers, targets, matched), {}, [*corners, *predicted])
+
+    def call(self, case: Case, device: torch.device) -> Callable[..., Tensor]:
+        criterion = importlib.import_module("transformers.loss.loss_d_fine").DFineLoss(detector(case, device).config)
+
+        def losses(layers: list[dict], targets: list[dict], matched: list) -> Tensor:
+            count, found = float(sum(len(queries) for queries, _ in matched)), []
+            for layer in layers:
+                found += criterion.loss_local(layer, targets, matched, count).values()
+                found += criterion.loss_boxes(layer, targets, matched, count).values()
+            return torch.stack(found).sum()
+
+        return losses
+
+
+OPERATIONS = [Step(), Head(), Losses()]
