@@ -7,8 +7,8 @@ import importlib
 from benchmarks.harness.operation import Operation
 
 NAMES = (
-    "integral dgqp dgqp_statistics atss task_aligned dynamic_soft_label qfl focal dfl fgl distribution_kl ddf giou ciou "
-    "decode detect head training_step inference"
+    "integral dgqp dgqp_statistics atss task_aligned dynamic_soft_label qfl focal dfl fgl distribution_kl ddf giou "
+    "ciou decode detect head training_step inference"
 ).split()
 
 

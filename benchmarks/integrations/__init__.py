@@ -21,21 +21,25 @@ from benchmarks.harness.cases import Case
 from benchmarks.harness.operation import Operation
 
 _OTHER_MODULES = {"guide"}
+AGAIN = "again"
 
 
 class Integration(Operation):
     """A benchmark of a package; its name is PACKAGE_step or PACKAGE_head.
 
     In the table, the candidate ``best`` is the package with this project's operations, the one named like the package
-    is the package alone, and the column ``vs_eager`` says how many times faster than the latter.
+    is the package alone, and the column ``vs_eager`` says how many times faster than the latter. ``again`` is the
+    package alone a second time, in which nothing is replaced: how far it is from 1 is the noise.
 
     Attributes:
         package: the name of the file.
         what: a few words for the guide.
+        part_of: name of the benchmark of a training step that this is a part of.
     """
 
     package = ""
     what = ""
+    part_of = ""
     compiles = False
 
     def plain(self, case: Case, device: torch.device) -> Callable[..., Any]:
@@ -53,6 +57,7 @@ class Integration(Operation):
     def candidates(self, case: Case, device: torch.device, settings: Settings) -> list[Candidate]:
         found = [Candidate(BEST, self.ours(case, device), "ours")]
         found.append(Candidate(self.package, self.plain(case, device), "eager"))
+        found.append(Candidate(AGAIN, self.plain(case, device), "peer"))
         return found + [Candidate(name, call, "peer") for name, call in self.others(case, device).items()]
 
 

@@ -106,6 +106,7 @@ class Head(_DFine):
 
     name = "dfine_head"
     what = "integral and location quality of all decoder layers"
+    part_of = "dfine_step"
     axes = ("model", "batch", "rows", "classes")
 
     def bases(self, device: torch.device) -> list[Case]:

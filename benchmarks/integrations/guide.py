@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.harness import table
 from benchmarks.harness.candidates import BEST
-from benchmarks.integrations import integrations, packages
+from benchmarks.integrations import AGAIN, Integration, integrations, packages
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "integrations.md"
@@ -27,13 +27,29 @@ def lines(package: str, rows: list[table.Row]) -> list[str]:
             if plain is None:
                 continue
             own = runs[device, name, backend, mode, case]
+            again = table.median(runs.get((device, name, AGAIN, mode, case), []), "ms")
             alone, ours = table.median(plain, "ms"), table.median(own, "ms")
-            cells = [operation.what, case.replace(" ", ", "), device, *map(table.shown, (alone, ours, alone / ours))]
+            share = _share(operation, alone, device, case, rows)
+            cells = [operation.what, case.replace(" ", ", "), device, share]
+            cells += map(table.shown, (alone, ours, alone / ours, again and alone / again))
             found.append(f"| {' | '.join(cells)} |")
     if not found:
         return [NOTHING]
-    heads = ["what", "case", "device", f"{package} alone, ms", "with gflv2, ms", "times faster"]
+    heads = ["what", "case", "device", "share of the step", f"{package} alone, ms", "with gflv2, ms", "times faster"]
+    heads.append(f"{package} against itself")
     return [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *found]
+
+
+def _share(operation: Integration, alone: float, device: str, case: str, rows: list[table.Row]) -> str:
+    """Of the package's own training step of that case, what this takes alone; empty where no such step was measured."""
+    facts = dict(fact.split("=") for fact in case.split())
+    steps = [
+        row
+        for row in rows
+        if (row["operation"], row["backend"], row["device"]) == (operation.part_of, operation.package, device)
+        and all(facts.get(name) == value for name, value in (fact.split("=") for fact in row["case"].split()))
+    ]
+    return f"{100 * alone / table.median(steps, 'ms'):.2g} %" if steps else ""
 
 
 def written(text: str, rows: list[table.Row]) -> str:

@@ -13,7 +13,7 @@ from benchmarks.harness.candidates import BEST, Settings
 from benchmarks.harness.cases import TINY, Case
 from benchmarks.harness.contest import Contest
 from benchmarks.harness.operation import Inputs
-from benchmarks.integrations import Integration, guide, integrations, packages
+from benchmarks.integrations import AGAIN, Integration, guide, integrations, packages
 from benchmarks.registry import operations
 
 CPU = torch.device("cpu")
@@ -46,14 +46,19 @@ def rows() -> list[table.Row]:
 
 def test_a_package_takes_part_alone_and_with_ours(monkeypatch):
     found = rows()
-    assert {row["backend"] for row in found} == {BEST, "slices"}
+    assert {row["backend"] for row in found} == {BEST, "slices", AGAIN}
     assert all(float(row["vs_eager"]) == 1.0 for row in found if row["backend"] == "slices")
     monkeypatch.setattr(guide, "integrations", lambda package: [Doubling()])
     for row in found:
-        row["ms"] = "9" if row["backend"] == "slices" else "2"
+        row["ms"] = {"slices": "9", AGAIN: "10", BEST: "2"}[row["backend"]]
     lines = guide.lines("slices", found)
     assert len(lines) == 3  # head, rule, the mode "both"
-    assert lines[2] == f"| doubling | rows=32 | {found[0]['device']} | 9 | 2 | 4.5 |"
+    assert lines[2] == f"| doubling | rows=32 | {found[0]['device']} |  | 9 | 2 | 4.5 | 0.9 |"
+    # What it is a part of was measured for the same case, and for others.
+    monkeypatch.setattr(Doubling, "part_of", "slices_whole")
+    whole = {**found[0], "operation": "slices_whole", "backend": "slices"}
+    found += [{**whole, "ms": "36"}, {**whole, "ms": "99", "case": "rows=33"}]
+    assert f"{found[0]['device']} | 25 % | 9 |" in guide.lines("slices", found)[2]
     # A package that was measured without ours, or not at all.
     assert guide.lines("slices", [row for row in found if row["backend"] != BEST]) == [guide.NOTHING]
     assert guide.lines("slices", []) == [guide.NOTHING]
