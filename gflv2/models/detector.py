@@ -14,6 +14,7 @@ from gflv2.config import GRIDS, Config, HeadConfig, NeckConfig
 from gflv2.models.atss_head import ATSSHead
 from gflv2.models.backbones import build_backbone, keep_norms_in_eval
 from gflv2.models.coco_names import COCO_IDS, COCO_NAMES
+from gflv2.models.cpu_convolutions import faster_on
 from gflv2.models.dense_head import DenseHead, HeadOutput
 from gflv2.models.fpn import FPN
 from gflv2.models.gfl_head import GFLHead
@@ -78,7 +79,8 @@ class SingleStageDetector(nn.Module):
 
     def forward(self, images: Tensor) -> HeadOutput:
         """(B, 3, H, W) images, normalised with ``config.data`` and padded right and below → logits of all levels."""
-        return self.bbox_head(self.features(images))
+        with faster_on(images, self.training):
+            return self.bbox_head(self.features(images))
 
     def loss(
         self,
