@@ -290,8 +290,9 @@ __device__ inline void go_through(const Work<T>& work) {
 // at_a_time.
 template <class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK, int AT>
 GFLV2_KERNEL(threads, (blocks_at_once<PACK, AT>))
-qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing given) {
-    GFLV2_SHARED_MEMORY(float, memory);  // sharing.words()
+qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing given,
+           std::uint32_t* counter) {
+    GFLV2_SHARED_MEMORY(float, memory);  // sharing.words(), which is more than two a thread
     const Sharing sharing = sharing_of<PACK>(given);
     const Shared shared(memory, sharing.points);
 
@@ -333,7 +334,7 @@ qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV
         if constexpr (BACKWARD) static_cast<float*>(a.grad_quality)[row] = sum * shared.upstream[threadIdx.x];
         else loss = reduced_row(a.reduction, row, sum);
     }
-    if constexpr (!BACKWARD) partial_total<threads>(a.reduction, a.workspace, loss, shared.sums);
+    if constexpr (!BACKWARD) total_over_blocks<threads>(a.reduction, a.workspace, loss, memory, counter);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -364,9 +365,10 @@ template <class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK, int AT = 
 void start(const QflArguments& a, const Sharing& sharing, void* stream) {
     const BlockTable blocks = block_table(a.levels, a.batch, sharing.points);
     if (blocks.count == 0) return;
+    std::uint32_t* const counter = !BACKWARD && a.reduction.total ? launch_counter(stream) : nullptr;
     launch(qfl_points<T, FORM, SQUARE, BACKWARD, PACK, AT>, blocks.count, threads, sharing.words() * sizeof(float),
-           stream, a, blocks, sharing);
-    if constexpr (!BACKWARD) launch_total(a.reduction, a.workspace, blocks.count, stream);
+           stream, a, blocks, sharing, counter);
+    if (!BACKWARD && !counter) launch_total<threads>(a.reduction, a.workspace, blocks.count, stream);
 }
 
 template <class T, QflForm FORM, bool BACKWARD> void run(const QflArguments& a, void* stream) {
