@@ -54,16 +54,30 @@ __device__ inline void read_all(std::uint32_t first, std::uint32_t count, std::u
     }
 }
 
+// Is this the block that ends last? The same for all its threads, which then see what every block has written. False
+// without a counter. `scratch`: a word of shared memory, free before and after.
+__device__ inline bool ends_last(std::uint32_t* counter, void* scratch) {
+    if (counter == nullptr) return false;
+    bool* const word = static_cast<bool*>(scratch);
+    __syncthreads();
+    if (threadIdx.x == 0) *word = arrives_last(counter);
+    __syncthreads();
+    const bool last = *word;
+    __syncthreads();
+    return last;
+}
+
 // Second stage, in one block: Σ partial[N·i + n] for i < count, in thread n. Few numbers, so double is affordable.
 template <int N> struct alignas(N * sizeof(float)) Partials {
     float value[N];
 };
-template <int N> __device__ inline double sums_of_partials(const float* partial, std::uint32_t count, double* scratch) {
+template <int N, unsigned THREADS = reduce_threads>
+__device__ inline double sums_of_partials(const float* partial, std::uint32_t count, double* scratch) {
     double sums[N] = {};
-    read_all<8>(threadIdx.x, count, reduce_threads, [&](std::uint32_t i) {
+    read_all<8>(threadIdx.x, count, THREADS, [&](std::uint32_t i) {
         return reinterpret_cast<const Partials<N>*>(partial)[i];
     }, [&](const Partials<N>& found) { each<N>(N, [&](int n) { sums[n] += found.value[n]; }); });
-    return block_sums<reduce_threads>(sums, scratch);
+    return block_sums<THREADS>(sums, scratch);
 }
 
 }  // namespace gflv2::cuda

@@ -313,10 +313,10 @@ __device__ inline float value_at_label(const Work<T, typename ELEMENTS::Argument
 }
 
 // What a kernel does. PACK points a thread at a time; 1 with classes across the lanes. AT: see at_a_time. memory:
-// sharing.words() words of shared memory.
+// sharing.words() words of shared memory, which is more than two a thread.
 template <class T, class ELEMENTS, bool BACKWARD, int PACK, int AT>
 __device__ inline void go_through_maps(const typename ELEMENTS::Arguments& a, const BlockTable& blocks,
-                                       const Sharing& given, float* memory) {
+                                       const Sharing& given, float* memory, std::uint32_t* counter) {
     const Sharing sharing = sharing_of<PACK>(given);
     const Shared shared(memory, sharing.points);
 
@@ -362,7 +362,7 @@ __device__ inline void go_through_maps(const typename ELEMENTS::Arguments& a, co
             if constexpr (BACKWARD) static_cast<float*>(a.grad_quality)[row] = sum * shared.upstream[threadIdx.x];
             else loss = reduced_row(a.reduction, row, sum);
         }
-        if constexpr (!BACKWARD) partial_total<threads>(a.reduction, a.workspace, loss, shared.sums);
+        if constexpr (!BACKWARD) total_over_blocks<threads>(a.reduction, a.workspace, loss, memory, counter);
     }
 }
 
@@ -397,13 +397,14 @@ inline Sharing classes_share(unsigned classes) {
 }
 constexpr Sharing points_share{false, warp, threads / warp};
 
-// Launches kernel(a, blocks, sharing), and where a total is wanted the second stage.
+// Launches kernel(a, blocks, sharing, counter), and where a total is wanted and no counter is left the second stage.
 template <bool BACKWARD, class Kernel, class Arguments>
 void start(const Kernel& kernel, const Arguments& a, const Sharing& sharing, void* stream) {
     const BlockTable blocks = block_table(a.levels, a.batch, sharing.points);
     if (blocks.count == 0) return;
-    launch(kernel, blocks.count, threads, sharing.words() * sizeof(float), stream, a, blocks, sharing);
-    if constexpr (!BACKWARD) launch_total(a.reduction, a.workspace, blocks.count, stream);
+    std::uint32_t* const counter = !BACKWARD && a.reduction.total ? launch_counter(stream) : nullptr;
+    launch(kernel, blocks.count, threads, sharing.words() * sizeof(float), stream, a, blocks, sharing, counter);
+    if (!BACKWARD && !counter) launch_total<threads>(a.reduction, a.workspace, blocks.count, stream);
 }
 
 // Bytes for the sums over blocks.

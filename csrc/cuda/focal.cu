@@ -10,9 +10,11 @@ namespace {
 // HALVES: twice γ, or 0: any γ.
 template <class T, bool DETACHED, int HALVES, bool BACKWARD, int PACK>
 GFLV2_KERNEL(threads, (blocks_at_once<PACK, at_a_time>))
-focal_points(GFLV2_CONSTANT FocalArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing given) {
+focal_points(GFLV2_CONSTANT FocalArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing given,
+             std::uint32_t* counter) {
     GFLV2_SHARED_MEMORY(float, memory);
-    go_through_maps<T, FocalElements<float, DETACHED, HALVES>, BACKWARD, PACK, at_a_time>(a, blocks, given, memory);
+    go_through_maps<T, FocalElements<float, DETACHED, HALVES>, BACKWARD, PACK, at_a_time>(a, blocks, given, memory,
+                                                                                          counter);
 }
 
 template <class T, bool DETACHED, int HALVES, bool BACKWARD> void run(const FocalArguments& a, void* stream) {

@@ -1,6 +1,6 @@
 // The box losses of `gfl_loss` on CUDA, and what they add to the gradient of the box logits. The arithmetic is
-// gflv2/gfl_loss.hpp's. Sums are formed in two stages: a partial sum a block, then one block over them, in an order
-// that depends on the shapes alone.
+// gflv2/gfl_loss.hpp's. Sums are formed in two stages: a partial sum a block, then one block over them, the one that ends
+// last, in an order that depends on the shapes alone.
 
 #include "cuda/block_sum.cuh"
 #include "cuda/dgqp_backward.cuh"
@@ -19,11 +19,17 @@ namespace {
 // count.
 constexpr unsigned shared_words = 12 * threads + 1 + threads;
 
+__device__ inline void write_losses(const BoxLossArguments& a, std::uint32_t blocks, double* scratch) {
+    const double normaliser = double(static_cast<const float*>(a.normalisers)[1]);
+    const double sum = sums_of_partials<2, threads>(static_cast<const float*>(a.workspace), blocks, scratch);
+    if (threadIdx.x < 2) *static_cast<float*>(a.losses[threadIdx.x]) = float(sum * a.factors[threadIdx.x] / normaliser);
+}
+
 // One thread a point; all of them share out the sides of those that count. Workspace: (blocks, 2): Σ weight·(1 − GIoU),
 // Σ weight·DFL.
 template <class T>
 GFLV2_KERNEL(threads)
-box_loss_kernel(GFLV2_CONSTANT BoxLossArguments a, GFLV2_CONSTANT BlockTable blocks) {
+box_loss_kernel(GFLV2_CONSTANT BoxLossArguments a, GFLV2_CONSTANT BlockTable blocks, std::uint32_t* counter) {
     GFLV2_SHARED_MEMORY(float, shared);  // shared_words
     float *const distances = shared, *const bins = shared + 4 * threads, *const dfls = shared + 8 * threads;
 
@@ -79,23 +85,23 @@ box_loss_kernel(GFLV2_CONSTANT BoxLossArguments a, GFLV2_CONSTANT BlockTable blo
         sum = block_sums<threads>(losses, shared);
     }
 
-    // 4. The block's partial sums.
+    // 4. The block's partial sums, and the sums of all.
     if (threadIdx.x < 2) static_cast<float*>(a.workspace)[2 * blockIdx.x + threadIdx.x] = sum;
+    if (ends_last(counter, shared)) write_losses(a, blocks.count, reinterpret_cast<double*>(shared));
 }
 
-GFLV2_KERNEL(reduce_threads) box_loss_sums(GFLV2_CONSTANT BoxLossArguments a, std::uint32_t blocks) {
+// Where the last block has no counter to know itself by, or there is none.
+GFLV2_KERNEL(threads) box_loss_sums(GFLV2_CONSTANT BoxLossArguments a, std::uint32_t blocks) {
     GFLV2_SHARED_MEMORY(double, scratch);
-    const float* const partial = static_cast<const float*>(a.workspace);
-    const double normaliser = double(static_cast<const float*>(a.normalisers)[1]);
-    const double sum = sums_of_partials<2>(partial, blocks, scratch);
-    if (threadIdx.x < 2) *static_cast<float*>(a.losses[threadIdx.x]) = float(sum * a.factors[threadIdx.x] / normaliser);
+    write_losses(a, blocks, scratch);
 }
 
 template <class T> void run(const BoxLossArguments& a, void* stream) {
     const BlockTable blocks = block_table(a.levels, a.batch, threads);
+    std::uint32_t* const counter = blocks.count > 0 ? launch_counter(stream) : nullptr;
     if (blocks.count > 0)
-        launch(box_loss_kernel<T>, blocks.count, threads, shared_words * sizeof(float), stream, a, blocks);
-    launch(box_loss_sums, 1, reduce_threads, 2 * reduce_threads * sizeof(double), stream, a, blocks.count);
+        launch(box_loss_kernel<T>, blocks.count, threads, shared_words * sizeof(float), stream, a, blocks, counter);
+    if (!counter) launch(box_loss_sums, 1, threads, 2 * threads * sizeof(double), stream, a, blocks.count);
 }
 
 // The gradient of both losses for the logits, from what forward has saved; see NothingAdded.

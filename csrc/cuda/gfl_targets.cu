@@ -1,8 +1,8 @@
 // `gfl_targets` on CUDA. The arithmetic is gflv2/gfl_targets.hpp's.
 //
 // The images' boxes travel by value, some images a launch: ragged boxes need no packing and no copy to the device. Sums
-// are formed in two stages: a partial sum a block, then one block over them, in an order that depends on the shapes
-// alone.
+// are formed in two stages: a partial sum a block, then one block over them, the one that ends last, in an order that
+// depends on the shapes alone.
 //
 // A thread takes a point. Nearly all points are negative, and only written; the threads of a block share out the rows of
 // the positive ones, and a block without one ends there.
@@ -48,11 +48,40 @@ __device__ inline float largest_class(const GflTargetsArguments& a, const Level&
 // Shared memory of a block: distances and classes, (4, threads) each, and the positive points.
 constexpr unsigned shared_words = 8 * threads + 1 + threads;
 
-// Workspace: (images, blocks of an image, 2): positive points, Σ weights.
+// The second stage, in one block. A few threads an image, as many images at a time as that gives. `scratch`: (2, threads)
+constexpr int image_threads = 8;
+__device__ inline void write_sums(const GflTargetsArguments& a, std::uint32_t of_image, double* scratch) {
+    constexpr int images = threads / image_threads;
+    const int own = threadIdx.x / image_threads, lane = threadIdx.x % image_threads;
+    double totals[2] = {};  // Σ max(1, positive points of an image), Σ weights
+    for (std::int64_t first = 0; first < a.batch; first += images) {
+        double positive = 0;
+        if (first + own < a.batch) {
+            const auto* const from = static_cast<const Partials<2>*>(a.workspace) + (first + own) * of_image;
+            read_all<8>(lane, of_image, image_threads, [&](std::uint32_t i) { return from[i]; },
+                        [&](const Partials<2>& found) {
+                positive += found.value[0];
+                totals[1] += found.value[1];
+            });
+        }
+        __syncthreads();
+        scratch[lane * (images + 1) + own] = positive;
+        __syncthreads();
+        if (threadIdx.x < images && first + threadIdx.x < a.batch) {
+            positive = 0;
+            for (int i = 0; i < image_threads; ++i) positive += scratch[i * (images + 1) + threadIdx.x];
+            totals[0] += positive > 1.0 ? positive : 1.0;
+        }
+    }
+    const double total = block_sums<threads>(totals, scratch);
+    if (threadIdx.x < 2) static_cast<float*>(a.sums)[threadIdx.x] = float(total);
+}
+
+// Workspace: (images, blocks of an image, 2): positive points, Σ weights. `counter`: of the last launch of a call alone.
 template <class T>
 GFLV2_KERNEL(threads)
-gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, GFLV2_CONSTANT BlockTable blocks,
-                   GFLV2_CONSTANT Images images) {
+gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Images images,
+                   std::uint32_t* counter) {
     GFLV2_SHARED_MEMORY(float, shared);  // shared_words
     float* const distances = shared;     // (4, threads)
     float* const classes = shared + 4 * threads;
@@ -114,56 +143,36 @@ gfl_targets_kernel(GFLV2_CONSTANT GflTargetsArguments a, GFLV2_CONSTANT BlockTab
         static_cast<float*>(a.label_weights)[at.place] = valid && index >= 0 ? 1.0f : 0.0f;
     }
 
-    // 4. The block's partial sums. They lie image by image: the second stage counts each image's positive points.
+    // 4. The block's partial sums, and the sums of all. They lie image by image: the second stage counts each image's
+    //    positive points.
     float sum = 0.0f;
     if (positive.count > 0) {
         const float values[2] = {index > 0 ? 1.0f : 0.0f, weight};
         sum = block_sums<threads>(values, shared);
     }
+    std::uint32_t of_image = 0, before = 0;
+    for (int l = 0; l < a.levels.count; ++l) {
+        if (l < chunk.level) before += blocks.chunks[l];
+        of_image += blocks.chunks[l];
+    }
     if (threadIdx.x < 2) {
-        std::uint32_t of_image = 0, before = 0;
-        for (int l = 0; l < a.levels.count; ++l) {
-            if (l < chunk.level) before += blocks.chunks[l];
-            of_image += blocks.chunks[l];
-        }
         float* const to = static_cast<float*>(a.workspace) +
                           2 * (std::int64_t(chunk.image) * of_image + before + chunk.first / threads);
         to[threadIdx.x] = sum;
     }
+    if (ends_last(counter, shared)) write_sums(a, of_image, reinterpret_cast<double*>(shared));
 }
 
-// 32 threads an image, as many images at a time as that gives.
-GFLV2_KERNEL(reduce_threads)
-gfl_targets_sums(const float* partial, std::int64_t batch, std::uint32_t of_image, float* sums) {
-    GFLV2_SHARED_MEMORY(double, scratch);  // (2, reduce_threads)
-    constexpr int images = reduce_threads / warp;
-    const int own = threadIdx.x / warp, lane = threadIdx.x % warp;
-    double totals[2] = {};  // Σ max(1, positive points of an image), Σ weights
-    for (std::int64_t first = 0; first < batch; first += images) {
-        double positive = 0;
-        if (first + own < batch) {
-            const auto* const from = reinterpret_cast<const Partials<2>*>(partial) + (first + own) * of_image;
-            read_all<8>(lane, of_image, warp, [&](std::uint32_t i) { return from[i]; }, [&](const Partials<2>& found) {
-                positive += found.value[0];
-                totals[1] += found.value[1];
-            });
-        }
-        __syncthreads();
-        scratch[lane * (images + 1) + own] = positive;
-        __syncthreads();
-        if (threadIdx.x < images && first + threadIdx.x < batch) {
-            positive = 0;
-            for (unsigned i = 0; i < warp; ++i) positive += scratch[i * (images + 1) + threadIdx.x];
-            totals[0] += positive > 1.0 ? positive : 1.0;
-        }
-    }
-    const double total = block_sums<reduce_threads>(totals, scratch);
-    if (threadIdx.x < 2) sums[threadIdx.x] = float(total);
+// Where the last block has no counter to know itself by, or there is none.
+GFLV2_KERNEL(threads) gfl_targets_sums(GFLV2_CONSTANT GflTargetsArguments a, std::uint32_t of_image) {
+    GFLV2_SHARED_MEMORY(double, scratch);
+    write_sums(a, of_image, scratch);
 }
 
 std::uint32_t blocks_of_image(const LevelTable& levels) { return block_table(levels, 1, threads).count; }
 
 template <class T> void run(const GflTargetsArguments& a, void* stream) {
+    std::uint32_t* const counter = a.batch * blocks_of_image(a.levels) > 0 ? launch_counter(stream) : nullptr;
     for (std::int64_t first = 0; first < a.batch; first += images_per_launch) {
         Images images{};
         images.first = first;
@@ -172,10 +181,10 @@ template <class T> void run(const GflTargetsArguments& a, void* stream) {
         const BlockTable blocks = block_table(a.levels, count, threads);
         if (blocks.count > 0)
             launch(gfl_targets_kernel<T>, blocks.count, threads, shared_words * sizeof(float), stream, a, blocks,
-                   images);
+                   images, first + count == a.batch ? counter : nullptr);
     }
-    launch(gfl_targets_sums, 1, reduce_threads, 2 * reduce_threads * sizeof(double), stream,
-           static_cast<const float*>(a.workspace), a.batch, blocks_of_image(a.levels), static_cast<float*>(a.sums));
+    if (!counter)
+        launch(gfl_targets_sums, 1, threads, 2 * threads * sizeof(double), stream, a, blocks_of_image(a.levels));
 }
 
 }  // namespace

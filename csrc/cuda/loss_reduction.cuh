@@ -1,13 +1,16 @@
 // Losses of rows to the result on CUDA, and the upstream gradient back to the rows: csrc/cpu/loss_reduction.hpp for a
 // GPU.
 //
-// A total is formed in two stages. Every block leaves one partial sum in the workspace, place blockIdx.x; one more
-// block adds them up in double. The order of both sums depends on the shapes alone.
+// A total is formed in two stages. Every block leaves one partial sum in the workspace, place blockIdx.x; one block adds
+// them up in double: the one that ends last, or, where there is no counter for that, one of a second launch. The order
+// of both sums depends on the shapes alone.
 //
 //   forward kernel   sum += reduced_row(r, row, loss) for each of the thread's rows; at its end
-//                    partial_total<THREADS>(…)
-//   after it         launch_total(r, workspace, blocks of the forward kernel, stream)
+//                    total_over_blocks<THREADS>(…, counter)
+//   after it         launch_total<THREADS>(…) where the counter is null, or no block ran
 //   backward kernel  upstream_of_row(r, row)
+//
+// Without counters: partial_total<THREADS>(…), and launch_total(…) always.
 #pragma once
 
 #include <cstddef>
@@ -50,17 +53,33 @@ __device__ inline void partial_total(const Reduction& r, void* workspace, float 
     if (threadIdx.x == 0) static_cast<float*>(workspace)[blockIdx.x] = sum;
 }
 
-// Second stage.
-static GFLV2_KERNEL(reduce_threads)
-    total_of_blocks(GFLV2_CONSTANT Reduction r, const float* partial, std::uint32_t count) {
-    GFLV2_SHARED_MEMORY(double, scratch);
-    const double sum = sums_of_partials<1>(partial, count, scratch);
+// Second stage. `scratch` has THREADS places.
+template <unsigned THREADS>
+__device__ inline void write_total(const Reduction& r, const float* partial, std::uint32_t count, double* scratch) {
+    const double sum = sums_of_partials<1, THREADS>(partial, count, scratch);
     if (threadIdx.x == 0) *static_cast<float*>(r.out) = float(sum / total_divisor(r));
 }
 
-inline void launch_total(const Reduction& r, const void* workspace, std::uint32_t blocks, void* stream) {
+// Both stages, called by all threads of a block. `scratch` has THREADS doubles.
+template <unsigned THREADS>
+__device__ inline void total_over_blocks(const Reduction& r, void* workspace, float sum, void* scratch,
+                                         std::uint32_t* counter) {
     if (!r.total) return;
-    launch(total_of_blocks, 1, reduce_threads, reduce_threads * sizeof(double), stream, r,
+    partial_total<THREADS>(r, workspace, sum, static_cast<float*>(scratch));
+    if (ends_last(counter, scratch))
+        write_total<THREADS>(r, static_cast<const float*>(workspace), gridDim.x, static_cast<double*>(scratch));
+}
+
+template <unsigned THREADS>
+static GFLV2_KERNEL(THREADS) total_of_blocks(GFLV2_CONSTANT Reduction r, const float* partial, std::uint32_t count) {
+    GFLV2_SHARED_MEMORY(double, scratch);
+    write_total<THREADS>(r, partial, count, scratch);
+}
+
+template <unsigned THREADS = reduce_threads>
+void launch_total(const Reduction& r, const void* workspace, std::uint32_t blocks, void* stream) {
+    if (!r.total) return;
+    launch(total_of_blocks<THREADS>, 1, THREADS, THREADS * sizeof(double), stream, r,
            static_cast<const float*>(workspace), blocks);
 }
 

@@ -10,9 +10,10 @@ namespace {
 // SQUARE: β is 2 and the target has labels.
 template <class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK, int AT>
 GFLV2_KERNEL(threads, (blocks_at_once<PACK, AT>))
-qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing given) {
+qfl_points(GFLV2_CONSTANT QflArguments a, GFLV2_CONSTANT BlockTable blocks, GFLV2_CONSTANT Sharing given,
+           std::uint32_t* counter) {
     GFLV2_SHARED_MEMORY(float, memory);
-    go_through_maps<T, QflElements<float, FORM, SQUARE ? 4 : 0>, BACKWARD, PACK, AT>(a, blocks, given, memory);
+    go_through_maps<T, QflElements<float, FORM, SQUARE ? 4 : 0>, BACKWARD, PACK, AT>(a, blocks, given, memory, counter);
 }
 
 template <class T, QflForm FORM, bool SQUARE, bool BACKWARD, int PACK, int AT = at_a_time>

@@ -36,7 +36,7 @@ CHECKED = 90  # architecture whose machine code is held
 # More than this share is growth. The same compiler writes the same code: the rest is room for a change elsewhere.
 _GROWTH = 0.03
 # The head in training, and how the benchmarks name its parts.
-_HEAD = {
+HEAD = {
     "forward": ("atss", "gfl_targets", "dgqp", "qfl", "gfl_loss"),
     "backward": ("qfl", "gfl_loss"),
 }
@@ -72,7 +72,7 @@ def lines(results: Iterable[Any], architecture: int) -> list[Line]:
         for usage in result if isinstance(result, list) else ():
             if usage.architecture == architecture and usage.launched is not None:
                 item = usage.launched
-                launch = Launch(item.blocks, item.warps, usage.registers, item.shared, item.hot.bytes)
+                launch = Launch(item.blocks, item.warps, usage.registers, item.shared, item.hot.bytes, item.last)
                 found.append(Line(item.hot, item.facts, launch, usage.stack))
     return sorted(found, key=lambda line: line.hot.name)
 
@@ -184,7 +184,7 @@ def totals(found: Sequence[Line], gpu: Gpu) -> dict[tuple[str, str, str], float]
         key = (line.hot.operation, line.hot.mode, line.hot.backend)
         sums[key] = sums.get(key, 0.0) + line.hot.launches * forecast(line.facts, line.launch, gpu).seconds
     for backend in ("cuda", "triton"):
-        for mode, operations in _HEAD.items():
+        for mode, operations in HEAD.items():
             parts = [sums.get((operation, mode, backend)) for operation in operations]
             if None not in parts:
                 sums["head", mode, backend] = sum(part for part in parts if part is not None)
@@ -217,9 +217,10 @@ machine code of the kernels, which needs no GPU; nothing in it is typed. The wor
 {WORKLOAD}.
 
 time = max(bytes ÷ bandwidth, issue, LDS, MUFU, FP32, mma) ÷ {UTILISATION}, an assumed utilisation; or, where that is
-longer, the latency of one block times the rounds that the grid needs (a serial tail). What the machine code does not
-say, how often a loop runs and which side of a branch is the usual one, is declared in `HOT` beside each operation's
-launches (`tests/kernels/launches`). `make forecast FORECAST_ARGS=--check`, and CI, refuse a hot path with 3 % more
+longer, the latency of one block times the rounds that the grid needs (a serial tail). Where the block that ends last
+adds up what the others have left, its time comes on top. What the machine code does not say, how often a loop runs and
+which side of a branch is the usual one, is declared in `HOT` beside each operation's launches
+(`tests/kernels/launches`). `make forecast FORECAST_ARGS=--check`, and CI, refuse a hot path with 3 % more
 instructions an element, narrower loads or stores, or spilled registers; what is expected stands in
 `tests/kernels/expectation.json`. What `benchmarks/gpu_check.sh` measures on a GPU stands beside the predictions, and
 the utilisation is fitted from it, once `benchmarks/results` has its tables. The same times decide which backend comes

@@ -31,6 +31,10 @@ def of_cells(constants: Mapping[str, Any]) -> int:
     return programs(constants["BLOCK"] * constants.get("STEPS", 1))
 
 
+# Of the block that ends last: it puts the launch's counter back, and adds up in double.
+LAST: Mapping[str, float] = {r"^STG\.E \S+, RZ": 1, r"^DADD": 1}
+
+
 class Hot(NamedTuple):
     """One launch of the workload."""
 
@@ -47,6 +51,8 @@ class Hot(NamedTuple):
     loops: Mapping[str, float | Sequence[float]] = {}  # see machine_code.facts_of
     trips: float | Sequence[float | None] = ()
     cold: str = ""
+    # Of what the block that ends last does beside: instructions that no other block runs, and how often they run.
+    last: Mapping[str, float] = {}
     launches: int = 1  # one after the other, alike
 
     @property

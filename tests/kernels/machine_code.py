@@ -38,7 +38,9 @@ class Facts(NamedTuple):
     mma: float
     multiply_adds: float  # of the mma instructions, with 16-bit factors; TF32 ones count twice
     barriers: float
-    waits: float  # runs of code that read global memory: what follows each of them waits for it
+    # Runs of code that read global memory: what follows each of them waits for it. An atomic operation there whose
+    # answer is wanted, and a fence, wait alone.
+    waits: float
     local: float  # loads and stores of local memory: spilled registers
     cold: float  # instructions declared cold that no path avoids
 
@@ -188,6 +190,8 @@ def _counts(item: Instruction, patterns: Sequence[re.Pattern[str]], cold: str) -
         counts["fp32"] += 1
     elif name == "BAR":
         counts["barriers"] += 1
+    elif name in ("ATOM", "ATOMG", "MEMBAR"):
+        counts["waits"] += 1
     elif name in ("HMMA", "WGMMA", "HGMMA"):
         shape = next((size for mark, size in _SHAPES.items() if f".{mark}" in item.opcode), _SHAPES["16816"])
         counts["mma"] += 1
@@ -203,7 +207,7 @@ def _counts_of(block: Block, patterns: Sequence[re.Pattern[str]], cold: str) -> 
     total: Counter[str] = Counter()
     for item in block.instructions:
         total.update(_counts(item, patterns, cold))
-    total["waits"] = bool(total["loads"])
+    total["waits"] += bool(total["loads"])
     return total
 
 

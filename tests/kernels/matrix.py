@@ -45,6 +45,7 @@ class Launched(NamedTuple):
     blocks: int
     warps: int  # of a block
     shared: int  # bytes of a block
+    last: Facts | None = None  # of the block that ends last
 
 
 class Usage(NamedTuple):
@@ -94,8 +95,11 @@ def _launched_cuda(usage: Usage, cubin: Path) -> Launched | None:
     item = _hot_of(usage.architecture, usage.source, usage.symbol, usage.symbol)
     if item is None:
         return None
-    facts = _facts(item, disassemble(cubin, usage.symbol))
-    return facts and Launched(item, facts, item.blocks_of({}), item.warps, usage.shared + item.shared)
+    text = disassemble(cubin, usage.symbol)
+    facts, last = _facts(item, text), _facts(item, text, last=True) if item.last else None
+    if facts is None or (item.last and last is None):
+        return None
+    return Launched(item, facts, item.blocks_of({}), item.warps, usage.shared + item.shared, last)
 
 
 def _hot_of(architecture: int, source: str, kernel: str, instance: str) -> Hot | None:
@@ -104,10 +108,17 @@ def _hot_of(architecture: int, source: str, kernel: str, instance: str) -> Hot |
     return next((item for item in hot() if item.is_launched_by(source, kernel, instance)), None)
 
 
-def _facts(item: Hot, text: str) -> Facts | None:
-    """None, which the forecast's check refuses: what is declared does not fit the machine code."""
+def _facts(item: Hot, text: str, *, last: bool = False) -> Facts | None:
+    """``last``: of the block that ends last. None, which the forecast's check refuses: what is declared does not fit
+    the machine code.
+    """
+    loops, cold = item.loops, item.cold
+    if last:
+        loops = {**item.last, **loops}
+    else:
+        cold = "|".join(filter(None, [cold, *item.last]))
     try:
-        return facts_of(text, item.loops, item.trips, item.cold)
+        return facts_of(text, loops, item.trips, cold)
     except ValueError as error:
         print(f"{item.name}: {error}; see HOT in tests/kernels/launches", file=sys.stderr)
         return None

@@ -1,7 +1,8 @@
 """From the facts of a kernel's machine code to a predicted time on a GPU.
 
 time = max(bytes, issue, LDS, MUFU, FP32, mma) ÷ utilisation, or, where it is longer, how long one block takes from its
-first to its last instruction times the rounds that the grid needs: a tail in one block. Every time is a prediction.
+first to its last instruction times the rounds that the grid needs: a tail in one block. What the block that ends last
+does beside comes on top. Every time is a prediction.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Launch(NamedTuple):
     registers: int  # of a thread
     shared: int  # bytes of a block
     bytes: float  # of the launch, that must move
+    last: Facts | None = None  # of the block that ends last, where it does more than the others
 
 
 class Forecast(NamedTuple):
@@ -74,6 +76,7 @@ class Forecast(NamedTuple):
     occupancy: int  # blocks a multiprocessor
     limits: dict[str, float]
     block: float  # from its first to its last instruction, times the rounds of the grid
+    tail: float  # of the block that ends last
     seconds: float
 
     @property
@@ -103,6 +106,11 @@ def forecast(facts: Facts, launch: Launch, gpu: Gpu, utilisation: float = UTILIS
         "mma": cycles * facts.multiply_adds / gpu.multiply_adds,
     }
     rounds = math.ceil(launch.blocks / (gpu.multiprocessors * occupancy))
-    one = facts.instructions * _NEXT + facts.waits * _LOAD + facts.barriers * _BARRIER
-    block = rounds * one / gpu.clock
-    return Forecast(occupancy, limits, block, max(max(limits.values()) / utilisation, block))
+    block = rounds * _cycles(facts) / gpu.clock
+    tail = (_cycles(launch.last) - _cycles(facts)) / gpu.clock if launch.last else 0.0
+    return Forecast(occupancy, limits, block, tail, max(max(limits.values()) / utilisation, block) + tail)
+
+
+def _cycles(facts: Facts) -> float:
+    """Of one block."""
+    return facts.instructions * _NEXT + facts.waits * _LOAD + facts.barriers * _BARRIER

@@ -106,6 +106,35 @@ def test_a_conditional_call_is_a_jump() -> None:
     assert (found.loads, found.barriers, found.cold) == (5, 1, 0)
 
 
+def test_fences_and_atomic_operations_wait() -> None:
+    code = (
+        "LDG.E R4, desc[UR4][R2.64]",
+        "MEMBAR.SC.GPU",
+        "ATOMG.E.ADD.STRONG.GPU PT, R4, desc[UR4][R2.64], R5",
+        "EXIT",
+    )
+    assert facts_of(text_of(code)).waits == 3
+    assert facts_of(text_of(("RED.E.ADD.STRONG.GPU desc[UR4][R2.64], R5", "EXIT"))).waits == 0
+
+
+def test_what_the_last_block_does_comes_on_top() -> None:
+    code = ("ATOMG.E.ADD PT, R4, desc[UR4][R2.64], R5", "@P0 BRA end", "again: DADD R4, R4, R6", "@P1 BRA again")
+    code = (*code, "end: EXIT")
+    item = Hot("qfl", "forward", "a.cu", "a", "", 1000, 1.0, 1.0, last={"^DADD": 50})
+    every, last = matrix._facts(item, text_of(code)), matrix._facts(item, text_of(code), last=True)
+    assert every is not None and last is not None
+    assert (every.instructions, last.instructions) == (3, 3 + 2 * 50)
+    without, found = (predict(every, Launch(1000, 4, 32, 0, 1.0, of), H200) for of in (None, last))
+    assert found.tail == pytest.approx((last.instructions - every.instructions) * 2 / H200.clock)
+    assert found.seconds == pytest.approx(without.seconds + found.tail)
+
+
+def test_the_head_has_nine_launches() -> None:
+    """Of CUDA's kernels, forward and backward."""
+    of_head = [item for item in hot() if item.backend == "cuda" and item.operation in forecast.HEAD.get(item.mode, ())]
+    assert sum(item.launches for item in of_head) == 9
+
+
 def test_shared_memory_and_tensor_cores() -> None:
     code = ("LDS.128 R4, [R2]", "LDS R4, [R2]", "STL [R1], R4", "HMMA.16816.F32.BF16 R4, R8, R12, R4")
     found = facts_of(text_of((*code, "HMMA.1688.F32.TF32 R4, R8, R12, R4", "EXIT")))

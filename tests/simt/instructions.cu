@@ -11,7 +11,7 @@ namespace {
 
 using namespace gflv2;
 
-constexpr unsigned threads = 64, words = 9;
+constexpr unsigned threads = 64, words = 12;
 
 GFLV2_KERNEL(threads) apply(const float* pairs, unsigned count, std::uint32_t* out) {
     const unsigned i = blockIdx.x * threads + threadIdx.x;
@@ -27,6 +27,10 @@ GFLV2_KERNEL(threads) apply(const float* pairs, unsigned count, std::uint32_t* o
     to[6] = std::uint32_t(narrow<bfloat16>(a).bits) | std::uint32_t(narrow<half>(a).bits) << 16;
     to[7] = ptx::max_nan_pair<bfloat16>(ptx::narrow_pair<bfloat16>(a, b), ptx::narrow_pair<bfloat16>(b, -a));
     to[8] = ptx::max_nan_pair<half>(ptx::narrow_pair<half>(a, b), ptx::narrow_pair<half>(b, -a));
+    to[9] = ptx::max_pair<bfloat16>(ptx::narrow_pair<bfloat16>(a, b), ptx::narrow_pair<bfloat16>(b, -a));
+    to[10] = ptx::max_pair<half>(ptx::narrow_pair<half>(a, b), ptx::narrow_pair<half>(b, -a));
+    to[11] = 0;
+    for (int n = 0; n < 4; ++n) to[11] |= ptx::byte_of(as_bits(a), n) << 8 * (3 - n);
 }
 
 #if defined(GFLV2_SIMT)

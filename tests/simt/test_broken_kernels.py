@@ -43,6 +43,7 @@ CAUGHT = [
         r"kernel shift, block 2 of 3: .*: 5 have ended, 59 wait at .*:14",
     ),
     ("two_blocks_one_place", "thread", "data race"),
+    ("assumed_last_block", "thread", "data race"),
     ("misaligned_load", "address", "misaligned address"),
     ("too_much_shared_memory", "fibers", "launching kernel copy: CUDA refuses 49156 bytes of shared memory"),
 ]

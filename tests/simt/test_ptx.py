@@ -19,6 +19,7 @@ SOURCE = Path(__file__).parent / "instructions.cu"
 SIMT = ROOT / "csrc" / "simt"
 INCLUDES = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}"]
 NAN, INF = float("nan"), float("inf")
+WORDS = 12  # of an answer
 # Zeros, subnormals of float32 and of the 16-bit types, the ends of all ranges, ties of rounding and their neighbours.
 SPECIAL = [
     *[0.0, 1.0, 2.0, 0.5, 3.0, 1e-45, 1.1e-38, 1.1754944e-38, 3.4028235e38, 2.0**126, 2.0**127, INF, NAN],
@@ -75,10 +76,10 @@ def pairs() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def answers(program: Path) -> Tensor:
-    """(pairs, 9) words."""
+    """(pairs, WORDS)."""
     given = torch.stack(pairs(), 1).contiguous()
     run = subprocess.run([program], input=given.numpy().tobytes(), stdout=subprocess.PIPE, check=True)
-    return torch.frombuffer(bytearray(run.stdout), dtype=torch.int32).view(-1, 9)
+    return torch.frombuffer(bytearray(run.stdout), dtype=torch.int32).view(-1, WORDS)
 
 
 def flushed(x: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ def test_quotient(answers: Tensor) -> None:
 
 def test_narrowing_is_that_of_torch(answers: Tensor) -> None:
     a, b = pairs()
-    halves = answers.contiguous().view(torch.int16).view(-1, 9, 2)
+    halves = answers.contiguous().view(torch.int16).view(-1, WORDS, 2)
     for dtype, found in (
         (torch.bfloat16, [halves[:, 4, 0], halves[:, 4, 1], halves[:, 6, 0]]),
         (torch.float16, [halves[:, 5, 0], halves[:, 5, 1], halves[:, 6, 1]]),
@@ -140,8 +141,27 @@ def test_narrowing_is_that_of_torch(answers: Tensor) -> None:
 def test_maximum_of_a_pair_keeps_a_nan(answers: Tensor, column: int, dtype: torch.dtype) -> None:
     """Of (a, b) and (b, −a), rounded: the larger ones."""
     a, b = (item.to(dtype).float() for item in pairs())
-    halves = answers.contiguous().view(torch.int16).view(-1, 9, 2)[:, column]
+    halves = answers.contiguous().view(torch.int16).view(-1, WORDS, 2)[:, column]
     for half, (x, y) in enumerate([(a, b), (b, -a)]):
         found, want = halves[:, half].contiguous().view(dtype).float(), torch.maximum(x, y)
         assert torch.equal(found.isnan(), want.isnan())
         assert torch.equal(found[~want.isnan()], want[~want.isnan()])
+
+
+@pytest.mark.parametrize(("column", "dtype"), [(9, torch.bfloat16), (10, torch.float16)])
+def test_maximum_of_a_pair_prefers_a_number(answers: Tensor, column: int, dtype: torch.dtype) -> None:
+    """Of (a, b) and (b, −a), rounded: the larger ones; a NaN alone where both are."""
+    a, b = (item.to(dtype).float() for item in pairs())
+    halves = answers.contiguous().view(torch.int16).view(-1, WORDS, 2)[:, column]
+    for half, (x, y) in enumerate([(a, b), (b, -a)]):
+        found, want = halves[:, half].contiguous().view(dtype).float(), torch.fmax(x, y)
+        assert torch.equal(found.isnan(), want.isnan())
+        assert torch.equal(found[~want.isnan()], want[~want.isnan()])
+
+
+def test_bytes_of_a_word(answers: Tensor) -> None:
+    """From the lowest on; the answer has them the other way round."""
+    a, _ = pairs()
+    assert torch.equal(
+        answers[:, 11].contiguous().view(torch.uint8).view(-1, 4).flip(1), a.view(torch.uint8).view(-1, 4)
+    )

@@ -40,10 +40,10 @@ template <class V> GFLV2_HD V joint_key(V largest, V quality) {
     return joint == joint ? joint : V{} * -1.0f;
 }
 
-// Unsigned integers in the order of the keys.
+// Unsigned integers in the order of the keys. (None is a NaN.)
 GFLV2_HD std::uint32_t rank_of(float key) {
     const std::uint32_t bits = as_bits(key);
-    return bits >> 31 ? 0x7f800000u : bits;
+    return bits < 0x7f800000u ? bits : 0x7f800000u;  // with the sign bit it is larger
 }
 
 #if !defined(__CUDA_ARCH__)

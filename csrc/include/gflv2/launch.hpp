@@ -8,6 +8,10 @@
 //   gflv2::launch(kernel, grid, block, shared_bytes, stream, args…)
 //   gflv2::atomic_max(to, value)       the larger of the two, for signed 64-bit integers (long long)
 //   gflv2::atomic_add(to, value)       the sum, for unsigned integers of 32 and 64 bits; returns what was there before
+//   gflv2::launch_counter(stream)      a word for arrives_last(), 0 before and after a launch; null: there is none, and a
+//                                      second launch must do what the last block of the first one would
+//   gflv2::arrives_last(counter)       called by one thread of each block of a launch, after all of the block have
+//                                      written: true for the last one, which then sees what every block wrote
 //   gflv2::DeviceGuard guard(device)    makes the device current until the end of the scope
 #pragma once
 
@@ -18,6 +22,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -34,7 +39,17 @@ namespace gflv2 {
 #if defined(__CUDACC__)
 __device__ inline void atomic_max(long long* to, long long value) { atomicMax(to, value); }
 template <class T> __device__ inline T atomic_add(T* to, T value) { return atomicAdd(to, value); }
+
+__device__ inline bool arrives_last(std::uint32_t* counter) {
+    __threadfence();
+    if (atomicAdd(counter, 1u) != gridDim.x - 1) return false;
+    *counter = 0;
+    __threadfence();
+    return true;
+}
 #endif
+
+std::uint32_t* launch_counter(void* stream);  // of the current device; csrc/cuda/device.cu
 
 // Throws with CUDA's own words; `what` names the step.
 inline void check_cuda(cudaError_t status, const char* what) {

@@ -117,6 +117,11 @@ template <class T> GFLV2_HD std::uint32_t max_nan_pair(std::uint32_t a, std::uin
 template <class T> GFLV2_HD std::uint32_t min_nan_pair(std::uint32_t a, std::uint32_t b) {
     return pair_of<T>(min_nan, a, b);
 }
+// The larger of two pairs of T; of a number and a NaN the number.
+GFLV2_HD float max_number(float a, float b) { return a != a || a < b ? b : a; }
+template <class T> GFLV2_HD std::uint32_t max_pair(std::uint32_t a, std::uint32_t b) {
+    return pair_of<T>(max_number, a, b);
+}
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 #define GFLV2_PAIR(name, T, instruction)                                           \
     template <> GFLV2_HD std::uint32_t name<T>(std::uint32_t a, std::uint32_t b) { \
@@ -127,9 +132,20 @@ template <class T> GFLV2_HD std::uint32_t min_nan_pair(std::uint32_t a, std::uin
 GFLV2_PAIR(max_nan_pair, bfloat16, "max.NaN.bf16x2")
 GFLV2_PAIR(min_nan_pair, bfloat16, "min.NaN.bf16x2")
 GFLV2_PAIR(max_nan_pair, half, "max.NaN.f16x2")
+GFLV2_PAIR(max_pair, bfloat16, "max.bf16x2")
+GFLV2_PAIR(max_pair, half, "max.f16x2")
 GFLV2_PAIR(min_nan_pair, half, "min.NaN.f16x2")
 #undef GFLV2_PAIR
 #endif
+
+// Byte n of a word, from the lowest.
+GFLV2_HD std::uint32_t byte_of(std::uint32_t word, int n) {
+#if defined(__CUDA_ARCH__)
+    return __byte_perm(word, 0, 0x4440 + n);
+#else
+    return word >> 8 * n & 0xff;
+#endif
+}
 
 // The value of the first rank that equals `own`, and that rank is used up; `otherwise` where there is none.
 GFLV2_HD float take_rank(float own, float (&ranks)[4], const float (&values)[4], float otherwise) {

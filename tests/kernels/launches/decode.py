@@ -19,10 +19,10 @@ _LARGE = [level for level in LEVELS if level > KEPT]  # of which not all points 
 _TRITON = "R=17 bfloat16, no distributions"
 HOT = [
     Hot(
-        *("decode", "forward", "decode.cu", "decode_keys", "bfloat16E", programs(32), _KEYS, CLASSES * CELLS),
-        shared=1024,
-        loops={r"^LDG\.E\.U16": CLASSES / 4},
-        cold=r"^STG\.E\.64",  # one block clears the counts
+        *("decode", "forward", "decode.cu", "decode_keys", "bfloat16E", programs(64), _KEYS, CLASSES * CELLS),
+        shared=4 * 64 * 8,
+        loops={r"^LDG\.E R": CLASSES / 4},  # of two points
+        cold=r"^STG\.E\.64|^LDG\.E\.U16",  # one block clears the counts; single points
     ),
     Hot(
         *("decode", "forward", "decode.cu", "decode_scores", "bfloat16E"),
@@ -33,21 +33,19 @@ HOT = [
         cold=r"^LDG\.E\.U16",
     ),
     Hot(
-        *("decode", "forward", "decode.cu", "decode_boxes", "bfloat16E"),
+        *("decode", "forward", "decode.cu", "decode_boxes", "bfloat16ELi17E"),
         *(_BLOCKS, 4 * (BINS * 2 + 4) * _ROWS, 4 * BINS * _ROWS),
-        # The largest of the bins, sixteen at a time, then their sums, four at a time; cold is the distribution.
-        loops={r"^LDG\.E\.U16": (16, 1, 16, 1, BINS, 1)},
-        cold=r"^STG\.E [d\[]",
+        cold=r"^STG\.E [d\[]",  # the distribution
     ),
     Hot(
-        *("decode", "forward", "decode.cu", "decode_select", ""),
+        *("decode", "forward", "decode.cu", "decode_select", "ILi2E"),
         *(BATCH * len(_LARGE), 4 * BATCH * sum(_LARGE) + 8 * BATCH * KEPT * len(_LARGE), BATCH * sum(_LARGE)),
-        warps=32,
-        shared=8 * 1024 + 4 * (2048 + 64 + 4),
-        # Three digits: the keys of the largest level, half of the 64 groups, half of a group; the same once more for
-        # points that share a key, which is cold; the keys again; the sort of 1024 words.
-        trips=(3, 1, LEVELS[0] / 1024, 32, 16, *[None] * 5, 1, LEVELS[0] / 1024, 10, 5.5),
-        cold=r"LOP3\.LUT R\d+, RZ, R\d+, RZ, 0x33",
+        warps=16,
+        shared=8 * 1024 + 4 * (256 * 8 + 256 + 16 + 512 + 4),
+        # Three of four digits, after which one word has them; the keys of the largest level, four a load, for each
+        # digit and once more; seven runs of 32 words, three of 256. Cold is what points take that share a key.
+        loops={r"^STS\.128": 3 * 2, r"^LDG\.E\.128": LEVELS[0] / 2048, r"^LDS\.64": (7 * 6, 7 * 6, 3 * 9, 3 * 9)},
+        cold=r"LOP3\.LUT R\d+, RZ, R\d+, RZ, 0x33|^LDG\.E [Rd]",
     ),
     Hot(
         *("decode", "forward", "kernels/decode.py", "decode_keys_kernel", _TRITON),

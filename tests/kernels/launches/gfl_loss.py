@@ -7,7 +7,7 @@ import torch
 from gflv2.kernels import gfl_loss
 from gflv2.kernels.variants import Variant, record
 from gflv2.ops.box_losses import SavedBoxLoss
-from tests.kernels.hot import BINS, CELLS, Hot, of_cells, programs
+from tests.kernels.hot import BINS, CELLS, LAST, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, STRIDES, pyramid
 from tests.kernels.launches.dgqp import FRAGMENTS
 
@@ -20,13 +20,7 @@ HOT = [
         *(programs(128), 36 * CELLS, CELLS),
         shared=4 * (13 * 128 + 1),
         cold=_POSITIVE,
-    ),
-    Hot(
-        *("gfl_loss", "forward", "gfl_loss.cu", "box_loss_sums", ""),
-        *(1, 8 * programs(128), 2 * programs(128)),
-        warps=16,
-        shared=8192,
-        loops={"^LDG": programs(128) / 512},
+        last={r"^F2F\.F64": programs(128) / 128, **LAST},
     ),
     Hot(
         *("gfl_loss", "backward", "gfl_loss.cu", "dgqp_backward_tiles", "bfloat16ELi17E.*BoxLoss"),

@@ -8,7 +8,7 @@ import torch
 
 from gflv2.kernels import gfl_targets
 from gflv2.kernels.variants import Variant, record
-from tests.kernels.hot import BATCH, CELLS, LEVELS, Hot, of_cells, programs
+from tests.kernels.hot import BATCH, CELLS, LAST, LEVELS, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, STRIDES, pyramid
 
 _POSITIVE = r"MUFU\.(EX2|LG2)|^LDG\.E\.U16"  # a positive point's: few points are
@@ -19,14 +19,7 @@ HOT = [
         *(programs(128), 44 * CELLS, CELLS),
         shared=4 * (9 * 128 + 1),
         cold=_POSITIVE,
-    ),
-    Hot(
-        *("gfl_targets", "forward", "gfl_targets.cu", "gfl_targets_sums", ""),
-        *(1, 8 * _PARTIALS, 2 * _PARTIALS),
-        warps=16,
-        shared=8192,
-        # 32 threads an image, all images at a time.
-        loops={"^BAR": 2, "^LDG": _PARTIALS / BATCH / 32},
+        last={r"^F2F\.F64": _PARTIALS / BATCH / 8, **LAST},  # eight threads an image, all images at a time
     ),
     Hot(
         *("gfl_targets", "forward", "kernels/gfl_targets.py", "gfl_targets_kernel", "levels R=17 bfloat16"),

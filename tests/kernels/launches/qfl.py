@@ -7,7 +7,7 @@ import torch
 from gflv2.kernels import qfl
 from gflv2.kernels.variants import Variant, record
 from gflv2.ops.reduction import Reduction
-from tests.kernels.hot import CELLS, CLASSES, Hot, of_cells, programs
+from tests.kernels.hot import CELLS, CLASSES, LAST, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, pyramid
 
 _LOGITS = CLASSES * CELLS
@@ -23,13 +23,7 @@ HOT = [
         shared=4608,
         loops={_GROUP: CLASSES / 8},
         cold=_LOGARITHM,
-    ),
-    Hot(
-        *("qfl", "forward", "qfl.cu", "total_of_blocks", ""),
-        *(1, 4 * programs(128), programs(128)),
-        warps=16,
-        shared=4096,
-        loops={"^LDG": programs(128) / 512},
+        last={r"^F2F\.F64": programs(128) / 128, **LAST},
     ),
     Hot(
         *("qfl", "backward", "qfl.cu", "qfl_points", "bfloat16.*QflFormE1ELb1ELb1ELi2ELi8E"),
