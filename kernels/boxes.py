@@ -84,30 +84,23 @@ def giou_loss(shared, eps):
 
 
 @triton.jit
-def axis_gradients(low, high, target_low, target_high, by_inner, by_outer, size, target_size):
-    """Along one axis, from ∂L/∂ of the widths of the intersection, the enclosing box and the two boxes to
-    ∂L/∂(low, high) of box and of target.
-    """
-    left = _share(low, target_low)
-    right = _share(target_high, high)
-    grad_low = -(left * by_inner) - size - (1.0 - left) * by_outer
-    grad_high = right * by_inner + size + (1.0 - right) * by_outer
-    target_grad_low = -((1.0 - left) * by_inner) - target_size - left * by_outer
-    target_grad_high = (1.0 - right) * by_inner + target_size + right * by_outer
-    return grad_low, grad_high, target_grad_low, target_grad_high
-
-
-@triton.jit
 def _axis_gradients(
     low, high, target_low, target_high, side, target_side, inner, other_inner, outer, other_outer,
     of_union, of_inner, of_outer,
 ):  # fmt: skip
-    """The same from ∂L/∂ of the areas. side, target_side: of the boxes, along the other axis."""
+    """Along one axis: ∂L/∂(low, high) of box and of target. side, target_side: of the boxes, along the other axis."""
     # A side of the intersection or of the enclosing box that is 0 has derivative 0.
     by_inner = tl.where(inner > 0.0, of_inner * other_inner, 0.0)
     by_outer = tl.where(outer > 0.0, of_outer * other_outer, 0.0)
-    area, target_area = of_union * side, of_union * target_side
-    return axis_gradients(low, high, target_low, target_high, by_inner, by_outer, area, target_area)
+    left = _share(low, target_low)
+    right = _share(target_high, high)
+    area = of_union * side
+    target_area = of_union * target_side
+    grad_low = -(left * by_inner) - area - (1.0 - left) * by_outer
+    grad_high = right * by_inner + area + (1.0 - right) * by_outer
+    target_grad_low = -((1.0 - left) * by_inner) - target_area - left * by_outer
+    target_grad_high = (1.0 - right) * by_inner + target_area + right * by_outer
+    return grad_low, grad_high, target_grad_low, target_grad_high
 
 
 @triton.jit

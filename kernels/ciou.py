@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from gflv2.kernels.boxes import Corners, axis_gradients
+from gflv2.kernels.boxes import Corners, _share
 
 
 class Ciou(NamedTuple):
@@ -92,6 +92,20 @@ def ciou_loss(pair, MMDET: tl.constexpr):
 
 
 @triton.jit
+def _axis_gradients(low, high, target_low, target_high, by_inner, by_outer, size, target_size):
+    """Along one axis, from ∂L/∂ of the widths of the intersection, the enclosing box and the two boxes to
+    ∂L/∂(low, high) of box and of target.
+    """
+    left = _share(low, target_low)
+    right = _share(target_high, high)
+    grad_low = -(left * by_inner) - size - (1.0 - left) * by_outer
+    grad_high = right * by_inner + size + (1.0 - right) * by_outer
+    target_grad_low = -((1.0 - left) * by_inner) - target_size - left * by_outer
+    target_grad_high = (1.0 - right) * by_inner + target_size + right * by_outer
+    return grad_low, grad_high, target_grad_low, target_grad_high
+
+
+@triton.jit
 def ciou_gradients(box, target, shared, pair, given, eps, MMDET: tl.constexpr):
     """∂L/∂(corners) of box and of target, with ``given`` the upstream gradient of 1 − CIoU."""
     # 1. ∂L/∂(union, intersection, distance, diagonal, angle).
@@ -118,10 +132,10 @@ def ciou_gradients(box, target, shared, pair, given, eps, MMDET: tl.constexpr):
     # 3. To the corners.
     by_inner_x = tl.where(shared.inner_x > 0.0, of_inner * shared.inner_y, 0.0)
     by_inner_y = tl.where(shared.inner_y > 0.0, of_inner * shared.inner_x, 0.0)
-    x1, x2, target_x1, target_x2 = axis_gradients(
+    x1, x2, target_x1, target_x2 = _axis_gradients(
         box.x1, box.x2, target.x1, target.x2, by_inner_x, of_diagonal * shared.outer_x, of_width, of_target_width
     )
-    y1, y2, target_y1, target_y2 = axis_gradients(
+    y1, y2, target_y1, target_y2 = _axis_gradients(
         box.y1, box.y2, target.y1, target.y2, by_inner_y, of_diagonal * shared.outer_y, of_height, of_target_height
     )
     x, y = 0.5 * of_distance * pair.between_x, 0.5 * of_distance * pair.between_y
