@@ -279,7 +279,7 @@ def wait_for(process: subprocess.Popen, folder: Path, pattern: str, count: int =
 
 @pytest.mark.slow
 def test_the_quick_baselines_are_killed_and_go_on(tmp_path, caplog, capsys) -> None:
-    """The command of CI: killed inside its third training, it keeps what is complete and ends with everything."""
+    """The command of CI: killed in the middle of a training, it keeps what is complete and ends with everything."""
     folder, command = tmp_path / "quick", (str(ROOT / "configs" / "studies" / "baselines.yaml"), "--quick")
     options = (*command, "--output", str(folder), "--train.save_every_steps", "2")
     process = start(*options)
@@ -288,12 +288,12 @@ def test_the_quick_baselines_are_killed_and_go_on(tmp_path, caplog, capsys) -> N
     process.kill()
     process.communicate()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
-    assert len(before) == 2 and not (folder / "runs.csv").exists()
+    assert 2 <= len(before) < 6 and not (folder / "runs.csv").exists()
 
     caplog.set_level("INFO", "gflv2")
     assert main(["study", *options, "--no-pretrained", "--no-progress"]) == 0
-    assert "6 runs, 2 of them complete" in caplog.text
-    assert "[1/6]" not in caplog.text and "[3/6] shapes, GFLV2, seed 0" in caplog.text
+    assert f"6 runs, {len(before)} of them complete" in caplog.text
+    assert "[2/6]" not in caplog.text and f"[{len(before) + 1}/6]" in caplog.text
     assert "| GFLV2 − GFLV1 | 2 |" in capsys.readouterr().out
     assert before.items() <= {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}.items()
     with open(folder / "runs.csv") as file:
@@ -314,7 +314,7 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(tmp_path) -> None:
         rows={"one": {}},
         compare="one",
         seeds=[0],
-        settings={"train.epochs": 40, "train.save_every_steps": 1, "train.batch_size": 2},
+        settings={"train.epochs": 20, "train.batch_size": 2},
         data={"shapes": {"generate": {"train": 8, "val": 2, "size": 64, "seed": 0}}},
     )
     process = start(str(plan), "--output", str(tmp_path / "stopped"), "--no-cost", "--devices", "cpu")
@@ -333,10 +333,9 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(tmp_path) -> None:
 @pytest.mark.slow
 def test_two_devices_share_the_runs(plan, caplog) -> None:
     caplog.set_level("INFO", "gflv2")
-    found = go(plan, devices=["cpu", "cpu"], cost=False)
-    assert not found.missing and len(found.runs) == 4
-    assert "[1/4]" not in caplog.text, "this process trains nothing itself"
-    assert (found.output / "runs.csv").read_text().count("\n") == 5
+    found = go(plan, devices=["cpu", "cpu"], cost=False, seeds=[1])
+    assert not found.missing and [run["row"] for run in found.runs] == ["one", "two"]
+    assert "[1/2]" not in caplog.text, "this process trains nothing itself"
 
 
 def test_a_run_that_another_process_has_is_left_to_it(plan, caplog) -> None:
