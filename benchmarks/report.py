@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compare, formats, host, loader, plots
+from benchmarks import compare, formats, host, light_step, loader, plots, predictor_start
 from benchmarks.harness import machine, pairs, table
 from benchmarks.harness.cases import facts, read
 from benchmarks.harness.operation import Operation
@@ -58,6 +58,21 @@ _FORMATS = (
     "",
 )
 
+_STARTS = (
+    "\n## The quality predictor's start\n",
+    "Hidden units of the quality predictor that are silent, or linear, at all points of the validation images, before",
+    "and after training with AdamW; mean ± standard error over the seeds. Written by `python -m",
+    "benchmarks.predictor_start`.",
+    "",
+)
+
+_LIGHT = (
+    "\n## The light model's step on a CPU\n",
+    "What each remedy gains, in turns in one process (the second plain step is the noise), and the convolutions of a",
+    "step. Written by `python -m benchmarks.light_step`.",
+    "",
+)
+
 
 def write(results: Path, output: Path) -> list[Path]:
     """Write the report of all tables of a folder and its plots, and return the files.
@@ -94,6 +109,8 @@ def write(results: Path, output: Path) -> list[Path]:
         (table.HOST, _HOST, host.section),
         (table.LOADER, _LOADER, loader.section),
         (table.FORMATS, _FORMATS, formats.section),
+        (table.STARTS, _STARTS, predictor_start.section),
+        (table.LIGHT, _LIGHT, light_step.section),
     ):
         if found := sorted(results.glob(f"{prefix}*.csv")):
             parts.append("\n".join(head))

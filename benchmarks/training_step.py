@@ -49,7 +49,8 @@ class TrainingStep(Operation):
 
     def candidates(self, case: Case, device: torch.device, settings: Settings) -> list[Candidate]:
         plain = [
-            Candidate(f"eager: {name}", step(_eager(form), case), "eager", "reference") for name, form in FORMS.items()
+            Candidate(f"eager: {name}", step(_eager(form), case, plain=True), "eager", "reference")
+            for name, form in FORMS.items()
         ]
         given = self.inputs(case, device, 0)
         times = {candidate.name: min(_seconds(candidate, given) for _ in range(3)) for candidate in plain}
@@ -72,14 +73,18 @@ def _seconds(candidate: Candidate, given: Inputs) -> float:
 Loss = Callable[..., Tensor]
 
 
-def step(loss: Loss, case: Case, *, forward: Callable[[Any], Any] = lambda function: function) -> Callable[..., Tensor]:
-    """A training step with the given loss of (model, head output, boxes, labels)."""
+def step(
+    loss: Loss, case: Case, *, forward: Callable[[Any], Any] = lambda function: function, plain: bool = False
+) -> Callable[..., Tensor]:
+    """A training step with the given loss of (model, head output, boxes, labels); ``plain``: with PyTorch's own choice
+    of convolutions.
+    """
 
     @forward
     def total(model: GFLV2, images: Tensor, boxes: list[Tensor], labels: list[Tensor]) -> Tensor:
         half = case.torch_dtype if case.dtype != "float32" else torch.bfloat16
         with torch.autocast(images.device.type, dtype=half, enabled=case.dtype != "float32"):
-            output = model(images)
+            output = model.bbox_head(model.features(images)) if plain else model(images)
         return loss(model, output, boxes, labels)
 
     def call(model: GFLV2, optimiser: torch.optim.Optimizer, images: Tensor, boxes: Any, labels: Any) -> Tensor:

@@ -16,6 +16,7 @@ NUMBERS = COLUMNS[COLUMNS.index("ms") : COLUMNS.index("torch")]
 KEY = COLUMNS[: COLUMNS.index("ms")]
 # Files of the same folder that begin so hold other tables: of `pairs`, of `tests.gpu.ncu`, of the modules so named.
 PAIR, HOST, LOADER, FORMATS, NCU = "training_pair-", "host-", "loader-", "formats-", "ncu-"
+STARTS, LIGHT = "predictor_start-", "light_step-"
 
 Row = dict[str, str]
 Key = tuple[str, ...]
@@ -30,7 +31,7 @@ def text(value: float | int | None) -> str:
 
 def files(folder: Path) -> list[Path]:
     """The tables in a folder."""
-    others = (PAIR, HOST, LOADER, FORMATS, NCU)
+    others = (PAIR, HOST, LOADER, FORMATS, NCU, STARTS, LIGHT)
     return sorted(path for path in folder.glob("*.csv") if not path.name.startswith(others))
 
 
