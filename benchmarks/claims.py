@@ -153,8 +153,8 @@ def beyond_noise(summary: Sequence[Summary]) -> list[str]:
     for metric in ("AP", "score_iou_points"):
         rows = [row for row in summary if row.metric == metric and row.difference is not None and row.difference.n > 1]
         apart = [f"{row.row} {interval(row.difference)}" for row in rows if not _holds_zero(row.difference)]
-        shown = "; ".join(apart) if apart else "none"
-        found.append(f"{TITLES[metric]}: of {len(rows)} differences, these are beyond their interval: {shown}.")
+        shown = ": " + "; ".join(apart) if apart else ""
+        found.append(f"{TITLES[metric]}: {len(apart)} of {len(rows)} differences have an interval without zero{shown}.")
     return found
 
 
