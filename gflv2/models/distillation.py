@@ -38,12 +38,14 @@ def distillation(
     padded_sizes: Sequence[tuple[int, int]] | None = None,
     counts: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The sums of ``distribution_kl`` over the points, each the mean of its four sides, before they are divided by W.
+    """The sums of ``distribution_kl`` over points, each the mean of its four sides, before they are divided by N_pos.
 
     ``loss_ld``: positive points, weighted as the other box losses are. ``loss_ld_region``: points of
     ``valuable_region``, weighted by it and by ``region_weight``; absent where that is 0. The losses are those of the
-    paper's own code but for their divisor: there it is a constant, here W, as for GIoU and DFL, so that neither the
-    batch nor the number of devices changes their share. Arguments as ``GFLHead.losses``.
+    paper's own code but for their divisor: there it is a constant, here N_pos, as for QFL, so that neither the batch
+    nor the number of devices changes their share. (Not Σw, as for GIoU and DFL: with a student that is sure of nothing
+    yet it is near 0, and the region, which has weights of its own, would be all that is learnt.) Arguments as
+    ``GFLHead.losses``.
     """
     settings, logits = teaching.settings, student.box_logits
     weights = {"loss_ld": targets.weights}

@@ -71,7 +71,7 @@ class GFLHead(DenseHead):
     """
 
     loss_names = "QFL, GIoU, DFL"
-    divided_by = {"loss_qfl": 0, "loss_giou": 1, "loss_dfl": 1, "loss_ld": 1, "loss_ld_region": 1}
+    divided_by = {"loss_qfl": 0, "loss_giou": 1, "loss_dfl": 1, "loss_ld": 0, "loss_ld_region": 0}
 
     def __init__(
         self,

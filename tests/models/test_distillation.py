@@ -58,7 +58,7 @@ def test_the_losses_are_weighted_means_of_the_divergence(settings) -> None:
     assert {name: losses[name] for name in plain} == plain
     options, targets = teaching.settings, head.targets(output, assignment, boxes)
     total = options.loss_weight * kl(output, teaching, options.temperature)
-    weight = normalisers(targets.sums, weight_floor=head.weight_floor)[1]
+    weight = normalisers(targets.sums, weight_floor=head.weight_floor)[0]
     region = valuable_region(assignment, boxes, SHAPES, (8, 16))
     torch.testing.assert_close(losses["loss_ld"], (targets.weights * total).sum() / weight)
     torch.testing.assert_close(losses["loss_ld_region"], options.region_weight * (region * total).sum() / weight)
