@@ -138,7 +138,7 @@ class DistillConfig:
     """Localisation distillation (LD): the box distributions learn those of a trained detector with as many bins."""
 
     teacher: str | None = None  # its weights: a file or the name of published ones; None: no distillation
-    loss_weight: float = 2.0
+    loss_weight: float = 0.5
     temperature: float = 10.0  # T of both softmaxes
     # what a point of the valuable localisation region counts beside a positive one; 0: positive points only
     region_weight: float = 0.25
