@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -101,11 +102,12 @@ def _study(study: Study, runs: Sequence[dict[str, Any]], summary: Sequence[Summa
         f"`{study.base}`, {len(runs)} runs of {first['epochs']} epochs on {first['device']} ({first['threads']} thread"
         f"{'' if first['threads'] == '1' else 's'}), {seconds / 3600:.1f} hours of training in all, gflv2 "
         f"{first['gflv2']}, torch {first['torch']}"
-        + (f"; the predictor starts as `model.head.quality_init: {', '.join(starts)}` says." if starts else "."),
+        + (f"; the predictor starts as `model.head.quality_init: {', '.join(starts)}` says." if starts else ".")
+        + ("" if study.name == "baselines" else " Rows with the settings of one of the baselines are its runs."),
         "",
         "<!-- not run: it trains for half an hour; tests/engine/test_study.py runs the quick form -->",
         "```bash",
-        _command(study, {run["data"] for run in runs}),
+        _command(study, {run["data"] for run in runs}, {run["row"] for run in runs}),
         "```",
     ]
     if study.name == "baselines":
@@ -123,12 +125,14 @@ def _study(study: Study, runs: Sequence[dict[str, Any]], summary: Sequence[Summa
     return "\n".join([*lines, "", NOTE, ""])
 
 
-def _command(study: Study, sets: set[str]) -> str:
-    """The command line of the runs on some of a study's data sets."""
+def _command(study: Study, sets: set[str], rows: set[str]) -> str:
+    """The command line of the runs of some of a study's rows on some of its data sets."""
     chosen = [data for data in study.data if data.name in sets]
     text = f"gflv2 study {study.name}"
     if len(chosen) < len(study.data):
         text += " --only " + " ".join(data.name for data in chosen)
+    if len(rows) < len(study.rows):
+        text += " --rows " + shlex.join(row.name for row in study.rows if row.name in rows)
     return text + "".join(f" --data {data.name}=TRAIN.json,VAL.json,IMAGES" for data in chosen if not data.is_given)
 
 
