@@ -48,6 +48,6 @@ GFLV2_OPERATION(atss, AtssArguments)
 namespace cuda {
 // Bytes for the claims.
 std::size_t atss_workspace(const AtssArguments& a);
-}
+}  // namespace cuda
 
 }  // namespace gflv2
