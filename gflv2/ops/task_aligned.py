@@ -165,7 +165,8 @@ def _describe(
     check_choice(contest, "contest", ("containing", "claiming"))
     check_choice(zeros, "zeros", (True, False))
     check_choice(normalize, "normalize", (True, False))
-    facts = {"topk": max(topk, final_topk or 1), "exponents": reference.is_simple(alpha) and reference.is_simple(beta)}
+    simple = reference.is_simple(alpha) and reference.is_simple(beta)
+    facts = {"topk": max(topk, final_topk or 1), "exponents": simple, "beta": beta}
     return backends.Call(device, torch.float32, facts)
 
 
@@ -180,6 +181,11 @@ def _refusal(backend: str) -> Callable[[backends.Call], str | None]:
     return refuse
 
 
+def _refuse_on_cpu(call: backends.Call) -> str | None:
+    # Its search leaves out the pairs without an overlap, whose metric then is not 0.
+    return "beta is 0" if call.facts["beta"] == 0 else None
+
+
 def _new_results(scores: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     size = scores.shape[:2]
     index = scores.new_empty(size, dtype=torch.int64)
@@ -191,7 +197,7 @@ def _new_results(scores: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
 _task_aligned = Operation(
     "task_aligned",
     describe=_describe,
-    refusals={"cuda": _refusal("cuda"), "triton": _refusal("triton"), "cpu": None, "reference": None},
+    refusals={"cuda": _refusal("cuda"), "triton": _refusal("triton"), "cpu": _refuse_on_cpu, "reference": None},
     tensors="Tensor scores, Tensor boxes, Tensor points, Tensor[] gt_boxes, Tensor[] gt_labels, Tensor? counts",
     settings="int topk, float alpha, float beta, bool ciou, bool inside, float margin, float min_side, bool zeros, "
     "bool containing, int final_topk, bool normalize, float eps",
