@@ -66,7 +66,7 @@ def task_aligned(
         gt_labels: B tensors (G_i,), or (B, G); integers. A box with a label outside [0, C) has no points.
         counts: (B,) integers, number of boxes in each row of padded boxes; None: all of them.
         topk: candidates of a box.
-        alpha, beta: exponents, ≥ 0. 0.5 and whole numbers are the fast ones.
+        alpha, beta: exponents, ≥ 0. 0.5 and whole numbers are the fast ones; on the CPU a beta of 0 is the slow one.
         overlap: "ciou" (complete IoU, not below 0) or "iou".
         candidates: "inside": the ``topk`` highest of the points inside the box. "all": of all points, of which those
             inside remain.
