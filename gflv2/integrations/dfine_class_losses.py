@@ -18,12 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gflv2.integrations.dfine_losses import SMALLEST_AREA, corners
 from gflv2.integrations.methods import Method, always
 from gflv2.ops.focal import matchability_aware, varifocal
 from gflv2.ops.giou import iou
-
-# The smallest area, in units of the image's: far below that of a pixel.
-_EPS = 1e-12
 
 
 def methods_of(criterion: type) -> list[str]:
@@ -57,18 +55,12 @@ def _rows(self: Any, outputs: dict, targets: list, indices: list, values: Any) -
     found = torch.cat([target[name][places] for target, (_, places) in zip(targets, indices, strict=True)])
     if not isinstance(values, Tensor):
         wanted = torch.cat([target["boxes"][places] for target, (_, places) in zip(targets, indices, strict=True)])
-        values = iou(_corners(outputs["pred_boxes"][index].detach()), _corners(wanted), eps=_EPS)
+        values = iou(corners(outputs["pred_boxes"][index].detach()), corners(wanted), eps=SMALLEST_AREA)
     labels = torch.full(logits.shape[:2], -1, device=logits.device)
     scores = torch.zeros(logits.shape[:2], device=logits.device)
     labels[index] = found
     scores[index] = values.detach().float()
     return logits.flatten(0, 1), (labels.flatten(), scores.flatten())
-
-
-def _corners(boxes: Tensor) -> Tensor:
-    """(M, 4) centre and size → corners, float32."""
-    centre, half = boxes[:, :2].float(), 0.5 * boxes[:, 2:].float().clamp(min=0)
-    return torch.cat([centre - half, centre + half], dim=-1)
 
 
 _PARAMETERS = ("outputs", "targets", "indices", "num_boxes")

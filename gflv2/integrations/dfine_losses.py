@@ -27,7 +27,7 @@ from gflv2.ops.fgl import bin_positions
 from gflv2.ops.giou import giou, iou
 
 # The smallest area, in units of the image's: far below that of a pixel.
-_EPS = 1e-12
+SMALLEST_AREA = 1e-12
 
 
 def bin_values(last: int, up: Tensor, reg_scale: Tensor | float) -> Tensor:
@@ -59,8 +59,8 @@ def _loss_local(self: Any, outputs: dict, targets: list, indices: list, num_boxe
     if "pred_corners" not in outputs:
         return {}
     index, box_logits = _index(self, indices), outputs["pred_corners"]
-    wanted = _corners(_matched_boxes(targets, indices))
-    quality = iou(_corners(outputs["pred_boxes"][index].detach()), wanted, eps=_EPS)
+    wanted = corners(_matched_boxes(targets, indices))
+    quality = iou(corners(outputs["pred_boxes"][index].detach()), wanted, eps=SMALLEST_AREA)
     rows = box_logits[index].unflatten(-1, (4, -1)).flatten(0, 1)
     positions = _positions(self, outputs, index, wanted)
     weight = quality.repeat_interleave(4)
@@ -126,7 +126,7 @@ def _loss_boxes(
 ) -> dict:
     """``loss_bbox``: L1 of centre and size; ``loss_giou``."""
     found, wanted = outputs["pred_boxes"][_index(self, indices)].float(), _matched_boxes(targets, indices)
-    loss = giou(_corners(found), _corners(wanted), weight=boxes_weight, avg_factor=num_boxes, eps=_EPS)
+    loss = giou(corners(found), corners(wanted), weight=boxes_weight, avg_factor=num_boxes, eps=SMALLEST_AREA)
     return {"loss_bbox": (found - wanted).abs().sum() / num_boxes, "loss_giou": loss}
 
 
@@ -142,7 +142,7 @@ def _matched_boxes(targets: list, indices: list) -> Tensor:
     return torch.cat([target["boxes"][places] for target, (_, places) in pairs]).float()
 
 
-def _corners(boxes: Tensor) -> Tensor:
+def corners(boxes: Tensor) -> Tensor:
     """(M, 4) centre and size → corners, float32."""
     centre, half = boxes[:, :2].float(), 0.5 * boxes[:, 2:].float().clamp(min=0)
     return torch.cat([centre - half, centre + half], dim=-1)

@@ -178,6 +178,24 @@ class TestExtremes:
                 wrong = (found[key] != right[key]).nonzero().tolist()
                 assert set(map(tuple, wrong)) <= {element, row}, key
 
+    @pytest.mark.parametrize(
+        ("kind", "options"),
+        [
+            ("varifocal", {}),
+            *(("matchability_aware", {"gamma": gamma}) for gamma in (1.5, 0.0)),
+            *(("iou_aware_bce", {"alpha": alpha}) for alpha in (0.25, 0.0, 1.0)),
+        ],
+    )
+    def test_a_score_that_is_not_a_number_shows(self, kind: str, options: dict, backend: str) -> None:
+        """With an exponent of 0, too."""
+        with running(backend) as device:
+            logits = torch.tensor([[0.5, -1.0], [2.0, 1.0]], device=device, requires_grad=True)
+            labels, scores = torch.tensor([0, 1], device=device), torch.tensor([torch.nan, 0.5], device=device)
+            out = focal(logits, (labels, scores), kind=kind, reduction="none", **options)
+            gradient = torch.autograd.grad(out.sum(), logits)[0]
+        assert out.isnan().tolist() == [True, False]
+        assert gradient.isnan().tolist() == [[True, False], [False, False]]
+
 
 @pytest.mark.parametrize("backend", [name for name in ON_EVERY_SET if name in ("reference", "cpu")])
 class TestDouble:

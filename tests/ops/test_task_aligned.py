@@ -93,6 +93,17 @@ class TestParity:
         assert not none.index.any()
         assert_same(found, reference.task_aligned(**{k: _to_cpu(v) for k, v in inputs.items()}))
 
+    @pytest.mark.parametrize("candidates", ["inside", "all"])
+    def test_overlap_without_a_say(self, candidates: str, backend: str) -> None:
+        """With beta 0 a pair that does not overlap has a metric, too: 0 to the power of 0 is 1."""
+        case = Case(counts=(5, 3), options={**ULTRALYTICS, "beta": 0, "candidates": candidates})
+        device = running(backend)
+        if backend.startswith("cpu"):
+            with device, pytest.raises(BackendError, match="beta is 0"):
+                task_aligned(**case.inputs())
+            return
+        check(case, backend)
+
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(data=st.data())
     def test_any_case(self, backend: str, data: st.DataObject) -> None:

@@ -45,7 +45,7 @@ class VarifocalLoss(MmdetVarifocalLoss):
         avg_factor: float | Tensor | None = None,
         reduction_override: str | None = None,
     ) -> Tensor:
-        """Arguments and result are mmdet's. Which class of a row has a score is looked up on the device."""
+        """Arguments and result are mmdet's. It waits for the device once: has a row two classes with scores?"""
         options = None
         if weight is None or weight.dim() == 2:  # (N,) would be one factor a class
             options = _options(self, pred, weight, avg_factor, reduction_override)
@@ -53,7 +53,7 @@ class VarifocalLoss(MmdetVarifocalLoss):
             scores, labels = target.detach().max(1)
             positive = scores > 0
             # Several classes a row, a negative score, or none that is a number.
-            if int(torch.count_nonzero(target)) == int(torch.count_nonzero(positive)):
+            if bool(torch.count_nonzero(target) == torch.count_nonzero(positive)):
                 labels = torch.where(positive, labels, -1)
                 options |= {"alpha": self.alpha, "gamma": self.gamma, "iou_weighted": self.iou_weighted}
                 return self.loss_weight * varifocal(pred, (labels, scores), **options)

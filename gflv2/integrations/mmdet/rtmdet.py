@@ -98,8 +98,10 @@ def losses(
     loss_cls = qfl(
         (found.labels, found.iou), logits=list(cls_scores), beta=head.loss_cls.beta, weight=weight, reduction="sum"
     )
+    # Weight 0 is not enough where the box of background is infinite, as exp() in float16 makes it.
+    own = torch.where((found.index > 0)[..., None], predicted, targets)
     loss_bbox = giou(
-        predicted.flatten(0, 1),
+        own.flatten(0, 1),
         targets.flatten(0, 1),
         weight=found.iou.flatten(),
         eps=head.loss_bbox.eps,

@@ -15,7 +15,9 @@ def shares(matched: Tensor, balance: tuple[Tensor | float, Tensor | float] | Non
     if balance is None:
         counted = counts.sqrt()
     else:
-        counted = torch.stack([torch.as_tensor(part).detach().to(counts) for part in balance])
+        # A number is written there by a kernel: a copy would wait for the device.
+        numbers = [part.detach().to(counts) if isinstance(part, Tensor) else part for part in balance]
+        counted = torch.stack([part if isinstance(part, Tensor) else counts.new_full((), part) for part in numbers])
     first, second = (counted / counted.sum() / counts.clamp(min=1)).unbind()
     return torch.where(matched, first, second)
 

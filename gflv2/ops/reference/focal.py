@@ -67,9 +67,11 @@ def _target(x: Tensor, y: Tensor, how: Settings) -> Tensor:
     if how.kind == "varifocal":
         return y
     if how.kind == "matchability_aware":
-        return y.pow(how.gamma)
-    share = (how.alpha * logsigmoid(x)).exp() if how.alpha else 1.0  # σ^α, also where σ leaves the range of numbers
-    return (share * y.pow(1 - how.alpha)).clamp(min=LEAST_TARGET)
+        target = y.pow(how.gamma)
+    else:
+        share = (how.alpha * logsigmoid(x)).exp() if how.alpha else 1.0  # σ^α, also where σ leaves the range of numbers
+        target = (share * y.pow(1 - how.alpha)).clamp(min=LEAST_TARGET)
+    return torch.where(y.isnan(), y, target)  # also with the exponent 0, to which a NaN is 1
 
 
 class _Focal(torch.autograd.Function):

@@ -187,6 +187,25 @@ def test_the_batch_is_assigned_once(monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_an_infinite_box_of_background_costs_nothing(ours):
+    model = build("RTMDet")
+    if ours:
+        accelerate(model)
+    images, samples = batch((4, 2))
+    truths, metas = [one.gt_instances for one in samples], [one.metainfo for one in samples]
+    with torch.no_grad():
+        levels = [list(level) for level in model.bbox_head(model.extract_feat(images))]
+    wanted = model.bbox_head.loss_by_feat(*levels, truths, metas)
+    levels[1][0][:, :, 0, 0] = torch.inf
+    levels[1][0].requires_grad_()
+    found = model.bbox_head.loss_by_feat(*levels, truths, metas)
+    for name, value in wanted.items():
+        torch.testing.assert_close(sum(found[name]), sum(value))
+    assert sum(found["loss_bbox"]) > 0
+    assert torch.autograd.grad(sum(found["loss_bbox"]), levels[1][0])[0].isfinite().all()
+
+
 @pytest.mark.parametrize(
     "change, text",
     [
