@@ -144,9 +144,11 @@ def train(
     if point is not None and weights is not None:
         raise ValueError("weights: a run that is resumed has its own; give one of weights and resume")
     if teacher is not None:
-        teacher = Path(teacher).resolve() if Path(teacher).is_file() else teacher  # `config.yaml` may be read elsewhere
         overrides = {**(overrides or {}), "train.distill.teacher": str(teacher)}
     config = _apply_data(config, overrides, train_data, val_data, train_images, val_images)
+    if config.train.distill.teacher is not None and Path(config.train.distill.teacher).is_file():
+        # `config.yaml` may be read elsewhere.
+        config.train.distill.teacher = str(Path(config.train.distill.teacher).resolve())
     start = None
     if weights is not None:
         start, config = _start_from(weights, config)

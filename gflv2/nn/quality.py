@@ -15,6 +15,7 @@ from gflv2.ops.reference.dgqp import dgqp_statistics
 
 INITS = ("normal", "kaiming", "hinge")
 SAMPLES = 1024  # inputs that "hinge" looks at
+FLAT = 1e-6  # a smaller standard deviation is rounding
 SPREADS = 0.5, 8.0  # bins; standard deviations of sharp and of blurred sides, in training and after it
 
 
@@ -80,7 +81,9 @@ class QualityPredictor(nn.Sequential):
         """
         weight, bias = self[0].weight.flatten(1), self[0].bias
         weight.normal_()
-        weight /= (samples @ weight.t()).std(0, keepdim=True).t()
+        spread = (samples @ weight.t()).std(0, keepdim=True).t()
+        # Statistics may be constant: the mean of all probabilities, the variance of a single one.
+        weight /= torch.where(spread > FLAT, spread, 1.0)
         own = samples[torch.arange(len(weight)) % len(samples)]
         bias.copy_(-(weight * own).sum(1))
 

@@ -14,16 +14,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from gflv2 import checkpoint
 from gflv2.cli import main
 from gflv2.config import load_config
+from gflv2.data import CocoDetection, make_loader
 from gflv2.engine.interruption import Interrupted
 from gflv2.engine.study import list_studies, read_study, study
-from gflv2.engine.study.cost import read_costs
-from gflv2.engine.study.run import METRICS
+from gflv2.engine.study.cost import _Candidate, _fingerprint, read_costs
+from gflv2.engine.study.plan import Study
+from gflv2.engine.study.run import METRICS, data_paths, settings_of
 from gflv2.engine.study.statistics import estimate, t_cdf, t_quantile
 from gflv2.engine.study.table import interval, markdown, summarise
+from gflv2.models.detector import SingleStageDetector
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,8 +135,8 @@ def test_studies_of_the_package_build_and_have_a_quick_form(name: str) -> None:
     assert whole.compare in [row.name for row in whole.rows] and len(whole.seeds) >= 3
     assert len(quick.runs()) <= 22 and all(data.is_given for data in quick.data)
     assert quick.name == f"{name}-quick"
-    described = [whole.config(row, whole.data[0]).to_dict()["model"] for row in whole.rows]
-    assert all(described.count(model) == 1 for model in described), "two rows are the same"
+    described = [whole.config(row, whole.data[0]).to_dict() for row in whole.rows]
+    assert all(described.count(one) == 1 for one in described), "two rows are the same"
 
 
 def test_the_baselines_are_those_of_the_named_configurations() -> None:
@@ -200,6 +205,12 @@ def test_a_mistake_is_one_line_with_file_and_key(changes: dict, says: str, tmp_p
         (["PLAN", "--devices", "moon"], "devices: expected names like cpu"),
         (["PLAN", "--devices", "77"], "devices: expected one of the"),
         (["PLAN", "--model.head.quality", "cls"], "model.head.quality: expected none, since the row 'one'"),
+        (
+            ["PLAN", "--train.seed", "5"],
+            "train.seed: expected none, since a study's seeds are its own (--seeds); got 5",
+        ),
+        (["PLAN", "--data", "coco=nowhere.json,PLAN"], "data.coco: train: no such file or folder: nowhere.json"),
+        (["PLAN", "--train.distill.teacher", "nowhere.pt"], "train.distill.teacher: no such file: nowhere.pt"),
         (["PLAN", "--train.lrr", "1"], "unknown setting --train.lrr"),
     ],
 )
@@ -363,6 +374,70 @@ def test_interrupted_between_runs_says_where(plan, monkeypatch) -> None:
     assert caught.value.code == 143
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "stage, says", [("run_once", "stopped in run 1 of 4 "), ("costs", "stopped; the same command")]
+)
+def test_signals_outside_a_training_say_what_goes_on(signum, stage, says, plan, monkeypatch) -> None:
+    """While a detector is looked at and while costs are measured no training listens to them."""
+
+    def killed(*_, **__):
+        os.kill(os.getpid(), signum)
+        time.sleep(60)
+
+    module, before = sys.modules[study.__module__], signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(module, stage, killed)
+    if stage == "costs":
+        monkeypatch.setattr(module, "read_result", lambda *_: {})
+        monkeypatch.setattr(module, "_collect", lambda *_: [])
+    with pytest.raises(Interrupted, match=f"{signal.Signals(signum).name}: {says}") as caught:
+        go(plan)
+    assert caught.value.code == 128 + signum and signal.getsignal(signal.SIGTERM) == before
+
+
+def taught(plan: Path, seed: int = 0) -> Study:
+    """A study whose second row has a teacher, from a file beside it."""
+    file = plan.parent / "teacher.pt"
+    torch.manual_seed(seed)
+    checkpoint.save(SingleStageDetector(load_config(plan.parent / "tiny.yaml")), file)
+    rows = {"one": {}, "two": {"settings": {"train.distill.teacher": str(file)}}}
+    return read_study(write(plan.parent, rows=rows))
+
+
+def test_other_weights_of_a_teacher_are_a_change(plan) -> None:
+    one, two = ([settings_of(found, run) for run in found.runs()[:2]] for found in (taught(plan, n) for n in (0, 1)))
+    assert one[0] == two[0] and one[1] != two[1]
+    assert {key for key in one[1] if one[1][key] != two[1][key]} == {"teacher"}
+
+
+def test_the_cost_of_a_step_has_the_teacher_in_it(plan) -> None:
+    study, batch = taught(plan), None
+    data = data_paths(study.data[0], plan.parent / "out")
+    losses = []
+    for row in study.rows:
+        config = study.config(row, study.data[0])
+        torch.manual_seed(1)
+        one = _Candidate(row.name, SingleStageDetector(config).train(), "cpu")
+        if batch is None:
+            dataset = CocoDetection(data["train"], data["train_images"], config=config.data, train=True)
+            batch = next(iter(make_loader(dataset, 4, train=True, config=config.data, workers=0)))
+        losses.append(float(one.loss(batch).detach()))
+    assert losses[1] > losses[0]
+
+
+def test_costs_of_other_settings_are_measured_again(plan, monkeypatch) -> None:
+    def mark(**options) -> str:
+        study = read_study(plan, **options)
+        return _fingerprint(study, study.data[0], "cpu")
+
+    first = mark()
+    assert mark() == first
+    assert mark(overrides={"train.channels_last": True}) != first
+    assert mark(data={"shapes": (plan, plan)}) != first
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert mark() != first
+
+
 def test_costs_are_measured_in_turns_and_once(plan) -> None:
     found = go(plan, seeds=[0])
     costs = {cost.row: cost for cost in found.costs}
@@ -376,5 +451,5 @@ def test_costs_are_measured_in_turns_and_once(plan) -> None:
         assert one.step == pytest.approx(other.step, rel=1e-5) and one.row == other.row
     assert go(plan, seeds=[0]).costs == found.costs, "they are kept"
     content = json.loads((found.output / "costs.json").read_text())
-    assert len(content) == 3
+    assert len(content["rows"]) == 3
     assert "| one again |" in str(found)

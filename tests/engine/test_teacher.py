@@ -109,6 +109,19 @@ def test_a_run_keeps_its_teacher(data, tmp_path) -> None:
     run(data, None, resume=part.output, max_steps=3)
 
 
+def test_a_run_finds_its_teacher_from_another_folder(data, tmp_path, monkeypatch) -> None:
+    """Whichever way it was named; and one that is missing leaves no folder behind."""
+    path = weights(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    settings = {"train.epochs": 2, "train.batch_size": 2, "train.distill.teacher": path.name}
+    part = run(data, tmp_path / "run", overrides=settings, max_steps=1)
+    monkeypatch.chdir(data.train.parent)
+    run(data, None, resume=part.output, max_steps=2)
+    with pytest.raises(FileNotFoundError, match=path.name):
+        run(data, tmp_path / "other", overrides=settings)
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

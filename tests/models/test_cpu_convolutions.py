@@ -97,3 +97,22 @@ def test_a_detector_in_training_takes_it_and_learns_the_same(one_thread, monkeyp
     with torch.no_grad():
         model.eval()(images)
     assert len(taken) == 9
+
+
+def test_second_gradients_and_transforms_of_functions_stay(one_thread):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 6, 9, 8, generator=generator).contiguous(**LAST)
+    weight = torch.randn(6, 1, 5, 5, generator=generator).contiguous(**LAST)
+
+    def total(weight: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, weight, padding=2, groups=6).sin().sum()
+
+    def found() -> list[torch.Tensor]:
+        leaf = weight.clone().requires_grad_()
+        (first,) = torch.autograd.grad(total(leaf), leaf, create_graph=True)
+        return [*torch.autograd.grad(first.square().sum(), leaf), torch.func.grad(total)(weight)]
+
+    plain = found()
+    with CPUConvolutions():
+        ours = found()
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)

@@ -74,6 +74,20 @@ def test_hinges_lie_among_the_inputs(statistics, topk):
     assert 0 < active.min() and active.max() < 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"topk": 9, "add_topk": False, "add_mean": True, "add_variance": False},  # all probabilities: 1/9
+        {"topk": 1, "add_topk": False, "add_mean": False, "add_variance": True},  # of one number: 0
+    ],
+)
+def test_statistics_that_are_constant_give_a_usable_start(options):
+    torch.manual_seed(2)
+    samples = sample_statistics(reg_max=8, **options)
+    first = QualityPredictor(samples.shape[1], 64, "hinge", samples)[0]
+    assert first.weight.isfinite().all() and first.weight.abs().max() < 10 and first.bias.isfinite().all()
+
+
 @pytest.mark.parametrize("quality", ["statistics", "cls", "reg", "both"])
 def test_every_start_of_a_head(quality):
     for init in INITS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import math
@@ -20,8 +21,9 @@ from gflv2.config import Config
 from gflv2.data import Batch, CocoDetection, make_loader
 from gflv2.engine.schedule import make_optimizer
 from gflv2.engine.study.plan import DataSet, Run, Study
-from gflv2.engine.study.run import data_paths, load, validation_set, weights_of
+from gflv2.engine.study.run import data_paths, load, settings_of, validation_set, weights_of
 from gflv2.engine.study.statistics import Estimate, estimate
+from gflv2.engine.teacher import Teacher
 from gflv2.files import write_whole
 from gflv2.models.detector import SingleStageDetector
 
@@ -81,6 +83,8 @@ class _Candidate:
         self.config: Config = model.config
         if self.config.train.channels_last:
             self.model.to(memory_format=torch.channels_last)
+        learns = self.config.train.distill.teacher is not None
+        self.teacher = Teacher(self.config, self.model) if learns else None
         self.optimizer = make_optimizer(self.model.parameters(), self.config.train)
         self.step_times: list[float] = []
         self.detect_times: list[float] = []
@@ -95,10 +99,12 @@ class _Candidate:
         return torch.autocast(self.device.split(":")[0], dtype=dtype, enabled=dtype is not None)
 
     def loss(self, batch: Batch) -> Tensor:
+        head, images, sizes = self.model.bbox_head, self.images(batch), batch.padded_sizes
         with self.mixed():
-            losses = self.model.loss(
-                self.images(batch), batch.boxes, batch.labels, batch.padded_sizes, batch.ignore_boxes
-            )
+            taught = {} if self.teacher is None else {"teaching": self.teacher(images, batch.image_sizes)}
+            output = self.model(images)
+            assignment = head.assign(output, batch.boxes, batch.labels, sizes, batch.ignore_boxes)
+            losses = head.losses(output, assignment, batch.boxes, sizes, **taught)
         return sum(losses.values())  # type: ignore[return-value]
 
     def step(self, batch: Batch) -> None:
@@ -130,10 +136,9 @@ def costs(study: Study, folder: Path, *, device: str) -> list[Cost]:
     data = next(one for one in study.data if one.is_given)
     file = folder / "costs.json"
     names = [row.name for row in study.rows]
-    known = _read(file)
-    if [cost.row for cost in known] == [*names, _again(study)] and all(
-        (cost.rounds, cost.data, cost.device) == (study.cost_rounds, data.name, _name(device)) for cost in known
-    ):
+    of = _fingerprint(study, data, device)
+    known = _read(file, of)
+    if [cost.row for cost in known] == [*names, _again(study)]:
         return known
     _log.info("measuring what the rows cost: %d rounds on %s", study.cost_rounds, data.name)
     candidates = [_Candidate(*pair, device) for pair in _models(study, data, folder)]
@@ -182,7 +187,7 @@ def costs(study: Study, folder: Path, *, device: str) -> list[Cost]:
                 threads=torch.get_num_threads(),
             )
         )
-    write_whole(file, json.dumps([asdict(cost) for cost in found], indent=1))
+    write_whole(file, json.dumps({"of": of, "rows": [asdict(cost) for cost in found]}, indent=1))
     return found
 
 
@@ -210,12 +215,20 @@ def _models(study: Study, data: DataSet, folder: Path) -> Iterator[tuple[str, Si
         yield name, load(weights_of(Run(row, data, seed), folder))
 
 
-def _read(file: Path) -> list[Cost]:
-    """What an earlier call wrote; nothing where that is not there, or of another version."""
+def _fingerprint(study: Study, data: DataSet, device: str) -> str:
+    """Changes with everything that a measurement depends on."""
+    rows = [settings_of(study, Run(row, data, study.seeds[0])) for row in study.rows]
+    under = (study.compare, study.cost_rounds, data.name, _name(device), torch.get_num_threads())
+    return hashlib.sha256(json.dumps([rows, under]).encode()).hexdigest()
+
+
+def _read(file: Path, of: str) -> list[Cost]:
+    """What an earlier call wrote; nothing where that is not there, of something else, or of another version."""
     try:
-        rows = json.loads(file.read_text())
+        found = json.loads(file.read_text())
+        rows = found["rows"] if found["of"] == of else []
         return [Cost(**row) for row in rows if set(row) == {field.name for field in fields(Cost)}]
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError):
         return []
 
 

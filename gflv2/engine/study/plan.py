@@ -126,14 +126,14 @@ class Study:
                     raise
                 raise type(error)(f"study: {self.source}: {where}: {error}") from error
         for key, wanted in self.overrides.items():
-            value: Any = config
-            for name in key.split("."):
-                value = getattr(value, name)
-            if value != wanted:
-                raise ValueError(
-                    f"{key}: expected none, since the row {row.name!r} of {self.source} has it: {shown(value)}; "
-                    f"got {shown(wanted)}"
-                )
+            if load_config(config, {key: wanted}) != config:
+                value: Any = config
+                for name in key.split("."):
+                    value = getattr(value, name)
+                why = f"the row {row.name!r} of {self.source} has it: {shown(value)}"
+                if key == "train.seed":
+                    why = "a study's seeds are its own (--seeds)"
+                raise ValueError(f"{key}: expected none, since {why}; got {shown(wanted)}")
         return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -85,7 +86,7 @@ def run_once(study: Study, run: Run, folder: Path, *, device: str, progress: boo
         config = study.config(run.row, run.data, run.seed)
         paths = data_paths(run.data, folder)
         start = place / "started.json"
-        settings = _settings(study, run)
+        settings = settings_of(study, run)
         if any((place / "train" / "checkpoints").glob("*.ckpt")) and start.is_file():
             _check_same(start, json.loads(start.read_text()), study, run)
             resume: dict[str, Any] = {"resume": place / "train"}
@@ -187,7 +188,7 @@ def _number(value: float) -> float | None:
 # ---- the same run? -------------------------------------------------------------------------------
 
 
-def _settings(study: Study, run: Run) -> dict[str, Any]:
+def settings_of(study: Study, run: Run) -> dict[str, Any]:
     """What a result depends on: the settings, the start, and the data."""
     data, values = run.data, study.config(run.row, run.data, run.seed).to_dict()
     for section, names in _WITHOUT_EFFECT.items():
@@ -202,13 +203,22 @@ def _settings(study: Study, run: Run) -> dict[str, Any]:
         source: dict[str, Any] = {"generate": dict(data.generate)}
     else:
         source = {name: _digest(Path(str(getattr(data, name)))) for name in ("train", "val")}
-    return {"config": values, "pretrained": study.pretrained, "data": source}
+    found = {"config": values, "pretrained": study.pretrained, "data": source}
+    teacher = values["train"]["distill"]["teacher"]
+    return found if teacher is None else {**found, "teacher": _digest(Path(teacher))}
 
 
 def _digest(path: Path) -> str:
-    """Of a file its SHA-256; a folder counts by its name."""
+    """Of a file its SHA-256; a folder counts by its name, published weights by theirs."""
     if not path.is_file():
         return path.name
+    found = path.stat()
+    return _digest_of_file(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache
+def _digest_of_file(path: Path, size: int, changed: int) -> str:
+    """``size``, ``changed``: with others it is another file. Every look at a result asks for it again."""
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -217,7 +227,7 @@ def _digest(path: Path) -> str:
 
 
 def _check_same(file: Path, found: Mapping[str, Any], study: Study, run: Run) -> None:
-    old, new = _flat(found.get("settings") or {}), _flat(json.loads(json.dumps(_settings(study, run))))
+    old, new = _flat(found.get("settings") or {}), _flat(json.loads(json.dumps(settings_of(study, run))))
     # A setting that a newer version brought has the default with which an older one ran.
     default = _flat({"config": Config().to_dict()})
     for key in new.keys() - old.keys():

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gflv2 import checkpoint
 from gflv2.engine.interruption import Interrupted, Signals
 from gflv2.engine.study.cost import Cost, costs
 from gflv2.engine.study.plan import Run, Study, read_study
@@ -111,8 +114,8 @@ def study(
     if not todo:
         names = ", ".join(one.name for one in absent)
         raise ValueError(f"data: {plan.source} has files for none of its data sets; expected some for {names}")
-    done = {str(run): read_result(plan, run, folder) for run in todo}
-    left = sum(result is None for result in done.values())
+    _check_files(plan, todo)
+    left = sum(read_result(plan, run, folder) is None for run in todo)
     _log.info("study %s: %d runs, %d of them complete; writing to %s", plan.name, len(todo), len(todo) - left, folder)
     folder.mkdir(parents=True, exist_ok=True)
     codes: list[int] = []
@@ -120,7 +123,8 @@ def study(
         command = _again(source, folder, {**common, "seeds": seeds, "rows": rows, "only": only}, progress)
         codes = _in_processes(places, command)
     elif left:
-        _in_turn(plan, todo, folder, places[0], progress)
+        with _stoppable():
+            _in_turn(plan, todo, folder, places[0], progress)
     found = _collect(whole, plan, folder)
     missing = [run for run in todo if read_result(plan, run, folder) is None]
     if missing and any(codes):
@@ -128,7 +132,8 @@ def study(
         raise RuntimeError(f"{len(missing)} runs are not complete; exit status of {ends}; the same command goes on")
     measured = None
     if cost and plan.cost_rounds and not missing and plan.compare in [row.name for row in plan.rows]:
-        measured = costs(plan, folder, device=places[0])
+        with _stoppable():
+            measured = costs(plan, folder, device=places[0])
         write_whole(folder / "costs.csv", costs_csv(measured))
     result = StudyResult(whole, folder, found, summarise(whole, found), measured, missing)
     write_whole(folder / "runs.csv", raw_csv(found))
@@ -139,6 +144,51 @@ def study(
     for run in missing:
         _log.warning("not complete, another process may be at it: %s", run)
     return result
+
+
+def _check_files(plan: Study, todo: Sequence[Run]) -> None:
+    """Data and teachers are there: what the last of many runs needs is missed before the first one."""
+    for data in dict.fromkeys(run.data.name for run in todo):
+        one = next(one for one in plan.data if one.name == data)
+        for name in ("train", "val", "train_images", "val_images"):
+            path = getattr(one, name)
+            if path is not None and not Path(path).exists():
+                raise FileNotFoundError(f"study: {plan.source}: data.{data}: {name}: no such file or folder: {path}")
+        for row in plan.rows:
+            teacher = plan.config(row, one).train.distill.teacher
+            if teacher is not None and checkpoint.find_weights(teacher) is None and not Path(teacher).is_file():
+                raise FileNotFoundError(
+                    f"study: {plan.source}: rows.{row.name}: train.distill.teacher: no such file: {teacher}"
+                )
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM end what stands inside with `Interrupted`, also where no training listens to them."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise Interrupted("", signum)
+
+    before = signal.getsignal(signal.SIGTERM)
+    takes = threading.current_thread() is threading.main_thread() and before == signal.SIG_DFL
+    if takes:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if str(error):
+            raise
+        signum = _signum(error)
+        raise Interrupted(
+            f"{signal.Signals(signum).name}: stopped; the same command goes on from here", signum
+        ) from None
+    finally:
+        if takes:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _signum(stop: KeyboardInterrupt) -> int:
+    return stop.code - 128 if isinstance(stop, Interrupted) else signal.SIGINT
 
 
 def _collect(whole: Study, plan: Study, folder: Path) -> list[dict[str, Any]]:
@@ -179,11 +229,12 @@ def _in_turn(plan: Study, todo: list[Run], folder: Path, device: str, progress: 
         except FileExistsError:
             _log.info("[%d/%d] another process is at it", number, len(todo))
             continue
-        except Interrupted as stop:
+        except KeyboardInterrupt as stop:
+            signum = _signum(stop)
             raise Interrupted(
-                f"{signal.Signals(stop.code - 128).name}: stopped in run {number} of {len(todo)} ({run}); "
+                f"{signal.Signals(signum).name}: stopped in run {number} of {len(todo)} ({run}); "
                 "the same command goes on from here",
-                stop.code - 128,
+                signum,
             ) from None
         times.append(time.monotonic() - start)
         left = sum(read_result(plan, other, folder) is None for other in todo[number:])
