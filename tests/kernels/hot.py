@@ -35,6 +35,14 @@ def of_cells(constants: Mapping[str, Any]) -> int:
 LAST: Mapping[str, float] = {r"^STG\.E \S+, RZ": 1, r"^DADD": 1}
 
 
+class Way(NamedTuple):
+    """Of warps, or of turns of a loop, that go different ways: how many go this one, and what is declared of it."""
+
+    share: float
+    cold: str = ""
+    trips: float | Sequence[float | None] = ()
+
+
 class Hot(NamedTuple):
     """One launch of the workload."""
 
@@ -51,6 +59,8 @@ class Hot(NamedTuple):
     loops: Mapping[str, float | Sequence[float]] = {}  # see machine_code.facts_of
     trips: float | Sequence[float | None] = ()
     cold: str = ""
+    # Instead of trips and cold: several ways, whose average counts. Their shares are those of the benchmark's inputs.
+    ways: Sequence[Way] = ()
     # Of what the block that ends last does beside: instructions that no other block runs, and how often they run.
     last: Mapping[str, float] = {}
     launches: int = 1  # one after the other, alike

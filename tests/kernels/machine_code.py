@@ -107,6 +107,19 @@ def facts_of(
     )
 
 
+def average(parts: Sequence[tuple[float, Facts]]) -> Facts:
+    """Of (share, facts): the shares add up to 1."""
+    sums = {
+        name: sum(share * getattr(facts, name) for share, facts in parts)
+        for name in Facts._fields
+        if not name.endswith("_width")
+    }
+    for kind in ("load", "store"):
+        moved = sum(share * getattr(facts, f"{kind}s") * getattr(facts, f"{kind}_width") for share, facts in parts)
+        sums[f"{kind}_width"] = moved / sums[f"{kind}s"] if sums[f"{kind}s"] else 0.0
+    return Facts(**sums)
+
+
 def _blocks(text: str) -> dict[int, Block]:
     """The basic blocks that are reached, by address."""
     code = [Instruction(int(a, 16), bool(p), o, r) for a, p, o, r in _INSTRUCTION.findall(text)]

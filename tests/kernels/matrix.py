@@ -25,7 +25,7 @@ from gflv2.kernels.variants import ARCHITECTURES, Variant
 from tests.kernels.allowed import ALLOWED
 from tests.kernels.hot import Hot
 from tests.kernels.launches import OPERATIONS, hot, variants_of
-from tests.kernels.machine_code import Facts, disassemble, facts_of
+from tests.kernels.machine_code import Facts, average, disassemble, facts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
@@ -118,6 +118,8 @@ def _facts(item: Hot, text: str, *, last: bool = False) -> Facts | None:
     else:
         cold = "|".join(filter(None, [cold, *item.last]))
     try:
+        if item.ways:
+            return average([(way.share, facts_of(text, loops, way.trips, way.cold)) for way in item.ways])
         return facts_of(text, loops, item.trips, cold)
     except ValueError as error:
         print(f"{item.name}: {error}; see HOT in tests/kernels/launches", file=sys.stderr)

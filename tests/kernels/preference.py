@@ -20,10 +20,13 @@ _PARTS = {
     "atss": [("atss", "forward")],
     "decode": [("decode", "forward")],
     "dgqp": [("dgqp", "forward")],
+    "dynamic_soft_label": [("dynamic_soft_label", "forward")],
+    "focal": [("focal", "forward"), ("focal", "backward")],
     "gfl_loss": [("qfl", "forward"), ("gfl_loss", "forward"), ("qfl", "backward"), ("gfl_loss", "backward")],
     "gfl_targets": [("dgqp", "forward"), ("gfl_targets", "forward")],
     "integral": [("integral", "forward"), ("integral", "backward")],
     "qfl": [("qfl", "forward"), ("qfl", "backward")],
+    "task_aligned": [("task_aligned", "forward")],
 }
 # A forecast is no finer: who is not quicker by this share does not come first. CUDA's launches cost the host less.
 _MARGIN = 0.05

@@ -18,7 +18,7 @@ from tests.kernels import forecast, matrix, preference  # noqa: E402
 from tests.kernels.forecast import Line  # noqa: E402
 from tests.kernels.hot import Hot  # noqa: E402
 from tests.kernels.launches import OPERATIONS, hot, variants_of  # noqa: E402
-from tests.kernels.machine_code import Facts, disassemble, facts_of  # noqa: E402
+from tests.kernels.machine_code import Facts, average, disassemble, facts_of  # noqa: E402
 from tests.kernels.model import GPUS, UTILISATION, Launch, blocks_per_multiprocessor  # noqa: E402
 from tests.kernels.model import forecast as predict  # noqa: E402
 
@@ -76,6 +76,16 @@ def test_counts_along_the_hot_path() -> None:
     assert (found.loads, found.load_width, found.stores, found.store_width) == (4, 16, 4, 16)
     assert (found.mufu, found.fp32, found.barriers, found.waits, found.cold) == (4, 0, 1, 4, 0)
     assert found.local == found.shared == found.mma == 0
+
+
+def test_several_ways_count_by_their_shares() -> None:
+    """A loop of which a quarter of the warps takes the logarithm."""
+    rare, usual = facts_of(text_of(VECTOR), {"^LDG": 4}), facts(VECTOR)
+    assert rare.instructions > usual.instructions
+    found = average([(0.75, usual), (0.25, rare)])
+    assert found.instructions == 0.75 * usual.instructions + 0.25 * rare.instructions
+    wide = average([(0.5, usual), (0.5, usual._replace(loads=12, load_width=4))])
+    assert (wide.loads, wide.load_width, wide.store_width) == (8, 7, 16)
 
 
 def test_a_loop_runs_as_often_as_its_work_takes() -> None:
@@ -296,6 +306,7 @@ def test_each_declared_launch_is_one_of_those_compiled() -> None:
         for variant in variants
     }
     for item in hot():
+        assert not item.ways or sum(way.share for way in item.ways) == pytest.approx(1), item.name
         if item.backend == "cuda":
             assert (item.source, item.kernel) in kernels, item.name
         else:

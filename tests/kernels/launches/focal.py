@@ -8,7 +8,7 @@ from gflv2.kernels import focal
 from gflv2.kernels.variants import Variant, record
 from gflv2.ops.focal import _settings
 from gflv2.ops.reduction import Reduction
-from tests.kernels.hot import CELLS, CLASSES, Hot, of_cells, programs
+from tests.kernels.hot import CELLS, CLASSES, LAST, Hot, of_cells, programs
 from tests.kernels.inputs import POINTS, pyramid
 
 _LOGITS = CLASSES * CELLS
@@ -25,13 +25,7 @@ HOT = [
         shared=4608,
         loops={_GROUP: CLASSES / 4},
         cold=_LOGARITHM,
-    ),
-    Hot(
-        *("focal", "forward", "focal.cu", "total_of_blocks", ""),
-        *(1, 4 * programs(128), programs(128)),
-        warps=16,
-        shared=4096,
-        loops={"^LDG": programs(128) / 512},
+        last={r"^F2F\.F64": programs(128) / 128, **LAST},
     ),
     Hot(
         *("focal", "backward", "focal.cu", "focal_points", "bfloat16ELb0ELi4ELb1ELi2E"),
