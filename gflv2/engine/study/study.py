@@ -53,6 +53,36 @@ class StudyResult:
         return markdown(self.study, self.summary, self.costs)
 
 
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM end what stands inside with `Interrupted`, also where no training listens to them."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise Interrupted("", signum)
+
+    before = signal.getsignal(signal.SIGTERM)
+    takes = threading.current_thread() is threading.main_thread() and before == signal.SIG_DFL
+    if takes:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if str(error):
+            raise
+        signum = _signum(error)
+        raise Interrupted(
+            f"{signal.Signals(signum).name}: stopped; the same command goes on from here", signum
+        ) from None
+    finally:
+        if takes:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _signum(stop: KeyboardInterrupt) -> int:
+    return stop.code - 128 if isinstance(stop, Interrupted) else signal.SIGINT
+
+
+@_stoppable()
 def study(
     source: str | Path,
     *,
@@ -123,8 +153,7 @@ def study(
         command = _again(source, folder, {**common, "seeds": seeds, "rows": rows, "only": only}, progress)
         codes = _in_processes(places, command)
     elif left:
-        with _stoppable():
-            _in_turn(plan, todo, folder, places[0], progress)
+        _in_turn(plan, todo, folder, places[0], progress)
     found = _collect(whole, plan, folder)
     missing = [run for run in todo if read_result(plan, run, folder) is None]
     if missing and any(codes):
@@ -132,8 +161,7 @@ def study(
         raise RuntimeError(f"{len(missing)} runs are not complete; exit status of {ends}; the same command goes on")
     measured = None
     if cost and plan.cost_rounds and not missing and plan.compare in [row.name for row in plan.rows]:
-        with _stoppable():
-            measured = costs(plan, folder, device=places[0])
+        measured = costs(plan, folder, device=places[0])
         write_whole(folder / "costs.csv", costs_csv(measured))
     result = StudyResult(whole, folder, found, summarise(whole, found), measured, missing)
     write_whole(folder / "runs.csv", raw_csv(found))
@@ -160,35 +188,6 @@ def _check_files(plan: Study, todo: Sequence[Run]) -> None:
                 raise FileNotFoundError(
                     f"study: {plan.source}: rows.{row.name}: train.distill.teacher: no such file: {teacher}"
                 )
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM end what stands inside with `Interrupted`, also where no training listens to them."""
-
-    def stop(signum: int, frame: Any) -> None:
-        raise Interrupted("", signum)
-
-    before = signal.getsignal(signal.SIGTERM)
-    takes = threading.current_thread() is threading.main_thread() and before == signal.SIG_DFL
-    if takes:
-        signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        if str(error):
-            raise
-        signum = _signum(error)
-        raise Interrupted(
-            f"{signal.Signals(signum).name}: stopped; the same command goes on from here", signum
-        ) from None
-    finally:
-        if takes:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _signum(stop: KeyboardInterrupt) -> int:
-    return stop.code - 128 if isinstance(stop, Interrupted) else signal.SIGINT
 
 
 def _collect(whole: Study, plan: Study, folder: Path) -> list[dict[str, Any]]:
