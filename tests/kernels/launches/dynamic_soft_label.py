@@ -52,7 +52,7 @@ HOT = [
     Hot(
         *("dynamic_soft_label", "forward", "kernels/dynamic_soft_label.py", "dynamic_soft_label_boxes_kernel", _CALL),
         *(BATCH * math.ceil(BOXES / 4), _BOXES, _PAIRS),
-        ways=(Way(0.4, "^BAR|DADD", (_TURNS,)), Way(0.6, "", (_TURNS, 13, 13))),
+        ways=(Way(0.4, "DADD", (_TURNS,)), Way(0.6, "", (_TURNS, 13, 13))),
     ),
     Hot(
         *("dynamic_soft_label", "forward", "kernels/dynamic_soft_label.py", "dynamic_soft_label_finish_kernel", _CALL),
