@@ -119,11 +119,11 @@ def test_half_precision():
 
 def test_deimv2_has_them_too():
     before = loss_d_fine.DFineLoss.loss_boxes
-    assert "loss_boxes" not in vars(loss_d_fine.DFineLoss)
+    own = vars(loss_d_fine.DFineLoss).get("loss_boxes")  # inherited, unless the benchmark has put it there
     report = dfine.accelerate()
     assert Deimv2Loss.loss_local is loss_d_fine.DFineLoss.loss_local
     assert Deimv2Loss.loss_local.__module__ == dfine_losses.__name__
     names = [one.what.rpartition(".")[2] for one in report.replaced]
     assert names.count("loss_local") == names.count("loss_boxes") == 1
     dfine.restore()
-    assert loss_d_fine.DFineLoss.loss_boxes is before and "loss_boxes" not in vars(loss_d_fine.DFineLoss)
+    assert loss_d_fine.DFineLoss.loss_boxes is before and vars(loss_d_fine.DFineLoss).get("loss_boxes") is own
