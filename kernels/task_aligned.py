@@ -32,6 +32,8 @@ _COLUMNS = tl.constexpr(4)  # of the table of images
 # The register limit is explicit: without one ptxas spills two words of a kernel on sm_90.
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": False}
 
+_KEEPING: dict[str, Any] = {"maxnreg": 168}  # with 128, 32 candidates spill on sm_120
+
 _MASK = tl.constexpr(0x7FFFFFFF)
 _MOST = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 _NO_KEY = tl.constexpr(-0x8000000000000000)
@@ -478,7 +480,7 @@ def task_aligned(
                 slots=slots,
                 TOPK=final_topk,
                 ROOM=triton.next_power_of_2(final_topk),
-                **shared,
+                **{**shared, **_KEEPING},
             )
         task_aligned_finish_kernel[(batch * blocks,)](
             *(index, iou, assigned_labels, targets, most, claims),
