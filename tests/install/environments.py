@@ -120,7 +120,8 @@ def expected_in_a_wheel() -> Counter[str]:
     modules = [path.relative_to(ROOT) for path in package.rglob("*") if path.suffix in kinds]
     names = [str(path) for path in modules if path.parts[1] not in ("kernels", "configs")]
     for folder in ("kernels", "configs"):
-        names += [f"gflv2/{path.relative_to(ROOT)}" for path in (ROOT / folder).iterdir() if path.is_file()]
+        files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        names += [f"gflv2/{path.relative_to(ROOT)}" for path in files]
     names += ["gflv2/py.typed", "gflv2/_build.json"]
     facts = "METADATA WHEEL RECORD entry_points.txt top_level.txt licenses/LICENSE".split()
     return Counter(names + [f"DIST-INFO/{name}" for name in facts])
