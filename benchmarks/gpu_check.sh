@@ -86,6 +86,7 @@ smoke() {
 
 # 0. What is here.
 operations=(gfl_targets gfl_loss dgqp qfl focal atss integral decode head dgqp_statistics dfl giou distribution_kl)
+operations+=(ciou task_aligned dynamic_soft_label)
 if [ $fake = 1 ]; then
     skipped device "no GPU: a rehearsal"
     operations=(integral decode)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+import benchmarks
 from benchmarks.harness.cases import TINY
 from tests.gpu import smoke
 from tests.ops import calls
@@ -47,6 +51,13 @@ def test_memory_is_poisoned() -> None:
 def test_every_operation_can_be_asked_for() -> None:
     assert set(calls.operations()) <= set(smoke.OPERATIONS)
     assert {"head", "decode", "integral"} <= set(smoke.LARGE)
+
+
+def test_the_first_contact_asks_for_every_operation_with_kernels() -> None:
+    script = (Path(benchmarks.__file__).parent / "gpu_check.sh").read_text()
+    asked = " ".join(re.findall(r"^operations\+?=\((.*)\)", script, re.MULTILINE)).split()
+    on_kernels_of_others = {"iou", "fgl", "ddf"}
+    assert set(calls.operations()) - on_kernels_of_others <= set(asked) <= set(smoke.OPERATIONS)
 
 
 @pytest.mark.parametrize("op", smoke.LARGE)

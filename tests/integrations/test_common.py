@@ -70,7 +70,8 @@ def test_a_missing_package():
 
 
 # These take tensors and modules, and need no package.
-WITHOUT_PACKAGE = {"common", "methods", "report", "gfocal", "nanodet", "damoyolo", "dfine", "dynamic"}
+WITHOUT_PACKAGE = {"common", "methods", "report", "gfocal", "nanodet", "damoyolo", "dynamic"}
+WITHOUT_PACKAGE |= {"dfine", "dfine_losses", "dfine_class_losses"}
 OF_PACKAGES = [name for _, name, _ in pkgutil.iter_modules(gflv2.integrations.__path__) if name not in WITHOUT_PACKAGE]
 
 

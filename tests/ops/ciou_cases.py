@@ -22,8 +22,8 @@ class Case(giou_cases.Case):
     convention: str = "ultralytics"
 
     def call(self) -> Call:
-        # A box without a height has a gradient of 1/eps, for which float16 has no number.
-        small = self.dtype == torch.float16 and self.eps < 1e-3
+        # A box without a height has a gradient of 1/eps, and float16, of pred or of target, has no number for it.
+        small = torch.float16 in (self.dtype, self.target_dtype) and self.eps < 1e-3
         call = giou_cases.Case.call(self.but(eps=1e-3) if small else self)
         call.keywords["convention"] = self.convention
         return call

@@ -14,6 +14,7 @@ from tests.ops.row_losses import FLOATS, Call, results
 from tests.ops.under_test import backends_of, running
 
 BACKENDS = backends_of("ddf")
+ON_EVERY_SET = backends_of("ddf", every_set=True)
 
 
 def make(dtype: torch.dtype = torch.float32, rows: int = 90, matched: float = 0.2, **keywords: object) -> Call:
@@ -38,8 +39,8 @@ def plain(
     return (parts[0] * first + parts[1] * second) / (first + second)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-class TestValues:
+@pytest.mark.parametrize("backend", ON_EVERY_SET)
+class TestParity:
     @pytest.mark.parametrize("dtype", FLOATS, ids=str)
     @pytest.mark.parametrize("matched", [0.0, 0.2, 1.0], ids=["none", "some", "all"])
     def test_plain_formulas(self, matched: float, dtype: torch.dtype, backend: str) -> None:
@@ -84,6 +85,9 @@ class TestValues:
             many = ddf(*call.tensors.values(), **call.keywords)
         torch.testing.assert_close(many, one, rtol=1e-5, atol=0)
 
+
+@pytest.mark.parametrize("backend", BACKENDS)
+class TestCompiled:
     def test_full_graph(self, backend: str) -> None:
         with running(backend) as device:
             torch._dynamo.reset()

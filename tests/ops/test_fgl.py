@@ -14,6 +14,7 @@ from tests.ops.row_losses import FLOATS, REDUCTIONS, Call, Promises, Reduced, re
 from tests.ops.under_test import backends_of, few, running
 
 BACKENDS = backends_of("fgl")
+ON_EVERY_SET = backends_of("fgl", every_set=True)
 
 
 def bin_values(bins: int = 33, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -36,8 +37,8 @@ def make(dtype: torch.dtype = torch.float32, rows: int = 90, reduced: Reduced | 
     return Call(tensors, (reduced or Reduced()).keywords(rows, kind, draw), ("logits",))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-class TestValues:
+@pytest.mark.parametrize("backend", ON_EVERY_SET)
+class TestParity:
     @pytest.mark.parametrize("dtype", few(FLOATS, 2), ids=str)
     @pytest.mark.parametrize(("weighted", "factor", "reduction"), few(REDUCTIONS, 3), ids=str)
     def test_the_definition(
