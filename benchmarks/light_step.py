@@ -58,7 +58,7 @@ REMEDIES = {
     "plain again": Remedy(),
     "gradients of wide depthwise kernels in columns": Remedy({"columns": True, "products": False}),
     "1×1 kernels by oneDNN": Remedy({"columns": False, "products": True}),
-    "both (what training takes)": Remedy({"columns": True, "products": True}),
+    "both (train.fast_convolutions)": Remedy({"columns": True, "products": True}),
     "fused AdamW": Remedy(fused=True),
     "autocast to bfloat16": Remedy(bf16=True),
     "NCHW": Remedy(last=False),

@@ -79,7 +79,7 @@ class SingleStageDetector(nn.Module):
 
     def forward(self, images: Tensor) -> HeadOutput:
         """(B, 3, H, W) images, normalised with ``config.data`` and padded right and below → logits of all levels."""
-        with faster_on(images, self.training):
+        with faster_on(images, self.training and self.config.train.fast_convolutions):
             return self.bbox_head(self.features(images))
 
     def loss(
