@@ -2,6 +2,7 @@
 
 #include "cuda/class_maps.cuh"
 #include "cuda/dtypes.cuh"
+#include "cuda/loss_reduction.cuh"  // total_of_blocks
 #include "gflv2/focal.hpp"
 
 namespace gflv2::cuda {

@@ -147,7 +147,7 @@ class TestParity:
         assert found.index.max() > 4000
 
 
-@pytest.mark.parametrize("backend", backends_of("dynamic_soft_label", kernels_only=True))
+@pytest.mark.parametrize("backend", KERNELS)
 class TestMemory:
     @pytest.mark.parametrize("cost", few(list(COSTS)))
     def test_all_of_the_outputs_and_no_byte_beside_them(self, cost: str, backend: str) -> None:
