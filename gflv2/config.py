@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from gflv2.extras import missing_package
 from gflv2.ranges import check_range
 from gflv2.shown import shown
+from gflv2.yaml_files import read_named
 
 FOLDER = Path(__file__).parent / "configs"  # in a checkout a link to the top-level folder
 
@@ -270,34 +271,10 @@ def load_config(source: str | Path | Mapping | Config | None, overrides: Mapping
 
 def _read_yaml(source: str | Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Dotted keys of a file and its bases. ``below``: the files whose base it is."""
-    try:
-        import yaml
-    except ModuleNotFoundError as error:
-        raise missing_package(error, "A configuration file") from error
-
-    path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
-        path = FOLDER / f"{source}.yaml"
-    if not path.is_file():
-        near = difflib.get_close_matches(str(source), list_models(), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        names = ", ".join(list_models())
-        raise FileNotFoundError(f"config: no file and no named configuration {str(source)!r}.{hint} Names: {names}")
+    path, values = read_named(source, "config", "A configuration file", "named configuration", FOLDER, list_models)
+    values = values or {}
     if path in below:
         raise ValueError(f"config: {path} is its own base, by way of {len(below)} files")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise ValueError(f"config: {path}{place}: {getattr(error, 'problem', None) or error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"config: {path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
-        ) from error
-    except (RecursionError, ValueError) as error:  # YAML's own conversions raise ValueError, for 2001-99-99 say
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"config: {path} cannot be read: {reason}") from error
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} must hold a mapping, got {type(values).__name__}")
     if odd := [name for name in values if not isinstance(name, str)]:

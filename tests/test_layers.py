@@ -25,6 +25,7 @@ LAYERS = (
     ("data",),
     ("config", "kernels"),
     ("ops",),
+    ("yaml_files",),
     ("extras", "files", "ranges", "sides", "version"),
     ("shown",),
 )

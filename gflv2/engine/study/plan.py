@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gflv2.config import FOLDER, Config, load_config
-from gflv2.extras import missing_package
 from gflv2.shown import shown
+from gflv2.yaml_files import read_named
 
 STUDIES = FOLDER / "studies"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=×-]{0,60}")
@@ -212,27 +212,7 @@ def folder_name(name: str) -> str:
 
 def _load(source: str | Path, below: tuple[Path, ...] = ()) -> tuple[Path, dict[str, Any]]:
     """A study's file and what stands in it, over the one that it is ``like``. ``below``: files that are like it."""
-    try:
-        import yaml
-    except ModuleNotFoundError as error:
-        raise missing_package(error, "A study") from error
-
-    path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
-        path = STUDIES / f"{source}.yaml"
-    if not path.is_file():
-        near = difflib.get_close_matches(str(source), list_studies(), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        names = ", ".join(list_studies())
-        raise FileNotFoundError(f"study: no file and no study of the package {str(source)!r}.{hint} Names: {names}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise ValueError(f"study: {path}{place}: {getattr(error, 'problem', None) or error}") from error
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ValueError(f"study: {path} cannot be read: {error}") from error
+    path, content = read_named(source, "study", "A study", "study of the package", STUDIES, list_studies)
     content = dict(_mapping(path, "", content))
     like = content.pop("like", None)
     if like is None:
