@@ -31,7 +31,7 @@ class FocalLoss(MmdetFocalLoss):
         """Arguments and result are mmdet's, for labels (N,); a label outside [0, C) is background."""
         options = _options(self, pred, weight, avg_factor, reduction_override)
         labels = isinstance(target, Tensor) and target.shape == pred.shape[:1] and target.dtype in INTEGERS
-        if options is None or not labels or why_not(self) is not None:
+        if options is None or not labels:
             return super().forward(pred, target, weight, avg_factor, reduction_override)
         return self.loss_weight * sigmoid_focal(pred, target, alpha=self.alpha, gamma=self.gamma, **options)
 

@@ -12,7 +12,6 @@ import torch
 from mmdet.models.dense_heads.gfl_head import GFLHead as MmdetGFLHead
 from mmdet.models.task_modules.coders import DistancePointBBoxCoder
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
-from mmdet.models.task_modules.samplers import PseudoSampler
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -37,14 +36,7 @@ def check_parts(head: nn.Module) -> None:
     Raises:
         TypeError, ValueError: the head was built for something else; the message names the setting.
     """
-    for name, kinds in _LOSSES.items():
-        loss = getattr(head, name)
-        if type(loss) not in kinds:
-            bad_type(name, f"a {kinds[0].__name__}, not a class derived from it", type(loss).__name__)
-        if loss.reduction != "mean":
-            bad_value(f"{name}.reduction", "'mean'", loss.reduction)
-    if head.loss_cls.activated:
-        bad_value("loss_cls.activated", "False", True)
+    modules.check_losses(head, _LOSSES)
     if head.loss_bbox.eps != GIOU_EPS:
         bad_value("loss_bbox.eps", str(GIOU_EPS), head.loss_bbox.eps)
     if type(head.integral) not in (modules.MmdetIntegral, modules.Integral):
@@ -65,17 +57,12 @@ def check_parts(head: nn.Module) -> None:
         bad_value("anchor_generator.strides", f"at most {MAX_LEVELS} levels", grid.num_levels)
     if not head.train_cfg:
         return
-    assigner, cfg = head.assigner, head.train_cfg
+    assigner = head.assigner
     plain = type(assigner) in (modules.MmdetATSSAssigner, modules.ATSSAssigner) and assigner.alpha is None
     if not plain or not modules.plain_overlaps(assigner.iou_calculator):
         expected = "an ATSSAssigner, not a class derived from it, without alpha, on BboxOverlaps2D without dtype"
         bad_type("train_cfg.assigner", expected, assigner)
-    if type(head.sampler) is not PseudoSampler:
-        bad_type("train_cfg.sampler", "none, or a PseudoSampler, not a class derived from it", head.sampler)
-    if cfg.get("allowed_border", -1) >= 0:
-        bad_value("train_cfg.allowed_border", "-1", cfg["allowed_border"])
-    if cfg.get("pos_weight", -1) > 0:
-        bad_value("train_cfg.pos_weight", "-1", cfg["pos_weight"])
+    modules.check_sampling(head)
 
 
 def covered(head: nn.Module) -> bool:

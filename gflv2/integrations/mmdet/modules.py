@@ -4,7 +4,7 @@ isinstance().
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdet.models.dense_heads.gfl_head import Integral as MmdetIntegral
@@ -13,12 +13,13 @@ from mmdet.models.losses import GIoULoss as MmdetGIoULoss
 from mmdet.models.losses import QualityFocalLoss as MmdetQualityFocalLoss
 from mmdet.models.task_modules.assigners import AssignResult, BboxOverlaps2D
 from mmdet.models.task_modules.assigners import ATSSAssigner as MmdetATSSAssigner
+from mmdet.models.task_modules.samplers import PseudoSampler
 from mmdet.structures.bbox import HorizontalBoxes
 from torch import Tensor
 
 from gflv2 import nn
 from gflv2.nn.assigner import square_sides
-from gflv2.ops.checks import bad_value
+from gflv2.ops.checks import bad_type, bad_value
 from gflv2.ops.levels import BINS_LIMITS, MAX_LEVELS
 
 
@@ -78,6 +79,35 @@ class ATSSAssigner(MmdetATSSAssigner):
 def plain_overlaps(calculator: Any) -> bool:
     """Whether an assigner's calculator gives the IoU in the boxes' own dtype."""
     return type(calculator) is BboxOverlaps2D and calculator.dtype is None
+
+
+def check_losses(head: Any, losses: Mapping[str, Sequence[type]]) -> None:
+    """The losses of a head are what the fused operations compute.
+
+    Args:
+        losses: attribute of the head → mmdet's class and ours. A class derived from one may compute something else.
+
+    Raises:
+        TypeError, ValueError: they are not; the message names the setting.
+    """
+    for name, kinds in losses.items():
+        loss = getattr(head, name)
+        if type(loss) not in kinds:
+            bad_type(name, f"a {kinds[0].__name__}, not a class derived from it", type(loss).__name__)
+        if loss.reduction != "mean":
+            bad_value(f"{name}.reduction", "'mean'", loss.reduction)
+    if head.loss_cls.activated:
+        bad_value("loss_cls.activated", "False", True)
+
+
+def check_sampling(head: Any) -> None:
+    """Every point counts, and counts once; raises as `check_losses`."""
+    if type(head.sampler) is not PseudoSampler:
+        bad_type("train_cfg.sampler", "none, or a PseudoSampler, not a class derived from it", head.sampler)
+    if head.train_cfg.get("allowed_border", -1) >= 0:
+        bad_value("train_cfg.allowed_border", "-1", head.train_cfg["allowed_border"])
+    if head.train_cfg.get("pos_weight", -1) > 0:
+        bad_value("train_cfg.pos_weight", "-1", head.train_cfg["pos_weight"])
 
 
 def _beyond(bins: int) -> bool:

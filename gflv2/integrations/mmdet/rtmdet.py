@@ -9,14 +9,13 @@ import torch
 from mmdet.models.dense_heads import RTMDetHead as MmdetRTMDetHead
 from mmdet.models.dense_heads import RTMDetSepBNHead as MmdetRTMDetSepBNHead
 from mmdet.models.task_modules.prior_generators import MlvlPointGenerator
-from mmdet.models.task_modules.samplers import PseudoSampler
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from gflv2.integrations.mmdet import assigners, modules
 from gflv2.ops import giou, qfl
-from gflv2.ops.checks import bad_type, bad_value
+from gflv2.ops.checks import bad_type
 
 _LOSSES = {
     "loss_cls": (modules.MmdetQualityFocalLoss, modules.QualityFocalLoss),
@@ -31,14 +30,7 @@ def check_parts(head: nn.Module) -> None:
     Raises:
         TypeError, ValueError: the head was built for something else; the message names the setting.
     """
-    for name, kinds in _LOSSES.items():
-        loss = getattr(head, name)
-        if type(loss) not in kinds:
-            bad_type(name, f"a {kinds[0].__name__}, not a class derived from it", type(loss).__name__)
-        if loss.reduction != "mean":
-            bad_value(f"{name}.reduction", "'mean'", loss.reduction)
-    if head.loss_cls.activated:
-        bad_value("loss_cls.activated", "False", True)
+    modules.check_losses(head, _LOSSES)
     if type(head.prior_generator) is not MlvlPointGenerator:
         bad_type("anchor_generator", "a MlvlPointGenerator, not a class derived from it", head.prior_generator)
     if not head.train_cfg:
@@ -46,12 +38,7 @@ def check_parts(head: nn.Module) -> None:
     if type(head.assigner) not in _ASSIGNERS or assigners.uncovered(head.assigner):
         expected = "a DynamicSoftLabelAssigner, not a class derived from it, on BboxOverlaps2D without dtype"
         bad_type("train_cfg.assigner", expected, head.assigner)
-    if type(head.sampler) is not PseudoSampler:
-        bad_type("train_cfg.sampler", "none, or a PseudoSampler, not a class derived from it", head.sampler)
-    if head.train_cfg.get("allowed_border", -1) >= 0:
-        bad_value("train_cfg.allowed_border", "-1", head.train_cfg["allowed_border"])
-    if head.train_cfg.get("pos_weight", -1) > 0:
-        bad_value("train_cfg.pos_weight", "-1", head.train_cfg["pos_weight"])
+    modules.check_sampling(head)
 
 
 def covered(head: nn.Module) -> bool:
