@@ -7,7 +7,6 @@ seeds. Every digit of the AP and every bit of the weights must agree; it ends wi
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import torch
 
 from benchmarks.harness import machine, table
 from benchmarks.harness.table import Row
+from gflv2.checkpoint.integrity import fingerprint
 from tests.data.formats import write_voc, write_yolo
 from tests.shared import shared_folder
 
@@ -39,15 +39,6 @@ def sources(data: Path, images: Path, folder: Path) -> dict[str, dict[str, Any]]
         made["yolo"][f"{split}_data"] = write_yolo(content, images, folder / f"yolo {split}", split)
         made["voc"][f"{split}_data"] = write_voc(content, images, folder / f"voc {split}", split, labels=True)
     return made
-
-
-def checksum(state: dict[str, torch.Tensor]) -> str:
-    """Twelve digits that change with any bit of the weights."""
-    found = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        found.update(name.encode())
-        found.update(value.contiguous().numpy().tobytes())
-    return found.hexdigest()[:12]
 
 
 def run(data: Path, images: Path, seeds: Sequence[int], epochs: int, config: Any, pretrained: bool) -> Iterator[Row]:
@@ -84,7 +75,7 @@ def run(data: Path, images: Path, seeds: Sequence[int], epochs: int, config: Any
                     "format": name,
                     "ap": repr(result.metrics["AP"]),
                     "ap50": repr(result.metrics["AP50"]),
-                    "weights": checksum(torch.load(result.last_weights, weights_only=True)["state_dict"]),
+                    "weights": fingerprint(torch.load(result.last_weights, weights_only=True)["state_dict"]),
                     "seconds": f"{time.perf_counter() - start:.1f}",
                 }
 

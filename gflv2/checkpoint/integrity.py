@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 import zipfile
 import zlib
@@ -104,6 +105,15 @@ def _is_plain(value: Tensor) -> bool:
     """Real numbers, one an element: not those of torch.float4_e2m1fn_x2, a pair in a byte."""
     packed = str(value.dtype).endswith("_x2")
     return not (value.is_complex() or value.is_quantized or value.is_sparse or packed)
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Twelve hexadecimal digits that change with any bit of the weights, and not with their order."""
+    digest = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        digest.update(key.encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def non_finite(state: Mapping[str, Tensor]) -> list[str]:

@@ -139,6 +139,8 @@ class DetectorModule(lightning.LightningModule):
             )
 
     def on_train_start(self) -> None:
+        if self.teacher is not None:  # which is no module of this one, so that no checkpoint holds it
+            self.teacher.to(self.device)
         # A resumed run goes on under the settings that it has now: the optimiser's file holds those of before.
         scheduler = self.lr_schedulers()
         settings = optimizer_settings(self.model.config.train)

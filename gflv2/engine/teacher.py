@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gflv2 import checkpoint
+from gflv2.checkpoint.integrity import fingerprint
 from gflv2.checkpoint.loading import model_config
 from gflv2.config import Config
 from gflv2.models.detector import SingleStageDetector
@@ -38,7 +38,7 @@ class Teacher:
         checkpoint.load_weights(self.model, source)
         _check(self.model.bbox_head, student.bbox_head)
         self.model.eval().requires_grad_(False)
-        self.fingerprint = _fingerprint(self.model)
+        self.fingerprint = fingerprint(self.model.state_dict())
         # From the student's normalised pixels to the teacher's: x·factor + shift.
         ours, theirs = config.data, self.model.config.data
         self._factor = [mine / other for mine, other in zip(ours.std, theirs.std, strict=True)]
@@ -46,10 +46,13 @@ class Teacher:
         self._shift = [(mine - other) / std for mine, other, std in means]
         self._same_pixels = set(self._factor) == {1.0} and set(self._shift) == {0.0}
 
+    def to(self, device: torch.device | str) -> None:
+        """Move it to where its images will be."""
+        self.model.to(device)
+
     @torch.no_grad()
     def __call__(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Teaching:
         """(B, 3, H, W) images as the student gets them, and their sizes without padding."""
-        self.model.to(images.device)
         output = self.model(self._own_pixels(images, image_sizes))
         return Teaching(output.box_logits, output.scales, self.settings)
 
@@ -61,14 +64,6 @@ class Teacher:
         for image, (height, width) in zip(images, image_sizes, strict=True):
             image[:, height:] = image[:, :, width:] = 0  # the padding is the mean colour of either of them
         return images
-
-
-def _fingerprint(model: SingleStageDetector) -> str:
-    """Twelve hexadecimal digits that change with any weight."""
-    digest = hashlib.sha256()
-    for key, value in model.state_dict().items():
-        digest.update(key.encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def _check(teacher: Any, student: Any) -> None:

@@ -85,6 +85,8 @@ class _Candidate:
             self.model.to(memory_format=torch.channels_last)
         learns = self.config.train.distill.teacher is not None
         self.teacher = Teacher(self.config, self.model) if learns else None
+        if self.teacher is not None:
+            self.teacher.to(next(self.model.parameters()).device)
         self.optimizer = make_optimizer(self.model.parameters(), self.config.train)
         self.step_times: list[float] = []
         self.detect_times: list[float] = []
