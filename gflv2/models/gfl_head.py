@@ -22,7 +22,7 @@ from gflv2.models.dense_head import (
 )
 from gflv2.models.distillation import Teaching, distillation
 from gflv2.nn import Integral
-from gflv2.nn.quality import QualityPredictor, sample_statistics, statistics_width
+from gflv2.nn.quality import QualityPredictor, sample_statistics, statistics_width, without_topk
 from gflv2.ops import (
     Assignment,
     Decoded,
@@ -155,7 +155,7 @@ class GFLHead(DenseHead):
         rows = dgqp_statistics(
             box_logits, scales=scales, topk=self.reg_topk, mean=self.add_mean, variance=self.add_variance
         )
-        return rows if self.add_topk else rows.unflatten(2, (4, -1))[..., self.reg_topk :].flatten(2)
+        return rows if self.add_topk else without_topk(rows, self.reg_topk)
 
     def _arguments(self, output: HeadOutput) -> dict:
         """The keyword arguments that targets, loss and decoder share."""

@@ -41,7 +41,12 @@ def sample_statistics(*, reg_max: int, topk: int, add_topk: bool, add_mean: bool
     spreads = torch.empty(SAMPLES, 1, 1).uniform_(low, high).exp()
     logits = -(bins - centres).square() / (2 * spreads.square())
     found = dgqp_statistics(logits, topk=topk, mean=add_mean, variance=add_variance)
-    return found if add_topk else found.unflatten(1, (4, -1))[..., topk:].flatten(1)
+    return found if add_topk else without_topk(found, topk)
+
+
+def without_topk(statistics: Tensor, topk: int) -> Tensor:
+    """(…, F) statistics that begin, on each side, with the k largest → the others alone."""
+    return statistics.unflatten(-1, (4, -1))[..., topk:].flatten(-2)
 
 
 class QualityPredictor(nn.Sequential):
