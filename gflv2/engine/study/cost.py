@@ -86,7 +86,7 @@ class _Candidate:
         learns = self.config.train.distill.teacher is not None
         self.teacher = Teacher(self.config, self.model) if learns else None
         if self.teacher is not None:
-            self.teacher.to(next(self.model.parameters()).device)
+            self.teacher.to(device)
         self.optimizer = make_optimizer(self.model.parameters(), self.config.train)
         self.step_times: list[float] = []
         self.detect_times: list[float] = []
