@@ -25,7 +25,7 @@ from torch import Tensor
 from gflv2.kernels.atss import BOXES, FIRST_BOX, image_table, numbers_of
 from gflv2.kernels.boxes import Corners, at_least, load_corners
 from gflv2.kernels.launching import INTERPRETED, device_of, kernel
-from gflv2.kernels.logarithm import HALF_ROOT
+from gflv2.kernels.logarithm import minus_log
 
 _POINTS = 4096 if INTERPRETED else 64  # points a program of the first kernel
 _SUMMED = 16  # classes side by side
@@ -86,18 +86,7 @@ def _power_of_ten(x):
 @triton.jit
 def _natural_log(value, less):
     """log(value) for a normal positive number; ``less`` is value − 1 and serves where value lies near 1."""
-    above = value.to(tl.int32, bitcast=True) - HALF_ROOT
-    n = above >> 23
-    m = ((above & 0x7FFFFF) + HALF_ROOT).to(tl.float32, bitcast=True)
-    f = tl.where(n == 0, less, m - 1.0)
-    p = f * 8.734750748e-2 - 1.430748254e-1
-    p = p * f + 1.491798908e-1
-    p = p * f - 1.657051444e-1
-    p = p * f + 1.996207088e-1
-    p = p * f - 2.500175536e-1
-    p = p * f + 3.333395123e-1
-    p = p * f - 4.999999106e-1
-    return n.to(tl.float32) * 6.931471806e-1 + ((f * f) * p + f)
+    return -minus_log(value, -less)
 
 
 @triton.jit

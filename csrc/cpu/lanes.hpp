@@ -64,20 +64,8 @@ GFLV2_HD Floats narrowed(WideDoubles value) {
     return result;
 }
 
-GFLV2_HD Floats root(Floats value) {
-#if defined(__AVX512F__)
-    return (Floats)_mm512_sqrt_ps((__m512)value);
-#elif defined(__AVX2__)
-    return (Floats)_mm256_sqrt_ps((__m256)value);
-#else
-    for (int i = 0; i < lanes<float>; ++i) value[i] = std::sqrt(value[i]);
-    return value;
-#endif
-}
-GFLV2_HD Doubles root(Doubles value) {
-    for (int i = 0; i < lanes<double>; ++i) value[i] = std::sqrt(value[i]);
-    return value;
-}
+GFLV2_HD Floats root(Floats value) { return quick_root(value); }
+GFLV2_HD Doubles root(Doubles value) { return quick_root(value); }
 GFLV2_HD WideDoubles root(WideDoubles value) { return {root(value.low), root(value.high)}; }
 
 GFLV2_END
