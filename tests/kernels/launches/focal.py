@@ -8,48 +8,12 @@ from gflv2.kernels import focal
 from gflv2.kernels.variants import Variant, record
 from gflv2.ops.focal import _settings
 from gflv2.ops.reduction import Reduction
-from tests.kernels.hot import CELLS, CLASSES, LAST, Hot, of_cells, programs
+from tests.kernels.class_maps import hot_paths
 from tests.kernels.inputs import POINTS, pyramid
 
-_LOGITS = CLASSES * CELLS
-_FORWARD, _BACKWARD = 2 * _LOGITS + 12 * CELLS, 4 * _LOGITS + 16 * CELLS
-# CUDA: 40 classes of two points a thread, four at a time. Cold is the logarithm, which the usual negative goes without,
-# and what reads one element at a time. Sigmoid focal loss, varifocal loss and IoU-aware cross-entropy have γ = 2 and
-# share their kernels; the gradient of matchability-aware loss has one of its own.
-_LOGARITHM = r"0x3f3504f3|I2FP|^LDG\.E\.U16"
-_GROUP = r"^ISETP\.LT\.U32\.OR"  # for each of the two points: is its label among the next four classes?
-HOT = [
-    Hot(
-        *("focal", "forward", "focal.cu", "focal_points", "bfloat16ELb0ELi4ELb0ELi2E"),
-        *(programs(128), _FORWARD, _LOGITS),
-        shared=4608,
-        loops={_GROUP: CLASSES / 4},
-        cold=_LOGARITHM,
-        last={r"^F2F\.F64": programs(128) / 128, **LAST},
-    ),
-    Hot(
-        *("focal", "backward", "focal.cu", "focal_points", "bfloat16ELb0ELi4ELb1ELi2E"),
-        *(programs(128), _BACKWARD, _LOGITS),
-        shared=4608,
-        loops={_GROUP: CLASSES / 4},
-        cold=_LOGARITHM,
-    ),
-    Hot(
-        *("focal", "forward", "kernels/focal.py", "focal_forward_kernel", "levels C=80 bfloat16"),
-        *(of_cells, _FORWARD, _LOGITS),
-        trips=CLASSES / 8,
-    ),
-    Hot(
-        *("focal", "forward", "kernels/focal.py", "total_kernel", "levels C=80 bfloat16"),
-        *(1, 4 * programs(128), programs(128)),
-        trips=(programs(128) / 2048,),
-    ),
-    Hot(
-        *("focal", "backward", "kernels/focal.py", "focal_backward_kernel", "levels C=80 bfloat16"),
-        *(of_cells, _BACKWARD, _LOGITS),
-        trips=CLASSES / 8,
-    ),
-]
+# Sigmoid focal loss, varifocal loss and IoU-aware cross-entropy have γ = 2 and share their kernels; the gradient of
+# matchability-aware loss has one of its own.
+HOT = hot_paths("focal", r"bfloat16ELb0ELi4ELb0ELi2E", r"bfloat16ELb0ELi4ELb1ELi2E", at_a_time=4, bytes_of_cell=12)
 
 
 def variants() -> dict[str, list[Variant]]:

@@ -7,47 +7,16 @@ import torch
 from gflv2.kernels import qfl
 from gflv2.kernels.variants import Variant, record
 from gflv2.ops.reduction import Reduction
-from tests.kernels.hot import CELLS, CLASSES, LAST, Hot, of_cells, programs
+from tests.kernels.class_maps import hot_paths
 from tests.kernels.inputs import POINTS, pyramid
 
-_LOGITS = CLASSES * CELLS
-_FORWARD, _BACKWARD = 2 * _LOGITS + 20 * CELLS, 4 * _LOGITS + 24 * CELLS
-# CUDA: 40 classes of two points a thread. Cold is the logarithm, which the usual negative goes without, and what reads
-# one element at a time.
-_LOGARITHM = r"0x3f3504f3|I2FP|^LDG\.E\.U16"
-_GROUP = r"^ISETP\.LT\.U32\.OR"  # for each of the two points: is its label among the next four classes?
-HOT = [
-    Hot(
-        *("qfl", "forward", "qfl.cu", "qfl_points", "bfloat16.*QflFormE1ELb1ELb0ELi2ELi8E"),
-        *(programs(128), _FORWARD, _LOGITS),
-        shared=4608,
-        loops={_GROUP: CLASSES / 8},
-        cold=_LOGARITHM,
-        last={r"^F2F\.F64": programs(128) / 128, **LAST},
-    ),
-    Hot(
-        *("qfl", "backward", "qfl.cu", "qfl_points", "bfloat16.*QflFormE1ELb1ELb1ELi2ELi8E"),
-        *(programs(128), _BACKWARD, _LOGITS),
-        shared=4608,
-        loops={_GROUP: CLASSES / 8},
-        cold=_LOGARITHM,
-    ),
-    Hot(
-        *("qfl", "forward", "kernels/qfl.py", "qfl_forward_kernel", "levels C=80 bfloat16"),
-        *(of_cells, _FORWARD, _LOGITS),
-        trips=CLASSES / 8,
-    ),
-    Hot(
-        *("qfl", "forward", "kernels/qfl.py", "total_kernel", "levels C=80 bfloat16"),
-        *(1, 4 * programs(128), programs(128)),
-        trips=(programs(128) / 2048,),
-    ),
-    Hot(
-        *("qfl", "backward", "kernels/qfl.py", "qfl_backward_kernel", "levels C=80 bfloat16"),
-        *(of_cells, _BACKWARD, _LOGITS),
-        trips=CLASSES / 8,
-    ),
-]
+HOT = hot_paths(
+    "qfl",
+    r"bfloat16.*QflFormE1ELb1ELb0ELi2ELi8E",
+    r"bfloat16.*QflFormE1ELb1ELb1ELi2ELi8E",
+    at_a_time=8,
+    bytes_of_cell=20,
+)
 
 
 def variants() -> dict[str, list[Variant]]:
