@@ -100,8 +100,8 @@ task_aligned_clear(GFLV2_CONSTANT TaskAlignedArguments a, GFLV2_CONSTANT Images 
 __device__ inline void raise_most(const TaskAlignedArguments& a, std::int64_t box, float metric, float overlap) {
     if (!a.normalize) return;
     Key* const most = a.most + 2 * box;
-    if (as_bits(metric) > most[0]) atomic_max(most, Key(as_bits(metric)));
-    if (as_bits(overlap) > most[1]) atomic_max(most + 1, Key(as_bits(overlap)));
+    if (as_bits(metric) > atomic_load(most)) atomic_max(most, Key(as_bits(metric)));
+    if (as_bits(overlap) > atomic_load(most + 1)) atomic_max(most + 1, Key(as_bits(overlap)));
 }
 
 GFLV2_KERNEL(point_threads)

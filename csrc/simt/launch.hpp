@@ -72,8 +72,10 @@ inline void __syncthreads(const char* file = __builtin_FILE(), int line = __buil
 
 namespace gflv2 {
 
+template <class T> inline T atomic_load(const T* from) { return __atomic_load_n(from, __ATOMIC_RELAXED); }
+
 inline void atomic_max(long long* to, long long value) {
-    long long before = __atomic_load_n(to, __ATOMIC_RELAXED);
+    long long before = atomic_load(to);
     while (before < value &&
            !__atomic_compare_exchange_n(to, &before, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
 }

@@ -7,6 +7,7 @@
 //   GFLV2_SHARED_MEMORY(T, name)        the block's shared memory as a T*, of the size that launch() was given
 //   gflv2::launch(kernel, grid, block, shared_bytes, stream, args…)
 //   gflv2::atomic_max(to, value)       the larger of the two, for signed 64-bit integers (long long)
+//   gflv2::atomic_load(from)           a word that other threads change meanwhile
 //   gflv2::atomic_add(to, value)       the sum, for unsigned integers of 32 and 64 bits; returns what was there before
 //   gflv2::launch_counter(stream)      a word for arrives_last(), 0 before and after a launch; null: there is none, and a
 //                                      second launch must do what the last block of the first one would
@@ -38,6 +39,7 @@ namespace gflv2 {
 
 #if defined(__CUDACC__)
 __device__ inline void atomic_max(long long* to, long long value) { atomicMax(to, value); }
+template <class T> __device__ inline T atomic_load(const T* from) { return *const_cast<const volatile T*>(from); }
 template <class T> __device__ inline T atomic_add(T* to, T value) { return atomicAdd(to, value); }
 
 __device__ inline bool arrives_last(std::uint32_t* counter) {
