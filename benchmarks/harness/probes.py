@@ -7,57 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from gflv2.engine.memory import saved_bytes, tensors_in
+
+__all__ = ["launches", "peak_bytes", "saved_bytes", "syncs", "tensors_in"]
 
 # Calls of the CUDA runtime and driver that put work on a stream; a captured graph counts as one.
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
-
-
-def tensors_in(*values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
-
-
-def saved_bytes(forward: Callable[[], Any], arguments: Any) -> int:
-    """Bytes that autograd keeps between forward and backward, besides the arguments, which live on anyway.
-
-    Whole storages count, each once: a saved view keeps all of its storage alive.
-    """
-    own = {tensor.untyped_storage().data_ptr() for tensor in tensors_in(arguments)}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = forward()
-    del result
-    # Again: an operation may keep something only while nobody looks on.
-    result = forward()
-    for tensor in _on_contexts(result):
-        pack(tensor)
-    total = sum(kept.values())
-    del result
-    return total
-
-
-def _on_contexts(result: Any) -> list[Tensor]:
-    """Tensors that an autograd.Function keeps by itself, as an attribute of its context."""
-    waiting = [tensor.grad_fn for tensor in tensors_in(result)]
-    seen, found = set(), []
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found += tensors_in(getattr(node, "__dict__", {}))
-        waiting += [parent for parent, _ in node.next_functions]
-    return found
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:

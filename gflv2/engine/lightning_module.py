@@ -59,8 +59,7 @@ class DetectorModule(lightning.LightningModule):
         return self.model(images)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        losses, clamped = self._losses(batch)
-        total = sum(value for name, value in losses.items() if name.startswith("loss"))
+        total, losses, clamped = self.losses(batch)
         shown = {name.removeprefix("loss_"): value.detach() for name, value in losses.items()}
         self.log_dict({"loss": total.detach(), **shown}, prog_bar=True, batch_size=len(batch))
         if clamped is not None:
@@ -68,9 +67,14 @@ class DetectorModule(lightning.LightningModule):
             self.log("clamped_targets", share(clamped), batch_size=len(batch))
         return total
 
+    def losses(self, batch: Any) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """What is minimised for a batch, the losses that it is the sum of, and ``clamped_sides`` of the targets."""
+        losses, clamped = self._losses(batch)
+        total = sum(value for name, value in losses.items() if name.startswith("loss"))
+        return total, losses, clamped
+
     def _losses(self, batch: Any) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The losses of a batch, and ``clamped_sides`` of its targets."""
-        head, images = self.model.bbox_head, self._images(batch)
+        head, images = self.model.bbox_head, self.images(batch)
         number = self.model.config.train.accumulate
         parts = [slice(None)] if number == 1 else slices(len(batch), number)
         # Before the parts, which are computed twice.
@@ -106,7 +110,8 @@ class DetectorModule(lightning.LightningModule):
         if value is not None:
             self.log("clamped_targets_of_epoch", value, batch_size=1)
 
-    def _images(self, batch: Any) -> Tensor:
+    def images(self, batch: Any) -> Tensor:
+        """Those of a batch in the memory format that the model is trained in."""
         last = self.model.config.train.channels_last
         return batch.images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
@@ -114,7 +119,7 @@ class DetectorModule(lightning.LightningModule):
         self.evaluator.reset()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        detections = self.model.detect(self._images(batch), batch.image_sizes, batch.scale_factors)
+        detections = self.model.detect(self.images(batch), batch.image_sizes, batch.scale_factors)
         self.evaluator.update(batch, detections)
 
     def on_validation_epoch_end(self) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from gflv2.config import load_config
 from gflv2.data import CocoDetection, make_loader
 from gflv2.engine.interruption import Interrupted
 from gflv2.engine.study import list_studies, read_study, study
-from gflv2.engine.study.cost import _Candidate, _fingerprint, read_costs
+from gflv2.engine.study.cost import Cost, _Candidate, _fingerprint, put_aside, read_costs
 from gflv2.engine.study.plan import Study
 from gflv2.engine.study.run import METRICS, data_paths, settings_of
 from gflv2.engine.study.statistics import estimate, t_cdf, t_quantile
@@ -452,3 +452,35 @@ def test_costs_are_measured_in_turns_and_once(plan) -> None:
     content = json.loads((found.output / "costs.json").read_text())
     assert len(content["rows"]) == 3
     assert "| one again |" in str(found)
+
+
+def test_generated_data_of_other_settings_is_refused(tmp_path) -> None:
+    """Before any run: results in the folder may be of what lies there."""
+    data = {"shapes": {"generate": {"train": 1, "val": 1, "size": 64, "seed": 0}}}
+    plan, folder = write(tmp_path, data=data), tmp_path / "out"
+    train = Path(data_paths(read_study(plan).data[0], folder)["train"])
+    before = train.read_bytes()
+    data["shapes"]["generate"]["seed"] = 1
+    expected = (
+        r"out/data/shapes: expected the data set 'shapes' of .*'seed': 1.*, found .*'seed': 0.*; take another output"
+    )
+    with pytest.raises(ValueError, match=expected):
+        go(write(tmp_path, data=data))
+    assert train.read_bytes() == before and not (folder / "runs").exists()
+
+
+def test_a_table_of_other_costs_does_not_lie_beside_new_ones(plan, caplog) -> None:
+    study, folder = read_study(plan), plan.parent / "out"
+    folder.mkdir()
+    data_paths(study.data[0], folder)
+    rows = [
+        {field.name: row if field.name == "row" else 1 for field in fields(Cost)} for row in ("one", "two", "one again")
+    ]
+    record = {"of": _fingerprint(study, study.data[0], "cpu"), "rows": rows}
+    (folder / "costs.json").write_text(json.dumps(record))
+    (folder / "costs.csv").write_text("old")
+    put_aside(folder, [study], device="cpu")
+    assert (folder / "costs.csv").read_text() == "old" and not caplog.text, "it is of this study"
+    put_aside(folder, [read_study(plan, overrides={"train.channels_last": True})], device="cpu")
+    assert not (folder / "costs.csv").exists() and (folder / "costs.earlier.csv").read_text() == "old"
+    assert "it is costs.earlier.csv now" in caplog.text

@@ -9,7 +9,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from gflv2.config import Config
 from gflv2.data import Batch, CocoDetection, make_loader
+from gflv2.engine.lightning_module import DetectorModule
+from gflv2.engine.memory import saved_bytes
 from gflv2.engine.schedule import make_optimizer
 from gflv2.engine.study.plan import DataSet, Run, Study
 from gflv2.engine.study.run import data_paths, load, settings_of, validation_set, weights_of
@@ -29,6 +31,7 @@ from gflv2.models.detector import SingleStageDetector
 
 _log = logging.getLogger("gflv2")
 
+FILE = "costs.json"  # what is measured, and of what; ``costs.csv`` is the table of it
 AGAIN = " again"  # the row that all are compared with, a second time: how far apart the same thing is measured
 _BATCHES = 4  # that rotate
 _WARM_UP = 2  # rounds that are not counted
@@ -84,16 +87,13 @@ class _Candidate:
         if self.config.train.channels_last:
             self.model.to(memory_format=torch.channels_last)
         learns = self.config.train.distill.teacher is not None
-        self.teacher = Teacher(self.config, self.model) if learns else None
-        if self.teacher is not None:
-            self.teacher.to(device)
+        teacher = Teacher(self.config, self.model) if learns else None
+        if teacher is not None:
+            teacher.to(device)
+        self.module = DetectorModule(self.model, teacher=teacher)
         self.optimizer = make_optimizer(self.model.parameters(), self.config.train)
         self.step_times: list[float] = []
         self.detect_times: list[float] = []
-
-    def images(self, batch: Batch) -> Tensor:
-        last = self.config.train.channels_last
-        return batch.images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def mixed(self) -> torch.autocast:
         """The precision that the row trains in."""
@@ -101,13 +101,8 @@ class _Candidate:
         return torch.autocast(self.device.split(":")[0], dtype=dtype, enabled=dtype is not None)
 
     def loss(self, batch: Batch) -> Tensor:
-        head, images, sizes = self.model.bbox_head, self.images(batch), batch.padded_sizes
         with self.mixed():
-            taught = {} if self.teacher is None else {"teaching": self.teacher(images, batch.image_sizes)}
-            output = self.model(images)
-            assignment = head.assign(output, batch.boxes, batch.labels, sizes, batch.ignore_boxes)
-            losses = head.losses(output, assignment, batch.boxes, sizes, **taught)
-        return sum(losses.values())  # type: ignore[return-value]
+            return self.module.losses(batch)[0]
 
     def step(self, batch: Batch) -> None:
         self.optimizer.zero_grad()
@@ -121,7 +116,7 @@ class _Candidate:
         self.model.eval()
         with torch.inference_mode(), self.mixed():
             start = clock()
-            self.model.detect(self.images(image), image.image_sizes, image.scale_factors)
+            self.model.detect(self.module.images(image), image.image_sizes, image.scale_factors)
             self.detect_times.append(clock() - start)
         self.model.train()
         start = clock()
@@ -135,13 +130,10 @@ def costs(study: Study, folder: Path, *, device: str) -> list[Cost]:
     Every round has each row take one training step and detect one image, another row first each time, so that a busy
     moment of the machine meets all of them.
     """
-    data = next(one for one in study.data if one.is_given)
-    file = folder / "costs.json"
-    names = [row.name for row in study.rows]
-    of = _fingerprint(study, data, device)
-    known = _read(file, of)
-    if [cost.row for cost in known] == [*names, _again(study)]:
+    known = _known(study, folder, device)
+    if known:
         return known
+    data = _measured_data(study)
     _log.info("measuring what the rows cost: %d rounds on %s", study.cost_rounds, data.name)
     candidates = [_Candidate(*pair, device) for pair in _models(study, data, folder)]
     config = candidates[0].config
@@ -189,7 +181,8 @@ def costs(study: Study, folder: Path, *, device: str) -> list[Cost]:
                 threads=torch.get_num_threads(),
             )
         )
-    write_whole(file, json.dumps({"of": of, "rows": [asdict(cost) for cost in found]}, indent=1))
+    of = _fingerprint(study, data, device)
+    write_whole(folder / FILE, json.dumps({"of": of, "rows": [asdict(cost) for cost in found]}, indent=1))
     return found
 
 
@@ -204,6 +197,14 @@ def read_costs(path: str | Path) -> list[Cost]:
 
     with open(path, newline="") as file:
         return [Cost(**{name: value(name, text) for name, text in row.items()}) for row in csv.DictReader(file)]
+
+
+def put_aside(folder: Path, studies: Iterable[Study], *, device: str) -> None:
+    """Without a measurement: a ``costs.csv`` that is of none of these studies gets a name that says so."""
+    table = folder / "costs.csv"
+    if table.is_file() and not any(_known(study, folder, device) for study in studies):
+        earlier = table.replace(table.with_name("costs.earlier.csv"))
+        _log.warning("%s is of other rows, settings or another device: it is %s now", table, earlier.name)
 
 
 def _again(study: Study) -> str:
@@ -222,6 +223,17 @@ def _fingerprint(study: Study, data: DataSet, device: str) -> str:
     rows = [settings_of(study, Run(row, data, study.seeds[0])) for row in study.rows]
     under = (study.compare, study.cost_rounds, data.name, _name(device), torch.get_num_threads())
     return hashlib.sha256(json.dumps([rows, under]).encode()).hexdigest()
+
+
+def _measured_data(study: Study) -> DataSet:
+    return next(one for one in study.data if one.is_given)
+
+
+def _known(study: Study, folder: Path, device: str) -> list[Cost]:
+    """What an earlier call measured of this study; nothing where it did not, or not all of it."""
+    found = _read(folder / FILE, _fingerprint(study, _measured_data(study), device))
+    names = [*(row.name for row in study.rows), _again(study)]
+    return found if [cost.row for cost in found] == names else []
 
 
 def _read(file: Path, of: str) -> list[Cost]:
@@ -253,22 +265,8 @@ def _ratio(times: list[float], against: list[float]) -> tuple[float, float, floa
 
 
 def _saved_bytes(one: _Candidate, batch: Batch) -> int:
-    """Whole storages count, each once; those of parameters and of the batch are there anyway."""
-    there: set[int] = {tensor.untyped_storage().data_ptr() for tensor in one.model.state_dict().values()}
-    there.add(batch.images.untyped_storage().data_ptr())
-    seen: dict[int, int] = {}
-    kept: list[Any] = []  # no address is given out twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in there:
-            seen[storage.data_ptr()] = storage.nbytes()
-            kept.append(storage)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        one.loss(batch)
-    return sum(seen.values())
+    there = (one.model.state_dict(), batch.images, batch.boxes, batch.labels)
+    return saved_bytes(lambda: one.loss(batch), there)
 
 
 def _peak_bytes(one: _Candidate, batch: Batch) -> int | None:

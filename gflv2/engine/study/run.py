@@ -43,6 +43,8 @@ FACTS = (
 )  # fmt: skip
 """What else is written down of it."""
 
+_MARK = "generated.json"  # beside a generated data set: what it was made of
+
 # Settings that change how long a run takes, but not what comes out.
 _WITHOUT_EFFECT = {
     "name": None,
@@ -151,16 +153,14 @@ def data_paths(data: DataSet, folder: Path) -> dict[str, Any]:
     """Where a data set lies; a generated one is made where it is missing."""
     if data.generate is None:
         return {name: getattr(data, name) for name in ("train", "val", "train_images", "val_images")}
-    place = folder / "data" / folder_name(data.name)
+    place = _generated_place(data, folder)
     place.mkdir(parents=True, exist_ok=True)
-    mark, wanted = place / "generated.json", dict(data.generate)
-    while not (mark.is_file() and json.loads(mark.read_text()) == wanted):
+    while not is_generated(data, folder):
         try:
             with held(place):
-                mark.unlink(missing_ok=True)
                 _log.info("generating the data set %s in %s", data.name, place)
-                shapes.generate(place, **wanted)
-                write_whole(mark, json.dumps(wanted))
+                shapes.generate(place, **data.generate)
+                write_whole(place / _MARK, json.dumps(dict(data.generate)))
         except FileExistsError:
             time.sleep(0.5)  # another process makes it
     return {
@@ -169,6 +169,33 @@ def data_paths(data: DataSet, folder: Path) -> dict[str, Any]:
         "train_images": str(place / "train"),
         "val_images": str(place / "val"),
     }
+
+
+def is_generated(data: DataSet, folder: Path) -> bool:
+    """Whether a data set that is to be generated is there already.
+
+    Raises:
+        ValueError: one of that name and other settings is, which runs in this folder were trained on.
+    """
+    if data.generate is None:
+        return False
+    mark, wanted = _generated_place(data, folder) / _MARK, dict(data.generate)
+    if not mark.is_file():
+        return False
+    try:
+        there = json.loads(mark.read_text())
+    except ValueError:
+        there = "a broken record"
+    if there != wanted:
+        raise ValueError(
+            f"study: {mark.parent}: expected the data set {data.name!r} of {shown(wanted)}, found "
+            f"{shown(there)}; take another output, or remove this folder to generate it anew"
+        )
+    return True
+
+
+def _generated_place(data: DataSet, folder: Path) -> Path:
+    return folder / "data" / folder_name(data.name)
 
 
 def validation_set(config: Config, paths: Mapping[str, Any]) -> CocoDetection:

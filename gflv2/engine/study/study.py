@@ -19,10 +19,10 @@ import torch
 
 from gflv2 import checkpoint
 from gflv2.engine.interruption import Interrupted, Signals
-from gflv2.engine.study.cost import Cost, costs
+from gflv2.engine.study.cost import Cost, costs, put_aside
 from gflv2.engine.study.plan import Run, Study, read_study
 from gflv2.engine.study.plot import draw
-from gflv2.engine.study.run import read_result, run_once
+from gflv2.engine.study.run import is_generated, read_result, run_once
 from gflv2.engine.study.table import Summary, costs_csv, markdown, raw_csv, summarise, summary_csv
 from gflv2.files import write_whole
 
@@ -144,7 +144,7 @@ def study(
     if not todo:
         names = ", ".join(one.name for one in absent)
         raise ValueError(f"data: {plan.source} has files for none of its data sets; expected some for {names}")
-    _check_files(plan, todo)
+    _check_files(plan, todo, folder)
     left = sum(read_result(plan, run, folder) is None for run in todo)
     _log.info("study %s: %d runs, %d of them complete; writing to %s", plan.name, len(todo), len(todo) - left, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,6 +163,8 @@ def study(
     if cost and plan.cost_rounds and not missing and plan.compare in [row.name for row in plan.rows]:
         measured = costs(plan, folder, device=places[0])
         write_whole(folder / "costs.csv", costs_csv(measured))
+    else:
+        put_aside(folder, (plan, whole), device=places[0])
     result = StudyResult(whole, folder, found, summarise(whole, found), measured, missing)
     write_whole(folder / "runs.csv", raw_csv(found))
     write_whole(folder / "summary.csv", summary_csv(result.summary))
@@ -174,10 +176,11 @@ def study(
     return result
 
 
-def _check_files(plan: Study, todo: Sequence[Run]) -> None:
+def _check_files(plan: Study, todo: Sequence[Run], folder: Path) -> None:
     """Data and teachers are there: what the last of many runs needs is missed before the first one."""
     for data in dict.fromkeys(run.data.name for run in todo):
         one = next(one for one in plan.data if one.name == data)
+        is_generated(one, folder)  # raises where the folder holds another one
         for name in ("train", "val", "train_images", "val_images"):
             path = getattr(one, name)
             if path is not None and not Path(path).exists():
