@@ -1,7 +1,8 @@
 """Host time of the operations: what Python and the bindings take before a kernel runs.
 
     python -m benchmarks.host                      # this checkout
-    python -m benchmarks.host --against 458407d    # beside another commit, in one process, in turns
+    # Beside another commit, in one process, in turns. The library is the one that was built from that commit.
+    python -m benchmarks.host --against 458407d --library build/458407d/_native.so
 
 On a GPU a kernel takes microseconds, so that an eager call is as fast as its host side. It is measured in three ways. A
 stub, which does nothing, takes the place of the native library, once on the way of a CPU and once on that of a GPU. The
@@ -78,6 +79,11 @@ class Package:
                 yield
         finally:
             self.loading._load, self.loading._emulation = before
+
+
+def is_commit(name: str) -> bool:
+    command = ["git", "rev-parse", "--quiet", "--verify", "--end-of-options", f"{name}^{{commit}}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
 
 
 def before(commit: str, folder: Path) -> str:
@@ -232,6 +238,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cells", type=int, default=32, help="cells a side of the largest map (default: 32)")
     parser.add_argument("--output", type=Path, metavar="CSV", help="also write the table there")
     options = parser.parse_args(arguments)
+    if (options.against is None) != (options.library is None):
+        given, absent = ("--against", "--library") if options.library is None else ("--library", "--against")
+        parser.error(f"{given}: expected {absent} with it: a commit, and the native library that was built from it")
+    if options.library is not None and not Path(options.library).is_file():
+        parser.error(f"--library: no such file: {options.library}")
+    if options.against is not None and not is_commit(options.against):
+        parser.error(f"--against: expected a commit of this repository, got {options.against!r}")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         packages = [Package("gflv2")]
