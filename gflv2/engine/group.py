@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -22,6 +24,23 @@ _LOOK = 1.0  # seconds between two looks at the first process
 
 class GroupError(RuntimeError):
     """The processes of a run did not come together."""
+
+
+@contextlib.contextmanager
+def said_by_the_first(rank: int) -> Iterator[contextlib.ExitStack]:
+    """While a run is set up, which every process of it does alike, the first one alone says what all would.
+
+    Errors are raised in every process. From ``close()`` of what it gives on, each process speaks for itself again: its
+    batches are its own.
+    """
+    with contextlib.ExitStack() as stack:
+        if rank:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            log = logging.getLogger("gflv2")
+            stack.callback(log.setLevel, log.level)
+            log.setLevel(logging.ERROR)
+        yield stack
 
 
 def bound_start(trainer: Any, seconds: float) -> None:

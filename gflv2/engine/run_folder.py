@@ -203,8 +203,11 @@ def find_resume_point(resume: str | Path) -> ResumePoint:
             if file.parent != other.parent:
                 raise
             raise files.CheckpointError(f"{error} The newest whole checkpoint of the run is {str(other)!r}.") from error
-        _log.warning("%s", error)
-        _log.warning("continuing from the newest whole checkpoint instead: %s, iteration %d", other, point.iteration)
+        if process_rank() == 0:  # all processes of the run find the same
+            _log.warning("%s", error)
+            _log.warning(
+                "continuing from the newest whole checkpoint instead: %s, iteration %d", other, point.iteration
+            )
         return point
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -36,7 +37,7 @@ from gflv2.data.checking import quick_notes
 from gflv2.engine.callbacks import AverageWeights, EpochLines, ProgressBar, StopAtNonFiniteLoss, StopEarly
 from gflv2.engine.checkpoints import RunCheckpoints, WholeFiles, place_in_run
 from gflv2.engine.evaluate import CocoEvaluator
-from gflv2.engine.group import bound_start, ended_together
+from gflv2.engine.group import bound_start, ended_together, said_by_the_first
 from gflv2.engine.interruption import Interrupted, Signals, Stop
 from gflv2.engine.lightning_module import DetectorModule
 from gflv2.engine.run_folder import (
@@ -174,6 +175,7 @@ def train(
     with (
         _quiet_lightning(progress),
         claimed(config, output, point.folder if point is not None else None, overwrite) as folder,
+        said_by_the_first(process_rank()) as set_up,
     ):
         lightning.seed_everything(config.train.seed)
         model = SingleStageDetector(
@@ -250,6 +252,7 @@ def train(
         model.train()
         if config.train.channels_last:
             model.to(memory_format=torch.channels_last)
+        set_up.close()
         try:
             try:
                 with signals, ended_together(trainer):
@@ -553,6 +556,8 @@ def _quiet_lightning(progress: bool) -> Iterator[None]:
         with warnings.catch_warnings():
             for pattern in _IGNORED_WARNINGS:
                 warnings.filterwarnings("ignore", message=pattern)
+            if int(os.environ.get("LOCAL_RANK", "0")):  # the processes of a machine share the library, and one says it
+                warnings.filterwarnings("ignore", message="gflv2: .* runs in plain PyTorch", category=RuntimeWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -14,6 +14,7 @@ import socket
 import tempfile
 import threading
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +23,15 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
-from gflv2 import cli
+from gflv2 import checkpoint, cli
+from gflv2.config import load_config
 from gflv2.data import shapes
 from gflv2.engine import group
 from gflv2.engine.callbacks import StopEarly
 from gflv2.engine.group import GroupError, ended_together
 from gflv2.engine.train import _quiet_lightning, train
+from gflv2.models.detector import SingleStageDetector
+from gflv2.ops import backends
 from tests.engine.test_train import TINY
 
 FORK = multiprocessing.get_context("fork")
@@ -277,13 +281,18 @@ def test_after_an_error_those_that_were_started_end(monkeypatch) -> None:
 
 
 def test_what_all_processes_would_say_the_first_says(monkeypatch, capsys, caplog) -> None:
-    said = []
+    said, warned = [], []
     for rank in ("0", "1"):
         monkeypatch.setenv("LOCAL_RANK", rank)
-        with cli._log_on_stderr(), _quiet_lightning(True):
+        with warnings.catch_warnings(record=True) as caught, cli._log_on_stderr(), _quiet_lightning(True):
             logging.getLogger("gflv2").info("from here on")
             logging.getLogger("gflv2").warning("beware")
+            monkeypatch.setattr(backends, "_warned", False)
+            monkeypatch.setattr(backends, "unavailable", lambda *_: "the library is not there")
+            backends._tell_fallback("dfl", SimpleNamespace(device=torch.device("cpu")))
+        warned.append(len(caught))
         said.append(capsys.readouterr().err)
+    assert warned == [1, 0]
     assert said == ["from here on\nbeware\n", "beware\n"]
     # Under several machines each has a process 0, and one of them is the first of all.
     caplog.set_level(logging.INFO, "gflv2")
@@ -294,3 +303,31 @@ def test_what_all_processes_would_say_the_first_says(monkeypatch, capsys, caplog
         caplog.clear()
         stop.on_validation_end(SimpleNamespace(is_global_zero=first, current_epoch=0, max_epochs=3), None)
         assert ("stopped early after epoch 1 of 3" in caplog.text) == first
+
+
+def start_from(data, output: Path, weights: Path, *, devices: int) -> dict[str, Any]:
+    """What a process says of weights that have other classes than the data; the run itself is the other tests'."""
+    lines, log = Lines(), logging.getLogger("gflv2")
+    log.addHandler(lines)
+    options = {"config": CONFIG, "train_data": data.train, "output": output, "accelerator": "cpu", "devices": devices}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(**options, weights=weights, max_steps=1, callbacks=[SpeaksInTraining()])
+    return {"warnings": [str(one.message) for one in caught], "lines": lines.lines}
+
+
+class SpeaksInTraining(Callback):
+    def on_train_start(self, trainer, pl_module) -> None:
+        logging.getLogger("gflv2").warning("of process %d alone", trainer.global_rank)
+
+
+def test_what_all_find_while_a_run_is_set_up_the_first_says(data, tmp_path) -> None:
+    """Classes that do not fit, once and not from every process; afterwards each speaks for itself."""
+    weights = tmp_path / "weights.pt"
+    config = load_config(CONFIG, {"model.num_classes": 3})
+    checkpoint.save(SingleStageDetector(config, class_names=["a", "b", "c"], pretrained=False), weights)
+    answers = together(start_from, data, tmp_path / "run", weights)
+    said = [[text for text in answers[rank]["warnings"] if "classes" in text] for rank in (0, 1)]
+    assert len(said[0]) == 1 and "has 3 classes, the model 5" in said[0][0] and said[1] == []
+    for rank in (0, 1):
+        assert f"of process {rank} alone" in answers[rank]["lines"]
