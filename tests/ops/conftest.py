@@ -1,5 +1,5 @@
 """Under Triton's interpreter only the tests of the ``triton`` backend run, under ``GFLV2_TEST_BACKENDS`` those of the
-backends that it names; the emulation and further instruction sets get fewer examples: see ``under_test``."""
+backends that it names; the reference, the emulation and further instruction sets get fewer examples: ``under_test``."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     """A parameter cannot change a decorator, so the settings of the function are changed for the time of the call."""
     function = getattr(pyfuncitem.obj, "__func__", pyfuncitem.obj)
     backend = _backend(pyfuncitem)
-    slower = backend == "simt" or getattr(backend, "instruction_set", None) is not None
-    if not slower or not is_hypothesis_test(function):
+    fewer = backend in ("reference", "simt") or getattr(backend, "instruction_set", None) is not None
+    if not fewer or not is_hypothesis_test(function):
         return (yield)
     before = function._hypothesis_internal_use_settings
     examples = min(before.max_examples, EMULATED_EXAMPLES)

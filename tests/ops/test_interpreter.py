@@ -24,22 +24,27 @@ def test_kernels_on_a_gpu() -> None:
     assert {"cuda", "triton"} <= set(backends_of("integral"))
 
 
-# One process a file, so that they share the cores of a machine (pytest -n).
 # About the backends, not on them; by hand: of kernels that do not know the dtypes of their arguments, as Triton's do.
 OTHERS = (Path(__file__).name, "test_instruction_sets.py", "test_by_hand.py")
 FILES = sorted(path.name for path in HERE.glob("test_*.py") if path.name not in OTHERS and USE in path.read_text())
+# Several processes share the cores of a machine (pytest -n); few, since each imports and collects for four seconds.
+GROUPS = [FILES[first::6] for first in range(6)]
+
+
+def test_every_file_is_in_one_group() -> None:
+    assert sorted(file for group in GROUPS for file in group) == FILES and all(GROUPS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", FILES)
-def test_triton_kernels_under_the_interpreter(file: str) -> None:
+@pytest.mark.parametrize("files", GROUPS, ids=lambda files: "-".join(name[5:-3] for name in files))
+def test_triton_kernels_under_the_interpreter(files: list[str]) -> None:
     """In a process of its own: Triton chooses interpreter or compiler when a kernel is decorated."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed on this platform")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "GFLV2_BACKEND": "", "OMP_NUM_THREADS": "1"}
     # Warnings in the child are the parent's too: its other backends give the same ones.
     wrong, output = run_tests(
-        [str(HERE / file), "-q", "-rfEs", "--no-header", "-W", "ignore"], environment, timeout=1800
+        [*(str(HERE / file) for file in files), "-q", "-rfEs", "--no-header", "-W", "ignore"], environment, timeout=3600
     )
     # Exit status 5, nothing collected, is a failure here.
     if wrong:

@@ -29,7 +29,8 @@ from tests.simt.building import emulation_expected, provide_emulation
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 # Examples that a hypothesis test draws. The interpreter takes about a second for one.
 EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "25" if INTERPRETED else "200"))
-# The same on simt, where the emulation is slower than a kernel, and on further instruction sets.
+# The same on simt, where the emulation is slower than a kernel, on further instruction sets, and on the reference,
+# which every example of a kernel computes as well.
 EMULATED_EXAMPLES = int(os.environ.get("GFLV2_TEST_EXAMPLES", "25"))
 
 
