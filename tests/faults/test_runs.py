@@ -290,8 +290,10 @@ def test_a_failure_while_training_is_status_1() -> None:
 # ---- signals ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143)])
-@pytest.mark.parametrize("where", ["step", "last step", "validation"])
+# One handler takes both signals. What is saved at the last step of an epoch goes on in the test of two parts above.
+@pytest.mark.parametrize(
+    "name, code, where", [("SIGTERM", 143, "step"), ("SIGINT", 130, "last step"), ("SIGTERM", 143, "validation")]
+)
 def test_a_signal_saves_and_says_how_to_go_on(data, whole, tmp_path, name, code, where) -> None:
     def send(*_) -> None:
         os.kill(os.getpid(), getattr(signal, name))
