@@ -1,6 +1,7 @@
 """mmdet 3.3: GFL, ATSS and RTMDet with and without ``accelerate()``; and GFLV2Head, which mmdet has no counterpart for.
 
-The detectors are mmdet's own configurations, with a smaller backbone where the case says so.
+The detectors are mmdet's own configurations, with a smaller backbone where the case says so. Of LD it is the student's
+head alone: GFL's, with a teacher's box logits.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _CHANNELS = {18: [64, 128, 256, 512], 50: [256, 512, 1024, 2048]}
 
 
 def detector(case: Case, device: torch.device, *, accelerated: bool, head: str | None = None) -> nn.Module:
-    """A detector in training mode, named as gfl_r18_fpn or rtmdet_tiny, with seeded weights."""
+    """A detector in training mode, named as gfl_r18_fpn, ld_r18_fpn or rtmdet_tiny, with seeded weights."""
     peers.mmdet.load()
     ours = importlib.import_module("gflv2.integrations.mmdet")
     importlib.import_module("mmengine.registry").init_default_scope("mmdet")
@@ -48,6 +49,13 @@ def _config(name: str) -> Any:
     read = importlib.import_module("mmengine.config").Config.fromfile
     if kind == "rtmdet":
         config = read(folder / f"{name}_8xb32-300e_coco.py").model
+        config.backbone.init_cfg = None
+        return config
+    if kind == "ld":
+        config = read(folder / "ld_r18-gflv1-r101_fpn_1x_coco.py").model
+        config.type = "GFL"  # without the teacher, whose weights would be downloaded
+        for name in ("teacher_config", "teacher_ckpt"):
+            del config[name]
         config.backbone.init_cfg = None
         return config
     config = read(folder / f"{kind}_r50_fpn_1x_coco.py").model
@@ -133,7 +141,7 @@ class Head(Integration):
         case = Case(model="gfl_r18_fpn", batch=16 if device.type == "cuda" else 2)
         step = case.but(size=(320, 320))
         dense = step.but(model="rtmdet_tiny", size=(640, 640))
-        others = [step, step.but(model="rtmdet_tiny"), dense, dense.but(boxes=100)]
+        others = [step, step.but(model="ld_r18_fpn"), step.but(model="rtmdet_tiny"), dense, dense.but(boxes=100)]
         return [case, case.but(boxes=100), *others]
 
     def tiny(self) -> Case:
@@ -146,7 +154,10 @@ class Head(Integration):
             return Inputs((*levels, *truth(case, device, seed)), {}, leaf([*levels[0], *levels[1]]))
         head = inputs.head(case, device, seed)
         logits = [*head.class_logits, *head.box_logits]
-        return Inputs((head.class_logits, head.box_logits, *truth(case, device, seed)), {}, logits)
+        teacher = []
+        if case.model.startswith("ld"):
+            teacher = [[level.detach() for level in inputs.head(case, device, seed + 1).box_logits]]
+        return Inputs((head.class_logits, head.box_logits, *truth(case, device, seed), *teacher), {}, logits)
 
     def plain(self, case: Case, device: torch.device) -> Callable[..., Tensor]:
         return _head(detector(case, device, accelerated=False))

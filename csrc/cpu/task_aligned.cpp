@@ -1,7 +1,8 @@
 // `task_aligned` on a CPU. The arithmetic is gflv2/task_aligned.hpp's, with one point (or one box) in each lane.
 //
 //   1. Points lie in spans of 64. Of each span, the box around its points: a box that misses it has no point in it.
-//      (Where any point may be a candidate, the box around the points' predicted boxes: those that miss overlap by 0.)
+//      (Where any point may be a candidate, the box around the points' predicted boxes: those that miss overlap by 0.
+//      With beta 0 they count all the same: then every point is looked at.)
 //   2. Boxes find their candidates, some boxes a task, while other tasks fill the outputs with "background". Points
 //      that are inside are gathered before anything of theirs is read, and scores are read of those alone that overlap.
 //   3. What the boxes chose is written, box after box; of several the highest overlap wins, then the lower box.
@@ -11,6 +12,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "cpu/kernels.hpp"
@@ -95,7 +97,7 @@ struct Task {
 class Assignment {
 public:
     Assignment(const TaskAlignedArguments& a, int threads)
-        : a_(a), alpha_(exponent_of(a.alpha)), beta_(exponent_of(a.beta)), threads_(threads),
+        : a_(a), alpha_(exponent_of(a.alpha)), beta_(exponent_of(a.beta)), apart_(beta_.whole == 0), threads_(threads),
           positions_x_(padded_points()), positions_y_(padded_points()),
           spans_(a.inside ? 1 : a.batch, Corners(span_count())), boxes_(a.total_boxes), limits_(a.total_boxes),
           angles_(a.total_boxes + width), positives_(a.batch), exists_(a.batch) {}
@@ -131,7 +133,7 @@ private:
             frame_spans(spans_[0], [&](std::int64_t p) {
                 return TaskBox<float>{positions_x_[p], positions_y_[p], positions_x_[p], positions_y_[p]};
             });
-        } else {
+        } else if (!apart_) {
             parallel_for(a_.batch, threads_, [&](std::int64_t image) {
                 frame_spans(spans_[image], [&](std::int64_t p) { return task_box(pred(image, p)); });
             });
@@ -228,6 +230,10 @@ private:
 
     // The points that may be candidates of box `at`, in their order.
     std::int64_t gather_near(std::int64_t image, std::int64_t at, std::int32_t* near) const {
+        if (apart_ && !a_.inside) {
+            std::iota(near, near + a_.points, 0);
+            return a_.points;
+        }
         const TaskBox<Floats> limits = spread(limits_.one(at)), box = spread(boxes_.one(at));
         const TaskBox<Floats>& reach = a_.inside ? limits : box;
         const Corners& frames = spans_[a_.inside ? 0 : image];
@@ -280,7 +286,8 @@ private:
         }
         const TaskBox<Floats> boxes{load(sides[0]), load(sides[1]), load(sides[2]), load(sides[3])};
         const TaskOverlap<Floats> shared = task_overlap(a_.ciou, boxes, spread(boxes_.one(at)), splat(angles_[at]));
-        std::uint32_t bits = lane_bits(shared.value > Floats{}) & (~0u >> (32 - count));
+        const auto weighed = apart_ ? shared.counts : shared.value > Floats{};
+        std::uint32_t bits = lane_bits(weighed) & (~0u >> (32 - count));
         if (!bits) return;
         std::memset(scores, 0, sizeof scores);
         for (std::uint32_t rest = bits; rest; rest &= rest - 1) {
@@ -444,6 +451,7 @@ private:
 
     const TaskAlignedArguments& a_;
     const Exponent alpha_, beta_;
+    const bool apart_;  // beta is 0: a pair that does not overlap has a metric, too
     int threads_;
     std::vector<float> positions_x_, positions_y_;  // to the end of the last span
     std::vector<Corners> spans_;                    // the frames; where any point is a candidate, of each image

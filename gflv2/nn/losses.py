@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -135,16 +136,10 @@ class DistributionFocalLoss(_PairLoss):
         return dfl(pred, target, **options)
 
 
-class GIoULoss(_PairLoss):
-    """1 − GIoU (arXiv 1902.09630) of N pairs of boxes.
+class BoxLoss(_PairLoss):
+    """An operation over N pairs of boxes as a loss of mmdet's kind: one with an ``eps``, and weights of sides."""
 
-    ``pred``, ``target``: (N, 4) boxes (x1, y1, x2, y2). ``weight``: (N,), or (N, 4), whose mean over the sides counts.
-    (For weights that are all 0 mmdet asks the device, and returns a 0-d 0 also for "none".)
-
-    Args:
-        eps: least area of union and enclosing box, in the square of the boxes' unit.
-        reduction: "none", "mean" or "sum". loss_weight: factor of the result.
-    """
+    operation: Callable[..., Tensor]
 
     def __init__(self, eps: float = 1e-6, reduction: str = "mean", loss_weight: float = 1.0) -> None:
         super().__init__(reduction, loss_weight)
@@ -156,7 +151,21 @@ class GIoULoss(_PairLoss):
             if weight.shape != pred.shape:
                 bad_value("weight", f"shape ({len(pred)},) or {tuple(pred.shape)}", weight)
             weight = weight.mean(1)
-        return giou(pred, target, eps=self.eps, weight=weight, **options)
+        return self.operation(pred, target, eps=self.eps, weight=weight, **options)
+
+
+class GIoULoss(BoxLoss):
+    """1 − GIoU (arXiv 1902.09630) of N pairs of boxes.
+
+    ``pred``, ``target``: (N, 4) boxes (x1, y1, x2, y2). ``weight``: (N,), or (N, 4), whose mean over the sides counts.
+    (For weights that are all 0 mmdet asks the device, and returns a 0-d 0 also for "none".)
+
+    Args:
+        eps: least area of union and enclosing box, in the square of the boxes' unit.
+        reduction: "none", "mean" or "sum". loss_weight: factor of the result.
+    """
+
+    operation = staticmethod(giou)
 
 
 class KnowledgeDistillationKLDivLoss(_PairLoss):

@@ -37,7 +37,8 @@ def ciou(
       −1, which counts only for boxes with x2 < x1 or y2 < y1.
 
     Args:
-        pred: (N, 4) boxes (x1, y1, x2, y2), any unit, any strides. float32, float16, bfloat16 or float64.
+        pred: (N, 4) boxes (x1, y1, x2, y2), any unit, any strides. float32, float16, bfloat16 or float64. Coordinates
+            to ±1e18: of larger ones areas leave the range of float32, and nothing is said of the numbers.
         target: (N, 4) boxes in the same unit.
         weight: (N,) factor of each pair.
         avg_factor: with "mean", what the sum is divided by instead of N: a number or a 0-d tensor.

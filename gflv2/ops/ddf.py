@@ -36,7 +36,7 @@ def ddf(
         weight: (N,) w, a constant.
         temperature: T > 0; the default is D-FINE's.
         balance: a and b, numbers or 0-d tensors, where they are not those of this call: D-FINE takes those of another
-            one for its denoising queries.
+            one for its denoising queries. With two zeros the loss is 0.
 
     Returns:
         0-d; float32 (float64 for float64 logits); 0 for no rows. Differentiable in ``logits`` only, once. Nothing waits

@@ -28,7 +28,8 @@ def giou(
     """1 − GIoU, GIoU = I/U − (E − U)/E, with intersection I, union U = max(U, eps) and enclosing box E = max(E, eps).
 
     Args:
-        pred: (N, 4) boxes (x1, y1, x2, y2), any unit, any strides. float32, float16, bfloat16 or float64.
+        pred: (N, 4) boxes (x1, y1, x2, y2), any unit, any strides. float32, float16, bfloat16 or float64. Coordinates
+            to ±1e18: of larger ones areas leave the range of float32, and nothing is said of the numbers.
         target: (N, 4) boxes in the same unit.
         weight: (N,) factor of each pair.
         avg_factor: with "mean", what the sum is divided by instead of N: a number or a 0-d tensor.

@@ -66,7 +66,7 @@ def task_aligned(
         gt_labels: B tensors (G_i,), or (B, G); integers. A box with a label outside [0, C) has no points.
         counts: (B,) integers, number of boxes in each row of padded boxes; None: all of them.
         topk: candidates of a box.
-        alpha, beta: exponents, ≥ 0. 0.5 and whole numbers are the fast ones; on the CPU a beta of 0 is the slow one.
+        alpha, beta: exponents, ≥ 0. 0.5 and whole numbers are the fast ones.
         overlap: "ciou" (complete IoU, not below 0) or "iou".
         candidates: "inside": the ``topk`` highest of the points inside the box. "all": of all points, of which those
             inside remain.
@@ -166,7 +166,7 @@ def _describe(
     check_choice(zeros, "zeros", (True, False))
     check_choice(normalize, "normalize", (True, False))
     simple = reference.is_simple(alpha) and reference.is_simple(beta)
-    facts = {"topk": max(topk, final_topk or 1), "exponents": simple, "beta": beta}
+    facts = {"topk": max(topk, final_topk or 1), "exponents": simple}
     return backends.Call(device, torch.float32, facts)
 
 
@@ -181,11 +181,6 @@ def _refusal(backend: str) -> Callable[[backends.Call], str | None]:
     return refuse
 
 
-def _refuse_on_cpu(call: backends.Call) -> str | None:
-    # Its search leaves out the pairs without an overlap, whose metric then is not 0.
-    return "beta is 0" if call.facts["beta"] == 0 else None
-
-
 def _new_results(scores: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     size = scores.shape[:2]
     index = scores.new_empty(size, dtype=torch.int64)
@@ -197,7 +192,7 @@ def _new_results(scores: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
 _task_aligned = Operation(
     "task_aligned",
     describe=_describe,
-    refusals={"cuda": _refusal("cuda"), "triton": _refusal("triton"), "cpu": _refuse_on_cpu, "reference": None},
+    refusals={"cuda": _refusal("cuda"), "triton": _refusal("triton"), "cpu": None, "reference": None},
     tensors="Tensor scores, Tensor boxes, Tensor points, Tensor[] gt_boxes, Tensor[] gt_labels, Tensor? counts",
     settings="int topk, float alpha, float beta, bool ciou, bool inside, float margin, float min_side, bool zeros, "
     "bool containing, int final_topk, bool normalize, float eps",

@@ -16,6 +16,7 @@ from gflv2.ops.ciou import CONVENTIONS
 from gflv2.ops.implementation import implementation
 from gflv2.ops.reduction import Reduction
 from gflv2.ops.reference import ciou as reference
+from tests.ops import giou_cases
 from tests.ops.ciou_cases import Case, magnitudes
 from tests.ops.giou_cases import LAYOUTS, RELATIONS
 from tests.ops.memory import assert_written, guarded
@@ -110,6 +111,20 @@ class TestParity:
             for name in right:
                 assert torch.equal(found[name].cpu()[others], right[name].cpu()[others])
             assert found["output"][40].isnan()
+
+    @pytest.mark.parametrize("loss", [*CONVENTIONS, "giou"])
+    def test_the_largest_coordinates(self, loss: str, backend: str) -> None:
+        """Of boxes to ±1e18 loss and gradients are those of float64."""
+        function, case = (giou, giou_cases.Case()) if loss == "giou" else (ciou, Case(convention=loss))
+        call = case.but(relation="near", rows=60, reduced=Reduced(False, None, "none")).call()
+        call = call.map(lambda boxes: boxes * 5e16)
+        with running(backend) as device:
+            found = results(function, call.to(device))
+        with running("reference"):
+            wanted = results(function, call.converted(torch.float64))
+        for name, value in wanted.items():
+            size = float(value.abs().max())
+            assert size > 0 and float((found[name].cpu() - value).abs().max()) < 1e-5 * size, name
 
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())

@@ -63,6 +63,14 @@ class TestParity:
         wanted = plain(*call.tensors.values(), **call.keywords, balance=tuple(map(float, balance)))
         torch.testing.assert_close(found.cpu(), wanted, rtol=1e-5, atol=0)
 
+    @pytest.mark.parametrize("balance", [(0, 0), (torch.tensor(0.0), torch.tensor(0.0))], ids=str)
+    def test_a_balance_of_nothing(self, balance: tuple, backend: str) -> None:
+        """The call that D-FINE takes it from had no rows: no loss, and a gradient of zeros, not 0 / 0."""
+        with running(backend) as device:
+            call = make(balance=tuple(part.to(device) if isinstance(part, Tensor) else part for part in balance))
+            found = results(ddf, call.to(device))
+        assert float(found["output"]) == 0 and not found["grad of logits"].any()
+
     def test_its_own_teacher(self, backend: str) -> None:
         """No loss, and no gradient beyond rounding: nothing has to compare the two before."""
         with running(backend) as device:

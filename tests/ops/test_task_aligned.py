@@ -93,16 +93,24 @@ class TestParity:
         assert not none.index.any()
         assert_same(found, reference.task_aligned(**{k: _to_cpu(v) for k, v in inputs.items()}))
 
-    @pytest.mark.parametrize("candidates", ["inside", "all"])
-    def test_overlap_without_a_say(self, candidates: str, backend: str) -> None:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("options", [ULTRALYTICS, MMDET], ids=["ultralytics", "mmdet"])
+    @pytest.mark.parametrize("exponents", few([(0.5, 0), (0, 6), (0, 0)]), ids=str)
+    def test_a_factor_without_a_say(
+        self, exponents: tuple[float, float], options: dict, kind: str, backend: str
+    ) -> None:
         """With beta 0 a pair that does not overlap has a metric, too: 0 to the power of 0 is 1."""
-        case = Case(counts=(5, 3), options={**ULTRALYTICS, "beta": 0, "candidates": candidates})
-        device = running(backend)
-        if backend.startswith("cpu"):
-            with device, pytest.raises(BackendError, match="beta is 0"):
-                task_aligned(**case.inputs())
-            return
-        check(case, backend)
+        alpha, beta = exponents
+        check(Case(kind=kind, counts=(5, 3), options={**options, "alpha": alpha, "beta": beta}), backend)
+
+    def test_boxes_far_from_every_prediction(self, backend: str) -> None:
+        """With beta 0 the highest score of any point around a box counts, wherever the point's own box lies."""
+        with running(backend) as device:
+            inputs = Case(counts=(3,), options={**MMDET, "beta": 0}).inputs(device)
+            inputs["boxes"] = inputs["boxes"] + 1000
+            found = task_aligned(**inputs)
+        assert (found.index > 0).any() and not found.iou.any()
+        assert_same(found, reference.task_aligned(**{k: _to_cpu(v) for k, v in inputs.items()}))
 
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(data=st.data())
@@ -112,7 +120,7 @@ class TestParity:
         options = {
             "topk": one_of(1, 2, 4, 10, 10, 13, 32),
             "alpha": one_of(0.5, 1, 0, 2, *odd),
-            "beta": one_of(6.0, 1, 0.5, 16, *odd),
+            "beta": one_of(6.0, 1, 0.5, 0, 16, *odd),
             "overlap": one_of("ciou", "iou"),
             "candidates": one_of("inside", "all"),
             "margin": one_of(1e-9, 0.0, 0.01, 3.0),

@@ -10,12 +10,12 @@ imported, puts torchvision's in their place (`gflv2.integrations.mmdet.operators
 shell: ``python -m gflv2.integrations.mmdet tools/train.py CONFIG``.
 
 ``accelerate()`` puts this project's QualityFocalLoss, DistributionFocalLoss, FocalLoss, VarifocalLoss, GIoULoss,
-KnowledgeDistillationKLDivLoss (LD), Integral, ATSSAssigner, DynamicSoftLabelAssigner, SimOTAAssigner and
-TaskAlignedAssigner in the place of mmdet's, the fused training losses into GFLHead, and one assignment for the whole
-batch into RTMDetHead and RTMDetSepBNHead, for every model that is built afterwards (or in a model that exists:
-``accelerate(model)``), and returns and logs what was replaced where, and what was not and why; ``restore()`` takes them
-out again. A class that somebody else has registered under one of these names stays. In a configuration, any with these
-types in it, one line does it:
+CIoULoss, KnowledgeDistillationKLDivLoss (LD), Integral, ATSSAssigner, DynamicSoftLabelAssigner, SimOTAAssigner and
+TaskAlignedAssigner in the place of mmdet's, the fused training losses into GFLHead and LDHead, and one assignment for
+the whole batch into RTMDetHead and RTMDetSepBNHead, for every model that is built afterwards (or in a model that
+exists: ``accelerate(model)``), and returns and logs what was replaced where, and what was not and why; ``restore()``
+takes them out again. A class that somebody else has registered under one of these names stays. In a configuration, any
+with these types in it, one line does it:
 
     custom_imports = dict(imports=["gflv2.integrations.mmdet.accelerated"])
 
@@ -26,7 +26,9 @@ mmdet's conventions, which stay as they are:
 * the point of cell (i, j) is (j·stride, i·stride), offset 0; anchors are squares of side 8·stride centred there;
 * target distances are clamped to [0, n − 0.1] by mmdet's box coder before they reach DistributionFocalLoss;
 * labels are 0 … C − 1, and C is the background; IoU and GIoU take max(area, 1e-6), nothing is added;
-* a loss divides by its average factor + 1.2e-7; the box losses of GFLHead are divided by max(Σw, 1).
+* a loss divides by its average factor + 1.2e-7; the box losses of GFLHead are divided by max(Σw, 1), those of LDHead
+  by Σw + 1e-6, and its divergence by 4 alone;
+* CIoU adds eps to the union, the squared diagonal and both heights, and has no shape term where the IoU is at most 1/2.
 
 Where results differ from mmdet's, beyond rounding:
 
@@ -36,15 +38,16 @@ Where results differ from mmdet's, beyond rounding:
 * The dynamic assigners take the lower point of equal costs (mmdet: what topk gives); a point or box that is not finite
   takes no part. Masks (RTMDet-Ins), boxes that are no plain tensors and another IoU calculator go to mmdet's own code.
   TaskAlignedAssigner takes the lower of equal metrics.
-* GFLHead and RTMDet's heads give each loss as one number for all levels (mmdet: one a level). Settings that these do
-  not cover, and heads derived from them, keep mmdet's code around the single losses and assigners; so does a head with
-  a loss, assigner, sampler or integral derived from mmdet's. For more than 65 bins Integral, DistributionFocalLoss and
-  KnowledgeDistillationKLDivLoss are mmdet's own code too, for more than 8 levels ATSSAssigner.
+* GFLHead, LDHead and RTMDet's heads give each loss as one number for all levels (mmdet: one a level). Settings that
+  these do not cover, and heads derived from them, keep mmdet's code around the single losses and assigners; so does a
+  head with a loss, assigner, sampler or integral derived from mmdet's. For more than 65 bins Integral,
+  DistributionFocalLoss and KnowledgeDistillationKLDivLoss are mmdet's own code too, for more than 8 levels
+  ATSSAssigner.
 * FocalLoss and VarifocalLoss of single elements (reduction "none", as in PAA's choice of anchors, probabilities,
-  one-hot targets) are mmdet's own code, and so is VarifocalLoss for a target with several classes a row: that is looked
-  up on the device.
+  one-hot targets of FocalLoss) are mmdet's own code. VarifocalLoss takes a negative score for background.
 * The mean over no rows is 0; mmdet's losses of classes and bins give NaN.
-* GIoULoss for weights that are all 0 and reduction "none": N zeros instead of a single one.
+* GIoULoss and CIoULoss for weights that are all 0 and reduction "none": N zeros instead of a single one. CIoULoss of
+  equal boxes is 0 (mmdet: 0/0 where the IoU rounds to 1).
 * Losses are float32 also for half-precision inputs, and send no gradient into weights and average factors.
 * GFLV2Head divides its box losses by max(Σw, 1e-12), as the authors do (``weight_floor=1.0``: as GFLHead), and keeps
   the ``nms_pre`` best points of a level, not (point, class) pairs. NMS of type "nms" is torchvision's.

@@ -24,62 +24,57 @@ from gflv2.ops import dynamic_soft_label, task_aligned
 from gflv2.ops.dynamic_soft_label import DynamicAssignment
 
 
-class DynamicSoftLabelAssigner(MmdetDynamicSoftLabelAssigner):
+class _ByOperation:
+    """``assign`` of one image: by the operation, or where that does not cover it by mmdet's own code.
+
+    ``by_operation`` of a class gets (1, A, C) scores, (1, A, 4) boxes, (A, 4) priors, the boxes and labels of the one
+    image, each in a list, and mmdet's further arguments.
+    """
+
     def assign(
-        self, pred_instances: Any, gt_instances: Any, gt_instances_ignore: Any = None, **kwargs: Any
+        self, pred_instances: Any, gt_instances: Any, gt_instances_ignore: Any = None, *args: Any, **kwargs: Any
     ) -> AssignResult:
-        """Arguments and result are mmdet's; what the operation does not cover, mmdet does itself."""
+        """Arguments and result are mmdet's."""
         if uncovered(self, gt_instances):
-            return super().assign(pred_instances, gt_instances, gt_instances_ignore, **kwargs)
-        priors, boxes, labels = pred_instances.priors, gt_instances.bboxes, gt_instances.labels
+            return super().assign(pred_instances, gt_instances, gt_instances_ignore, *args, **kwargs)
         scores, predicted = pred_instances.scores[None], pred_instances.bboxes[None]
-        found = assign_batch(self, scores, predicted, priors, [boxes], [labels])
-        return result(found, len(boxes), -INF)
+        truth = [gt_instances.bboxes], [gt_instances.labels]
+        return self.by_operation(scores, predicted, pred_instances.priors, *truth, *args, **kwargs)
 
 
-class SimOTAAssigner(MmdetSimOTAAssigner):
-    def assign(
-        self, pred_instances: Any, gt_instances: Any, gt_instances_ignore: Any = None, **kwargs: Any
-    ) -> AssignResult:
-        """Arguments and result are mmdet's; what the operation does not cover, mmdet does itself."""
-        if uncovered(self, gt_instances):
-            return super().assign(pred_instances, gt_instances, gt_instances_ignore, **kwargs)
-        priors, boxes, labels = pred_instances.priors, gt_instances.bboxes, gt_instances.labels
+class DynamicSoftLabelAssigner(_ByOperation, MmdetDynamicSoftLabelAssigner):
+    def by_operation(self, scores: Any, predicted: Any, priors: Any, boxes: Any, labels: Any, **_: Any) -> AssignResult:
+        return result(assign_batch(self, scores, predicted, priors, boxes, labels), len(boxes[0]), -INF)
+
+
+class SimOTAAssigner(_ByOperation, MmdetSimOTAAssigner):
+    def by_operation(self, scores: Any, predicted: Any, priors: Any, boxes: Any, labels: Any, **_: Any) -> AssignResult:
         found = dynamic_soft_label(
-            pred_instances.scores[None],
-            pred_instances.bboxes[None],
+            scores,
+            predicted,
             priors[:, :2],
             priors[:, 2],
-            [boxes],
-            [labels],
+            boxes,
+            labels,
             topk=self.candidate_topk,
             iou_weight=float(self.iou_weight),
             class_weight=float(self.cls_weight),
             center_radius=float(self.center_radius),
             cost="simota",
         )
-        return result(found, len(boxes), -SIMOTA_INF)
+        return result(found, len(boxes[0]), -SIMOTA_INF)
 
 
-class TaskAlignedAssigner(MmdetTaskAlignedAssigner):
-    def assign(
-        self,
-        pred_instances: Any,
-        gt_instances: Any,
-        gt_instances_ignore: Any = None,
-        alpha: float = 1,
-        beta: float = 6,
+class TaskAlignedAssigner(_ByOperation, MmdetTaskAlignedAssigner):
+    def by_operation(
+        self, scores: Any, predicted: Any, priors: Any, boxes: Any, labels: Any, alpha: float = 1, beta: float = 6
     ) -> AssignResult:
-        """Arguments and result are mmdet's; what the operation does not cover, mmdet does itself."""
-        if uncovered(self, gt_instances):
-            return super().assign(pred_instances, gt_instances, gt_instances_ignore, alpha, beta)
-        priors, boxes = pred_instances.priors[:, :4], gt_instances.bboxes
         found = task_aligned(
-            pred_instances.scores[None],
-            pred_instances.bboxes[None],
-            (priors[:, :2] + priors[:, 2:]) / 2.0,
-            [boxes],
-            [gt_instances.labels],
+            scores,
+            predicted,
+            (priors[:, :2] + priors[:, 2:4]) / 2.0,
+            boxes,
+            labels,
             topk=self.topk,
             alpha=float(alpha),
             beta=float(beta),
@@ -90,10 +85,9 @@ class TaskAlignedAssigner(MmdetTaskAlignedAssigner):
             contest="claiming",
             normalize=False,
         )
-        index = found.index[0]
-        background = -TASK_ALIGNED_INF if len(boxes) else 0.0
-        overlaps = torch.where(index > 0, found.iou[0], background)
-        answer = AssignResult(len(boxes), index, overlaps, labels=found.labels[0])
+        count, index = len(boxes[0]), found.index[0]
+        overlaps = torch.where(index > 0, found.iou[0], -TASK_ALIGNED_INF if count else 0.0)
+        answer = AssignResult(count, index, overlaps, labels=found.labels[0])
         answer.assign_metrics = found.scores[0]
         return answer
 

@@ -1,8 +1,8 @@
 """mmdet's FocalLoss and VarifocalLoss on `gflv2.ops.focal`, subclasses of mmdet's: its heads ask with isinstance().
 
 What the operation does not compute, mmdet's own code does: elements one by one (reduction "none", as PAA's positive
-losses have it), probabilities (``activated``, as TOOD's first loss), weights or one-hot targets of single elements, and
-a VarifocalLoss target with more than one class a row.
+losses have it), probabilities (``activated``, as TOOD's first loss), weights of single elements, and one-hot targets of
+FocalLoss.
 """
 
 from __future__ import annotations
@@ -45,19 +45,20 @@ class VarifocalLoss(MmdetVarifocalLoss):
         avg_factor: float | Tensor | None = None,
         reduction_override: str | None = None,
     ) -> Tensor:
-        """Arguments and result are mmdet's. It waits for the device once: has a row two classes with scores?"""
+        """Arguments and result are mmdet's, but for a negative score, which is background."""
         options = None
         if weight is None or weight.dim() == 2:  # (N,) would be one factor a class
             options = _options(self, pred, weight, avg_factor, reduction_override)
-        if options is not None and isinstance(target, Tensor) and target.shape == pred.shape and pred.shape[1] > 0:
-            scores, labels = target.detach().max(1)
-            positive = scores > 0
-            # Several classes a row, a negative score, or none that is a number.
-            if bool(torch.count_nonzero(target) == torch.count_nonzero(positive)):
-                labels = torch.where(positive, labels, -1)
-                options |= {"alpha": self.alpha, "gamma": self.gamma, "iou_weighted": self.iou_weighted}
-                return self.loss_weight * varifocal(pred, (labels, scores), **options)
-        return super().forward(pred, target, weight, avg_factor, reduction_override)
+        if options is None or not isinstance(target, Tensor) or target.shape != pred.shape:
+            return super().forward(pred, target, weight, avg_factor, reduction_override)
+        # Every element is a point of its own, of one class: a row may have scores in several, and nobody has to ask the
+        # device whether one does. A NaN is no background, and stays one.
+        scores = target.detach().reshape(1, -1)
+        if options["weight"] is not None:
+            options["weight"] = options["weight"][:, None].expand_as(pred).reshape(1, -1)
+        options |= {"alpha": self.alpha, "gamma": self.gamma, "iou_weighted": self.iou_weighted}
+        points = [pred.reshape(1, 1, 1, -1)]
+        return self.loss_weight * varifocal(points, (torch.where(scores <= 0, -1, 0), scores), **options)
 
 
 def why_not(loss: Any) -> str | None:

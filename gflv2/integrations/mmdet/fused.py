@@ -17,7 +17,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from gflv2.integrations.mmdet import modules
-from gflv2.ops import atss, gfl_loss, gfl_targets, normalisers
+from gflv2.ops import GFLTargets, atss, gfl_loss, gfl_targets, normalisers
 from gflv2.ops.checks import bad_type, bad_value
 from gflv2.ops.levels import BINS_LIMITS, MAX_LEVELS
 
@@ -65,15 +65,6 @@ def check_parts(head: nn.Module) -> None:
     modules.check_sampling(head)
 
 
-def covered(head: nn.Module) -> bool:
-    """Whether the operations compute what the head was built for."""
-    try:
-        check_parts(head)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
 def grid_of(head: nn.Module) -> dict[str, Any]:
     """Strides and point offset, as the operations take them."""
     grid = head.prior_generator
@@ -89,10 +80,13 @@ def losses(
     batch_gt_instances_ignore: Sequence[InstanceData] | None = None,
     *,
     weight_floor: float,
+    weight_offset: float = 0.0,
     **options: Any,
-) -> dict[str, Tensor]:
-    """The three weighted losses of a batch by mmdet's names. Arguments are those of mmdet's ``loss_by_feat``, and
-    ``options`` ``gfl_loss``'s scales, predictor, ….
+) -> tuple[dict[str, Tensor], GFLTargets]:
+    """The three weighted losses of a batch by mmdet's names, and what the points learn.
+
+    Arguments are those of mmdet's ``loss_by_feat``; the box losses are divided by max(Σw, ``weight_floor``) +
+    ``weight_offset``; ``options`` are ``gfl_loss``'s scales, predictor, ….
     """
     options = {**grid_of(head), "projection": head.integral.project, **options}
     boxes = [get_box_tensor(image.bboxes) for image in batch_gt_instances]
@@ -115,27 +109,31 @@ def losses(
             offset=options["offset"],
         )
     targets = gfl_targets(cls_scores, bbox_preds, assignment, boxes, padded_sizes=padded_sizes, **options)
+    divisors = normalisers(targets.sums, weight_floor=weight_floor)
+    if weight_offset:
+        divisors = torch.stack([divisors[0], divisors[1] + weight_offset])
     found = gfl_loss(
         cls_scores,
         bbox_preds,
         targets,
-        normalisers(targets.sums, weight_floor=weight_floor),
+        divisors,
         beta=head.loss_cls.beta,
         loss_weights=tuple(float(getattr(head, name).loss_weight) for name in _LOSSES),
         **options,
     )
-    return dict(zip(_LOSSES, found, strict=True))
+    return dict(zip(_LOSSES, found, strict=True)), targets
 
 
 class GFLHead(MmdetGFLHead):
     """The same head, its training losses as one operation; for unusual settings mmdet's own code goes on.
 
-    Each loss is a list of one number for all levels. A class derived from it, or from mmdet's (LDHead, say), keeps
-    mmdet's code, which calls the methods that it may have replaced.
+    Each loss is a list of one number for all levels. A class derived from it, or from mmdet's, keeps mmdet's code,
+    which calls the methods that it may have replaced.
     """
 
     def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict[str, list[Tensor]]:
         """Arguments are mmdet's."""
-        if type(self) is not GFLHead or not covered(self):
+        if type(self) is not GFLHead or not modules.covered(self, check_parts):
             return super().loss_by_feat(*args, **kwargs)
-        return {name: [value] for name, value in losses(self, *args, **kwargs, weight_floor=1.0).items()}
+        found, _ = losses(self, *args, **kwargs, weight_floor=1.0)
+        return {name: [value] for name, value in found.items()}

@@ -88,7 +88,8 @@ class GFLV2Head(GFLHead):
     def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The three weighted losses of a batch, one number each (mmdet: one a level), by mmdet's names."""
         predictor, scales = self._predictor(), self._scales()
-        return fused.losses(self, *args, **kwargs, weight_floor=self.weight_floor, scales=scales, predictor=predictor)
+        options = {"weight_floor": self.weight_floor, "scales": scales, "predictor": predictor}
+        return fused.losses(self, *args, **kwargs, **options)[0]
 
     def predict_by_feat(
         self,

@@ -4,10 +4,12 @@ isinstance().
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mmdet.models.dense_heads.gfl_head import Integral as MmdetIntegral
+from mmdet.models.losses import CIoULoss as MmdetCIoULoss
 from mmdet.models.losses import DistributionFocalLoss as MmdetDistributionFocalLoss
 from mmdet.models.losses import GIoULoss as MmdetGIoULoss
 from mmdet.models.losses import QualityFocalLoss as MmdetQualityFocalLoss
@@ -19,6 +21,8 @@ from torch import Tensor
 
 from gflv2 import nn
 from gflv2.nn.assigner import square_sides
+from gflv2.nn.losses import BoxLoss
+from gflv2.ops import ciou
 from gflv2.ops.checks import bad_type, bad_value
 from gflv2.ops.levels import BINS_LIMITS, MAX_LEVELS
 
@@ -40,6 +44,10 @@ class DistributionFocalLoss(nn.DistributionFocalLoss, MmdetDistributionFocalLoss
 
 class GIoULoss(nn.GIoULoss, MmdetGIoULoss):
     pass
+
+
+class CIoULoss(BoxLoss, MmdetCIoULoss):
+    operation = staticmethod(partial(ciou, convention="mmdet"))
 
 
 class Integral(nn.Integral, MmdetIntegral):
@@ -108,6 +116,15 @@ def check_sampling(head: Any) -> None:
         bad_value("train_cfg.allowed_border", "-1", head.train_cfg["allowed_border"])
     if head.train_cfg.get("pos_weight", -1) > 0:
         bad_value("train_cfg.pos_weight", "-1", head.train_cfg["pos_weight"])
+
+
+def covered(head: Any, check: Callable[[Any], None]) -> bool:
+    """Whether the operations compute what the head was built for; ``check`` raises where they do not."""
+    try:
+        check(head)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _beyond(bins: int) -> bool:

@@ -41,15 +41,6 @@ def check_parts(head: nn.Module) -> None:
     modules.check_sampling(head)
 
 
-def covered(head: nn.Module) -> bool:
-    """Whether the operations compute what the head was built for."""
-    try:
-        check_parts(head)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
 def losses(
     head: nn.Module,
     cls_scores: Sequence[Tensor],
@@ -140,7 +131,7 @@ class _OnceForTheBatch:
         batch_gt_instances_ignore: Any = None,
     ) -> dict[str, list[Tensor]]:
         """Arguments are mmdet's; like mmdet's assigner, it does not look at boxes to be ignored."""
-        own = type(self) in HEADS and covered(self)
+        own = type(self) in HEADS and modules.covered(self, check_parts)
         if not own or assigners.uncovered(self.assigner, *batch_gt_instances):
             return super().loss_by_feat(
                 cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore

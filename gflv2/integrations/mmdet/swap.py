@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
@@ -23,6 +23,7 @@ _CLASSES = (
     (class_losses.FocalLoss, class_losses.MmdetFocalLoss, MODELS),
     (class_losses.VarifocalLoss, class_losses.MmdetVarifocalLoss, MODELS),
     (modules.GIoULoss, modules.MmdetGIoULoss, MODELS),
+    (modules.CIoULoss, modules.MmdetCIoULoss, MODELS),
     (
         distillation.KnowledgeDistillationKLDivLoss,
         distillation.MmdetKnowledgeDistillationKLDivLoss,
@@ -31,6 +32,7 @@ _CLASSES = (
     (modules.ATSSAssigner, modules.MmdetATSSAssigner, TASK_UTILS),
     (modules.Integral, modules.MmdetIntegral, None),
     (fused.GFLHead, fused.MmdetGFLHead, MODELS),
+    (distillation.LDHead, distillation.MmdetLDHead, MODELS),
     (assigners.DynamicSoftLabelAssigner, assigners.MmdetDynamicSoftLabelAssigner, TASK_UTILS),
     (assigners.SimOTAAssigner, assigners.MmdetSimOTAAssigner, TASK_UTILS),
     (assigners.TaskAlignedAssigner, assigners.MmdetTaskAlignedAssigner, TASK_UTILS),
@@ -51,9 +53,15 @@ _STAYED = (
     Stayed("other losses (CrossEntropyLoss, …)", "no operation of gflv2 computes them"),
     Stayed("FocalLoss and VarifocalLoss of single elements", "reduction 'none' (PAA), probabilities, one-hot targets"),
     Stayed("other assigners (MaxIoUAssigner, HungarianAssigner, …)", "no operation of gflv2 computes them"),
-    Stayed("heads other than GFLHead and RTMDetHead", "their own loop goes on, around single losses and assigners"),
+    Stayed("heads but GFLHead, LDHead and RTMDetHead", "their own loop goes on, around single losses and assigners"),
     Stayed("classes derived from those replaced", "they may compute something else"),
 )
+# Of heads whose loop is replaced: what raises where they have parts that the operations do not compute.
+_CHECKS: dict[type, Callable[[Any], None]] = {
+    fused.GFLHead: fused.check_parts,
+    distillation.LDHead: distillation.check_parts,
+    **dict.fromkeys(rtmdet.HEADS, rtmdet.check_parts),
+}
 _patch = Patch()
 _own_init = fused.MmdetGFLHead.__init__
 
@@ -154,9 +162,9 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def _why(item: Any) -> str | None:
     """Why a loss, an assigner or a head runs code of mmdet, after ``accelerate(model)``; None: it does not."""
     kind = type(item)
-    if kind is fused.GFLHead or kind in rtmdet.HEADS:
+    if kind in _CHECKS:
         try:
-            (fused if kind is fused.GFLHead else rtmdet).check_parts(item)
+            _CHECKS[kind](item)
         except (TypeError, ValueError) as error:
             return f"its losses one by one, in mmdet's loop: {error}"
         return None

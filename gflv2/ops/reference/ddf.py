@@ -18,7 +18,9 @@ def shares(matched: Tensor, balance: tuple[Tensor | float, Tensor | float] | Non
         # A number is written there by a kernel: a copy would wait for the device.
         numbers = [part.detach().to(counts) if isinstance(part, Tensor) else part for part in balance]
         counted = torch.stack([part if isinstance(part, Tensor) else counts.new_full((), part) for part in numbers])
-    first, second = (counted / counted.sum() / counts.clamp(min=1)).unbind()
+    total = counted.sum()
+    # Where nothing counts the loss is 0, without a question to the device.
+    first, second = (counted / torch.where(total == 0, 1.0, total) / counts.clamp(min=1)).unbind()
     return torch.where(matched, first, second)
 
 

@@ -346,7 +346,7 @@ def test_a_part_derived_from_mmdets_keeps_its_own_code(part):
     expected = step(plain)
     accelerate()
     model = build("GFL", like=plain, **DERIVED[part])
-    assert type(model.bbox_head) is fused.GFLHead and not fused.covered(model.bbox_head)
+    assert type(model.bbox_head) is fused.GFLHead and not modules.covered(model.bbox_head, fused.check_parts)
     assert_same_step(step(model), expected)
     # GFLV2Head has no other code.
     with pytest.raises(TypeError, match=f"{part}: expected .*not a class derived from it"):
@@ -355,7 +355,7 @@ def test_a_part_derived_from_mmdets_keeps_its_own_code(part):
 
 def test_an_integral_derived_from_mmdets():
     head = build("GFL").bbox_head
-    assert fused.covered(head)
+    assert modules.covered(head, fused.check_parts)
     head.integral = type("Other", (modules.Integral,), {})(16)
     with pytest.raises(TypeError, match="integral: expected an Integral, not a class derived from it, got 'Other'"):
         fused.check_parts(head)
@@ -426,7 +426,7 @@ def test_more_bins_than_the_operations_take():
 def test_more_levels_than_the_operations_take():
     strides = [8, 16, 32, 64, 128, 256, 512, 1024, 2048]
     head = build("GFL", anchor_generator={**GENERATOR, "strides": strides}).bbox_head
-    assert not fused.covered(head)
+    assert not modules.covered(head, fused.check_parts)
     with pytest.raises(ValueError, match="anchor_generator.strides: expected at most 8 levels, got 9"):
         fused.check_parts(head)
 

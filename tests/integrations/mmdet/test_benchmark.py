@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 
 CASES = [(one, one.tiny()) for one in integrations("mmdet")]
 CASES += [(one, one.tiny().but(model="rtmdet_tiny")) for one in integrations("mmdet")[:2]]
+CASES += [(one, one.tiny().but(model="ld_r18_fpn")) for one in integrations("mmdet")[1:2]]
 CASES += [(one, one.tiny().but(model="TaskAlignedAssigner")) for one in integrations("mmdet")[2:]]
 
 

@@ -7,6 +7,7 @@ import torch
 from mmdet.models.losses import FocalLoss, VarifocalLoss
 from torch import Tensor
 
+from benchmarks.harness.probes import syncs
 from gflv2.integrations.mmdet import class_losses
 from tests.integrations.mmdet.detectors import CLASSES
 
@@ -97,16 +98,46 @@ def test_what_the_operation_lacks_is_mmdets(kind, settings, options, calls):
     assert not calls
 
 
-def test_targets_that_are_no_labels_are_mmdets(calls):
-    """One-hot for FocalLoss; several classes a row, and negative scores, for VarifocalLoss."""
-    pred, labels, scores = inputs()
-    one = dense(labels, torch.ones(ROWS))
-    several, negative = dense(labels, scores), dense(labels, scores)
-    several[5, :2], negative[7, 1] = 0.5, -0.2
-    for kind, target in ((FocalLoss, one), (VarifocalLoss, several), (VarifocalLoss, negative)):
-        wanted = result(kind(), pred, target, avg_factor=3.0)
-        assert all(map(torch.equal, result(OURS[kind](), pred, target, avg_factor=3.0), wanted))
+def test_one_hot_labels_are_mmdets(calls):
+    pred, labels, _ = inputs()
+    target = dense(labels, torch.ones(ROWS))
+    wanted = result(FocalLoss(), pred, target, avg_factor=3.0)
+    assert all(map(torch.equal, result(class_losses.FocalLoss(), pred, target, avg_factor=3.0), wanted))
     assert not calls
+
+
+@pytest.mark.parametrize("rows", [ROWS, 1, 0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_varifocal_loss_never_looks_at_the_device(weighted, rows, calls):
+    """Not even to find out whether a row has scores in several classes."""
+    pred, labels, scores = (tensor[:rows] for tensor in inputs())
+    target = dense(labels, scores)
+    target[:, 1] = scores / 2  # beside the score of the label
+    options = {"weight": WEIGHT[:rows], "avg_factor": torch.tensor(31.0)} if weighted else {"avg_factor": 31.0}
+    wanted = result(VarifocalLoss(), pred, target, **options)
+
+    loss = class_losses.VarifocalLoss()
+    assert syncs(lambda: loss(pred.clone().requires_grad_(), target, **options), pred.device) == 0
+    found = result(loss, pred, target, **options)
+    assert calls == ["varifocal"] * 2
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[1], wanted[1], rtol=1e-5, atol=1e-8)
+
+
+def test_a_score_that_is_no_number_is_seen():
+    pred, labels, scores = inputs()
+    target = dense(labels, scores)
+    target[3, 2] = torch.nan
+    for loss in (VarifocalLoss(), class_losses.VarifocalLoss()):
+        assert result(loss, pred, target, avg_factor=3.0)[0].isnan()
+
+
+def test_a_negative_score_is_background():
+    pred, labels, scores = inputs()
+    target = dense(labels, scores)
+    wanted = result(class_losses.VarifocalLoss(), pred, target.clone(), avg_factor=3.0)
+    target[target == 0] = -0.25
+    assert all(map(torch.equal, result(class_losses.VarifocalLoss(), pred, target, avg_factor=3.0), wanted))
 
 
 def test_a_sum_with_an_average_factor_is_mmdets_error():
