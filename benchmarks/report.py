@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compare, formats, host, light_step, loader, plots, predictor_start
+from benchmarks import compare, formats, host, light_report, loader, plots, predictor_start
 from benchmarks.harness import machine, pairs, table
 from benchmarks.harness.cases import facts, read
 from benchmarks.harness.operation import Operation
@@ -110,7 +110,7 @@ def write(results: Path, output: Path) -> list[Path]:
         (table.LOADER, _LOADER, loader.section),
         (table.FORMATS, _FORMATS, formats.section),
         (table.STARTS, _STARTS, predictor_start.section),
-        (table.LIGHT, _LIGHT, light_step.section),
+        (table.LIGHT, _LIGHT, light_report.section),
     ):
         if found := sorted(results.glob(f"{prefix}*.csv")):
             parts.append("\n".join(head))
