@@ -45,26 +45,24 @@ def test_starts_are_compared(trained, tmp_path):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """The table of a tiny step, with one thread and with two."""
+    """The table of a tiny step, with one thread."""
     folder, before = tmp_path_factory.mktemp("light"), torch.get_num_threads()
     shapes.generate(folder / "data", seed=1, train=8, val=1, size=64)
     file = folder / "light_step-here.csv"
     arguments = ["--batch", "2", "--size", "64", "64", "--rounds", "1", "--batches", "1", "--output", str(file)]
     light_step.main([*arguments, "--data", str(folder / "data"), "--threads", "1"])
-    light_step.main([*arguments, "--threads", "2", "--parts", "step"])
     torch.set_num_threads(before)
     return file
 
 
 def test_remedies_floors_and_loaders(measured):
     rows = table.read(measured, light_step.COLUMNS)
-    for threads in ("1", "2"):
-        steps = [row for row in rows if row["threads"] == threads and row["part"] == "step"]
-        assert [row["name"] for row in steps] == list(REMEDIES) and steps[0]["ratio"] == "1"
-        numbers = {row["name"]: row["numbers"] for row in steps}
-        assert numbers["plain again"] == light_step.SAME and numbers["fused AdamW"] in ("0", light_step.SAME)
-        assert float(numbers["gradients of wide depthwise kernels in columns"]) < 1e-5
-        assert float(numbers["autocast to bfloat16"]) > 1e-3
+    steps = [row for row in rows if row["part"] == "step"]
+    assert [row["name"] for row in steps] == list(REMEDIES) and steps[0]["ratio"] == "1"
+    numbers = {row["name"]: row["numbers"] for row in steps}
+    assert numbers["plain again"] == light_step.SAME and numbers["fused AdamW"] in ("0", light_step.SAME)
+    assert float(numbers["gradients of wide depthwise kernels in columns"]) < 1e-5
+    assert float(numbers["autocast to bfloat16"]) > 1e-3
     assert [row["name"] for row in rows if row["part"] == "loader"] == list(light_loader.WAYS)
     assert sum(float(row["share"]) for row in rows if row["part"] == "kinds") == pytest.approx(1, abs=0.1)
     wide = [row for row in rows if row["part"] == "5×5 depthwise"]
@@ -73,12 +71,20 @@ def test_remedies_floors_and_loaders(measured):
     assert all(float(row["ms"]) > 0 for row in rows if row["part"] != "kinds")
 
 
-def test_new_rows_take_the_place_of_old_ones(measured):
+def test_new_rows_take_the_place_of_old_ones(measured, tmp_path, monkeypatch):
     old = table.read(measured, light_step.COLUMNS)
-    row = {**old[0], "threads": "2", "part": "step", "name": "new"}
-    merged = light_step.merged(old, [row])
-    assert merged.count(row) == 1 and len(merged) == len(old) - len(REMEDIES) + 1
-    assert [row for row in merged if row["threads"] == "1"] == [row for row in old if row["threads"] == "1"]
+    file = tmp_path / "step.csv"
+    table.write(file, old, light_step.COLUMNS)
+
+    def new(part, steps, options):
+        yield {"part": part, "name": f"new, {torch.get_num_threads()}"}
+
+    monkeypatch.setattr(light_step, "measured", new)
+    light_step.main(["--parts", "step", "compile", "--output", str(file)])  # with one thread and two
+    rows = table.read(file, light_step.COLUMNS)
+    found = [(row["threads"], row["part"], row["name"]) for row in rows if row["name"].startswith("new")]
+    assert found == [(str(n), part, f"new, {n}") for n in (1, 2) for part in ("step", "compile")]
+    assert [row for row in rows if not row["name"].startswith("new")] == [row for row in old if row["part"] != "step"]
 
 
 def test_the_report_has_the_precision_beside_each_option(measured):
