@@ -68,8 +68,9 @@ _STARTS = (
 
 _LIGHT = (
     "\n## The light model's step on a CPU\n",
-    "What each remedy gains, in turns in one process (the second plain step is the noise), and the convolutions of a",
-    "step. Written by `python -m benchmarks.light_step`.",
+    "What each remedy gains, in turns in one process (the second plain step is the noise), and where a step's time is.",
+    "Written by `python -m benchmarks.light_step`, the AP by `python -m benchmarks.light_ap`: all options are compared",
+    "with the same trainings without paths, so that their differences are not independent of each other.",
     "",
 )
 
