@@ -1,234 +1,177 @@
 """``python -m benchmarks.light_step``: where a training step of the light model spends its time on a CPU, and what each
-remedy gains, alone and together.
+remedy gains, alone and together, with one thread and with two.
 
     python -m benchmarks.light_step --output benchmarks/results/light_step-DEVICE.csv
+    python -m benchmarks.light_step --output benchmarks/results/light_step-DEVICE.csv --parts compile   # minutes more
 
 Remedies take turns in one process, another one first each time; a ratio is the median over the rounds of plain time to
 own time, and the second plain step is the noise. With one thread the clock is the processor time of the process, which
-other programs disturb little; with several it is the wall's, so the machine must be quiet.
+other programs disturb little; with several it is the wall's, so the machine should be quiet.
 
-Layers: each convolution of the model in channels_last, forward and both gradients, against the fastest of its kind.
+Rows of the file that are of another part, or of another number of threads, stay.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from benchmarks import inputs
+from benchmarks import light_floors, light_loader
 from benchmarks.harness import machine, table
-from benchmarks.harness.cases import Case
 from benchmarks.harness.table import Row
-from gflv2 import GFLV2
+from benchmarks.light_remedies import AGAIN, PLAIN, REMEDIES, Remedy, Steps
 from gflv2.engine.memory import keep_freed_memory
-from gflv2.models.cpu_convolutions import CPUConvolutions
+from tests.shared import shared_folder
 
-COLUMNS = ("device config batch size rounds load part name count gflop ms gflops ratio low high torch commit").split()
-LAST = {"memory_format": torch.channels_last}
-ALL = (True, True, True)  # gradients of input, kernel, bias
-
-
-class Remedy(NamedTuple):
-    """What is changed in a step.
-
-    Attributes:
-        mode: of the convolutions; None: PyTorch's own choice.
-        fused: AdamW in one kernel. bf16: autocast of the forward pass. last: channels_last.
-    """
-
-    mode: dict[str, bool] | None = None
-    fused: bool = False
-    bf16: bool = False
-    last: bool = True
-
-
-REMEDIES = {
-    "plain": Remedy(),
-    "plain again": Remedy(),
-    "gradients of wide depthwise kernels in columns": Remedy({"columns": True, "products": False}),
-    "1×1 kernels by oneDNN": Remedy({"columns": False, "products": True}),
-    "both (train.fast_convolutions)": Remedy({"columns": True, "products": True}),
-    "fused AdamW": Remedy(fused=True),
-    "autocast to bfloat16": Remedy(bf16=True),
-    "NCHW": Remedy(last=False),
-    "both, fused AdamW": Remedy({"columns": True, "products": True}, fused=True),
-}
-
-
-class Steps:
-    """One model and a batch; rates of 0 keep its weights."""
-
-    def __init__(self, config: str, batch: int, size: tuple[int, int]) -> None:
-        torch.manual_seed(0)
-        self.model = GFLV2(config, num_classes=3).train()
-        cpu = torch.device("cpu")
-        case = Case(model=config, batch=batch, size=size)
-        self.boxes, self.labels = inputs.boxes(case, cpu, 0)
-        self.labels = [labels % 3 for labels in self.labels]
-        self.images = torch.randn(batch, 3, *size)
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimisers = {fused: torch.optim.AdamW(trained, lr=0.0, fused=fused) for fused in (False, True)}
-        self.last: bool | None = None
-
-    def lay_out(self, last: bool) -> None:
-        if last != self.last:
-            kind = torch.channels_last if last else torch.contiguous_format
-            self.model.to(memory_format=kind)
-            self.images, self.last = self.images.contiguous(memory_format=kind), last
-
-    def __call__(self, remedy: Remedy) -> Tensor:
-        mode = contextlib.nullcontext() if remedy.mode is None else CPUConvolutions(**remedy.mode)
-        head = self.model.bbox_head
-        with mode, torch.autocast("cpu", dtype=torch.bfloat16, enabled=remedy.bf16):
-            output = head(self.model.features(self.images))  # without what `forward` takes by itself
-        optimiser = self.optimisers[remedy.fused]
-        optimiser.zero_grad()
-        loss = sum(head.loss(output, self.boxes, self.labels).values())
-        loss.backward()
-        optimiser.step()
-        return loss.detach()
+COLUMNS = (
+    "device threads config batch size rounds load part name count gflop gbyte ms fast_ms ratio low high share numbers "
+    "seconds torch commit"
+).split()
+PARTS = ("step", "floors", "loader", "compile")
+SAME = "same"  # of the column ``numbers``: no bit of the weights after a step differs; else the gradient's difference
+COMPILED = "torch.compile of the forward pass"
 
 
 def clock() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def seconds(function: Callable[[], Any]) -> float:
-    start = clock()
-    function()
-    return clock() - start
+def timed(steps: Steps, ways: dict[str, tuple[Remedy, Any]], rounds: int) -> Iterator[dict[str, Any]]:
+    """In turns: milliseconds of each step, and how many times as fast as the first one it is.
 
-
-def remedies(steps: Steps, rounds: int) -> Iterator[dict[str, Any]]:
-    """A row for each remedy."""
-    times: dict[str, list[float]] = {name: [] for name in REMEDIES}
+    Args:
+        ways: name → remedy and a forward pass in place of the model's, or None.
+    """
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(-1, rounds):  # the first one warms up
-        names = list(REMEDIES)
+        names = list(ways)
         turn = number % len(names)
         for name in [*names[turn:], *names[:turn]]:
-            steps.lay_out(REMEDIES[name].last)
-            took = seconds(lambda name=name: steps(REMEDIES[name]))
+            remedy, forward = ways[name]
+            steps.lay_out(remedy.last)
+            start = clock()
+            steps(remedy, forward)
             if number >= 0:
-                times[name].append(took)
+                times[name].append(clock() - start)
+    base = times[next(iter(ways))]
     for name, own in times.items():
-        ratios = sorted(a / b for a, b in zip(times["plain"], own, strict=True))
+        ratios = sorted(a / b for a, b in zip(base, own, strict=True))
         numbers = {"ms": 1e3 * statistics.median(own), "ratio": statistics.median(ratios)}
-        yield {"part": "step", "name": name, **numbers, "low": ratios[0], "high": ratios[-1]}
+        yield {"name": name, **numbers, "low": ratios[0], "high": ratios[-1]}
 
 
-def layers(steps: Steps, repeats: int) -> Iterator[dict[str, Any]]:
-    """Rows of every kind of convolution: forward, gradient of the input, gradient of the kernel."""
+def remedied(steps: Steps, rounds: int) -> Iterator[dict[str, Any]]:
+    """A row for each remedy."""
+    numbers = differences(steps)
+    for row in timed(steps, {name: (remedy, None) for name, remedy in REMEDIES.items()}, rounds):
+        yield {"part": "step", **row, "numbers": numbers.get(row["name"], "")}
+
+
+def differences(steps: Steps) -> dict[str, str]:
+    """What each remedy does to the numbers of a step: ``SAME``, or the relative difference of the gradient."""
+    plain_gradients, plain_weights = steps.numbers(Remedy())
+    found = {}
+    for name, remedy in REMEDIES.items():
+        gradients, weights = steps.numbers(remedy)
+        if torch.equal(weights, plain_weights):
+            found[name] = SAME
+        elif gradients.shape == plain_gradients.shape:
+            found[name] = table.text(float((gradients - plain_gradients).norm() / plain_gradients.norm()))
+    return found
+
+
+def compiled(steps: Steps, rounds: int) -> Iterator[dict[str, Any]]:
+    """The plain step twice, and with its forward pass compiled; the first such step compiles."""
     steps.lay_out(True)
-    seen: Counter[tuple[Any, ...]] = Counter()
-
-    def spy(module: nn.Conv2d, given: tuple[Tensor, ...], output: Tensor) -> None:
-        shape = (*given[0].shape[:2], output.shape[2], output.shape[3])
-        seen[shape, tuple(module.weight.shape), module.stride, module.groups, module.weight.requires_grad] += 1
-
-    hooks = [each.register_forward_hook(spy) for each in steps.model.modules() if isinstance(each, nn.Conv2d)]
-    with torch.no_grad():
-        steps.model(steps.images)
-    for hook in hooks:
-        hook.remove()
-    sums: dict[tuple[str, str], list[float]] = {}
-    for (shape, kernel, stride, groups, trained), count in seen.items():
-        kind = f"{kernel[2]}×{kernel[3]}{' depthwise' if groups > 1 else ''}"
-        # The input that gives this output without padding.
-        sides = [(out - 1) * step + k for out, step, k in zip(shape[2:], stride, kernel[2:], strict=True)]
-        x, weight = torch.randn(*shape[:2], *sides).contiguous(**LAST), torch.randn(kernel).contiguous(**LAST)
-        y = F.conv2d(x, weight, None, stride, 0, 1, groups)
-        gradient = torch.randn_like(y)
-        gflop = 2e-9 * y.numel() * kernel[1] * kernel[2] * kernel[3] * count
-
-        def backward(*wanted: bool, given=(gradient, x, weight, None, stride, (0, 0), (1, 1), False, (0, 0), groups)):
-            return torch.ops.aten.convolution_backward(*given, wanted)
-
-        passes = {"forward": lambda: F.conv2d(x, weight, None, stride, 0, 1, groups)}  # noqa: B023
-        if trained:
-            passes["gradient of the input"] = lambda: backward(True, False, False)  # noqa: B023
-            passes["gradient of the kernel"] = lambda: backward(False, True, False)  # noqa: B023
-        for name, call in passes.items():
-            call()
-            took = count * min(seconds(call) for _ in range(repeats))
-            total = sums.setdefault((kind, name), [0.0, 0.0, 0.0])
-            total[:] = [total[0] + count, total[1] + gflop, total[2] + took]
-    for (kind, name), (count, gflop, took) in sorted(sums.items()):
-        numbers = {"count": int(count), "gflop": gflop, "ms": 1e3 * took, "gflops": gflop / took}
-        yield {"part": kind, "name": name, **numbers}
+    forward = torch.compile(steps.forward)
+    start = time.perf_counter()
+    steps(Remedy(), forward)
+    took = time.perf_counter() - start
+    ways = {PLAIN: (Remedy(), None), AGAIN: (Remedy(), None), COMPILED: (Remedy(), forward)}
+    for row in timed(steps, ways, rounds):
+        yield {"part": "compile", **row} | ({"seconds": took} if row["name"] == COMPILED else {})
 
 
-def run(config: str, batch: int, size: tuple[int, int], rounds: int) -> Iterator[Row]:
-    """Rows of the table: the remedies, then the layers."""
-    steps = Steps(config, batch, size)
-    known = {
-        "device": machine.device_text(torch.device("cpu")),
-        "config": config,
-        "batch": str(batch),
-        "size": f"{size[0]}×{size[1]}",
-        "rounds": str(rounds),
-        "torch": torch.__version__,
-        "commit": machine.software("cpu")["commit"],
-    }
-    for rows in (remedies(steps, rounds), layers(steps, 3)):
-        for row in rows:
-            load = {"load": f"{os.getloadavg()[0]:.1f}"}
-            values = {name: v if isinstance(v, str) else table.text(v) for name, v in row.items()}
-            yield known | load | values
+def measured(part: str, new: Callable[[], Steps], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Rows of one part with the present number of threads."""
+    if part == "step":
+        yield from remedied(new(), options.rounds)
+    elif part == "floors":
+        yield from light_floors.kinds(new(), 3)
+        yield from light_floors.layers(new(), 3, clock)
+    elif part == "loader" and light_loader.train_file(options.data) is None:
+        print(f"no part loader: expected instances_train.json and its images in --data, {options.data}, got none")
+    elif part == "loader":
+        yield from light_loader.waits(new(), options.data, options.batch, options.batches, rounds=2)
+    else:
+        yield from compiled(new(), min(options.rounds, 3))
 
 
-def section(path: Path) -> Iterator[str]:
-    """Lines of the report for one table."""
-    rows = table.read(path, COLUMNS)
-    first = rows[0]
-    yield f"### {first['config']}, {first['device']}\n"
-    about = f"Batch {first['batch']} at {first['size']}, {first['rounds']} rounds, load {first['load']}"
-    yield f"{about}; torch {first['torch']}, commit {first['commit'] or 'unknown'}.\n"
-    yield "| step | ms | times as fast as plain | least | most |"
-    yield "|" + "---|" * 5
-    for row in (row for row in rows if row["part"] == "step"):
-        ratios = " | ".join(f"{float(row[name]):.3f}" for name in ("ratio", "low", "high"))
-        yield f"| {row['name']} | {table.shown(float(row['ms']))} | {ratios} |"
-    own = [row for row in rows if row["part"] != "step"]
-    best = max(float(row["gflops"]) for row in own)
-    yield f"\nConvolutions of a plain step; the floor is the time at {best:.0f} GFLOP/s, as the fastest kind.\n"
-    yield "| kernels | pass | layers | GFLOP | ms | GFLOP/s | floor in ms |"
-    yield "|" + "---|" * 7
-    for row in own:
-        gflop, took, speed = (float(row[name]) for name in ("gflop", "ms", "gflops"))
-        cells = f"{gflop:.2f} | {took:.1f} | {speed:.0f} | {1e3 * gflop / best:.1f}"
-        yield f"| {row['part']} | {row['name']} | {row['count']} | {cells} |"
-    yield ""
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    """Rows of the table, for each number of threads."""
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        known = {
+            "device": machine.device_text(torch.device("cpu")).partition(",")[0],
+            "threads": str(threads),
+            "config": options.config,
+            "batch": str(options.batch),
+            "size": "×".join(map(str, options.size)),
+            "rounds": str(options.rounds),
+            "torch": torch.__version__,
+            "commit": machine.software("cpu")["commit"],
+        }
+        new = partial(Steps, options.config, options.batch, tuple(options.size))
+        for part in options.parts:
+            for row in measured(part, new, options):
+                load = {"load": f"{os.getloadavg()[0]:.1f}"}
+                values = {name: v if isinstance(v, str) else table.text(v) for name, v in row.items()}
+                yield known | load | values
+
+
+def merged(old: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Old rows, of which those of the same part and number of threads make way for new ones."""
+
+    def place(row: Row) -> tuple[str, str]:
+        return row["threads"], row["part"] if row["part"] in PARTS else "floors"
+
+    new = {place(row) for row in rows}
+    kept = [row for row in old if place(row) not in new]
+    order = {part: number for number, part in enumerate(PARTS)}
+    return sorted([*kept, *rows], key=lambda row: (int(row["threads"]), order[place(row)[1]]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.light_step", description=__doc__.split("\n\n")[0])
     parser.add_argument("--config", default="gflv2_lite0")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, nargs=2, default=[320, 416])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS[:3]), help="compile takes minutes more")
+    parser.add_argument(
+        "--data", type=Path, default=shared_folder() / "data" / "bccd", help="images of the part loader"
+    )
+    parser.add_argument("--batches", type=int, default=5, help="steps of a turn of the part loader (5)")
     parser.add_argument("--output", type=Path, metavar="CSV", help="also write the table there")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
     keep_freed_memory()
-    rows = []
-    for row in run(options.config, options.batch, tuple(options.size), options.rounds):
+    there = options.output is not None and options.output.exists()
+    old, rows = table.read(options.output, COLUMNS) if there else [], []
+    for row in run(options):
         rows.append(row)
-        print("  ".join(row.get(name, "") for name in ("part", "name", "ms", "gflops", "ratio")), flush=True)
+        print("  ".join(row.get(name, "") for name in ("threads", "part", "name", "ms", "ratio", "share")), flush=True)
         if options.output is not None:
-            table.write(options.output, rows, COLUMNS)
+            table.write(options.output, merged(old, rows), COLUMNS)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compare, formats, host, light_step, loader, plots, predictor_start
+from benchmarks import compare, formats, host, light_report, loader, plots, predictor_start
 from benchmarks.harness import machine, pairs, table
 from benchmarks.harness.cases import facts, read
 from benchmarks.harness.operation import Operation
@@ -68,8 +68,9 @@ _STARTS = (
 
 _LIGHT = (
     "\n## The light model's step on a CPU\n",
-    "What each remedy gains, in turns in one process (the second plain step is the noise), and the convolutions of a",
-    "step. Written by `python -m benchmarks.light_step`.",
+    "What each remedy gains, in turns in one process (the second plain step is the noise), and where a step's time is.",
+    "Written by `python -m benchmarks.light_step`, the AP by `python -m benchmarks.light_ap`: all options are compared",
+    "with the same trainings without paths, so that their differences are not independent of each other.",
     "",
 )
 
@@ -110,7 +111,7 @@ def write(results: Path, output: Path) -> list[Path]:
         (table.LOADER, _LOADER, loader.section),
         (table.FORMATS, _FORMATS, formats.section),
         (table.STARTS, _STARTS, predictor_start.section),
-        (table.LIGHT, _LIGHT, light_step.section),
+        (table.LIGHT, _LIGHT, light_report.section),
     ):
         if found := sorted(results.glob(f"{prefix}*.csv")):
             parts.append("\n".join(head))

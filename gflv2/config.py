@@ -167,8 +167,8 @@ class TrainConfig:
     precision: str = "32"  # "32", "bf16" or "16" (Lightning's mixed precision)
     # memory layout of images and weights while training; faster on CPUs and in mixed precision
     channels_last: bool = False
-    # on a CPU: faster paths for 1×1 and wide depthwise convolutions in channels_last, equal up to rounding. Off:
-    # with them the AP on BCCD was 0.006 lower, in five of five seeds (docs/benchmarks.md)
+    # on a CPU: faster paths for 1×1 and wide depthwise convolutions in channels_last, equal up to rounding
+    # (docs/benchmarks.md has their speed, and the AP with them)
     fast_convolutions: bool = False
     ema_decay: float | None = None  # keep and evaluate an exponential moving average of the weights
     seed: int = 0

@@ -16,7 +16,7 @@ NUMBERS = COLUMNS[COLUMNS.index("ms") : COLUMNS.index("torch")]
 KEY = COLUMNS[: COLUMNS.index("ms")]
 # Files of the same folder that begin so hold other tables: of `pairs`, of `tests.gpu.ncu`, of the modules so named.
 PAIR, HOST, LOADER, FORMATS, NCU = "training_pair-", "host-", "loader-", "formats-", "ncu-"
-STARTS, LIGHT = "predictor_start-", "light_step-"
+STARTS, LIGHT, LIGHT_AP = "predictor_start-", "light_step-", "light_step_ap"
 
 Row = dict[str, str]
 Key = tuple[str, ...]
@@ -31,7 +31,7 @@ def text(value: float | int | None) -> str:
 
 def files(folder: Path) -> list[Path]:
     """The tables in a folder."""
-    others = (PAIR, HOST, LOADER, FORMATS, NCU, STARTS, LIGHT)
+    others = (PAIR, HOST, LOADER, FORMATS, NCU, STARTS, LIGHT, LIGHT_AP)
     return sorted(path for path in folder.glob("*.csv") if not path.name.startswith(others))
 
 

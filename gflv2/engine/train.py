@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 import os
 import shlex
 import signal
@@ -18,10 +19,11 @@ from typing import Any
 import torch
 
 from gflv2 import checkpoint
-from gflv2.config import Config, load_config
+from gflv2.config import Config, TrainConfig, load_config
 from gflv2.engine.memory import keep_freed_memory
 from gflv2.engine.schedule import scaled_lr
 from gflv2.extras import missing_package
+from gflv2.models.cpu_convolutions import paths_taken
 from gflv2.models.detector import SingleStageDetector
 from gflv2.ops.checks import check_choice
 
@@ -466,11 +468,28 @@ def _describe(
             options.warmup_iterations,
             batches * options.epochs,
         )
+    if options.fast_convolutions:
+        describe_convolutions(options, trainer)
     if options.distill.teacher is not None:
         _log.info("distilling from %s, T = %g", options.distill.teacher, options.distill.temperature)
     if resumed is not None:
         _log.info("continuing from %s", resumed)
     _log.info("writing to %s", folder)
+
+
+def describe_convolutions(options: TrainConfig, trainer: Any) -> None:
+    """Say what ``train.fast_convolutions`` does in this run, or that it does nothing."""
+    kind = trainer.strategy.root_device.type
+    if kind == "cpu" and options.channels_last and options.precision == "32":
+        _log.info(paths_taken(math.ceil(options.batch_size / trainer.world_size / options.accumulate)))
+        return
+    _log.warning(
+        "train.fast_convolutions has no effect: expected a CPU, train.channels_last true and train.precision 32; got "
+        "%s, %s and %s",
+        kind,
+        str(options.channels_last).lower(),
+        options.precision,
+    )
 
 
 def _export(model: Any, folder: Path, is_first: bool) -> TrainResult:

@@ -41,6 +41,25 @@ def slow_products() -> bool:
     return "AuthenticAMD" in names
 
 
+def paths_taken(batch: int, threads: int | None = None) -> str:
+    """One line for people: what ``train.fast_convolutions`` does here, and why.
+
+    Args:
+        batch: images of a forward pass. threads: None: those of PyTorch.
+    """
+    number = torch.get_num_threads() if threads is None else threads
+    wide = f"gradients of depthwise kernels wider than {COLUMNS} in columns"
+    if number > 1:
+        ones = f"1×1 convolutions as without it, since PyTorch itself takes oneDNN with {number} threads"
+    elif batch >= SMALL_BATCH:
+        ones = f"1×1 convolutions as without it, since PyTorch itself takes oneDNN from {SMALL_BATCH} images on"
+    elif slow_products():
+        ones = "1×1 convolutions by oneDNN, since MKL's matrix products are slow on AMD's processors (with 1 thread)"
+    else:
+        ones = "1×1 convolutions as without it, since MKL's matrix products are slow on AMD's processors only"
+    return f"train.fast_convolutions: {wide}; {ones}"
+
+
 def faster_on(images: Tensor, training: bool) -> contextlib.AbstractContextManager[Any]:
     """``CPUConvolutions`` for a training step on a CPU, nothing for everything else."""
     if training and images.device.type == "cpu" and not torch.compiler.is_compiling():

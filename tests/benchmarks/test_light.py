@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import light_step, predictor_start
+from benchmarks import light_ap, light_loader, light_report, light_step, predictor_start
 from benchmarks.harness import table
+from benchmarks.light_remedies import REMEDIES, Remedy, Steps
+from gflv2 import GFLV2
 from gflv2.data import shapes
+from gflv2.models import detector
 from gflv2.nn.quality import QualityPredictor
 
 
@@ -40,14 +43,106 @@ def test_starts_are_compared(trained, tmp_path):
     assert "| `hinge` | 0.001 | 1 |" in text and ("| AP |" in text) == trained
 
 
-def test_remedies_and_layers(tmp_path):
-    file = tmp_path / "step.csv"
-    light_step.main(["--batch", "1", "--size", "64", "64", "--rounds", "1", "--output", str(file)])
-    rows = table.read(file, light_step.COLUMNS)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The table of a tiny step, with one thread."""
+    folder, before = tmp_path_factory.mktemp("light"), torch.get_num_threads()
+    shapes.generate(folder / "data", seed=1, train=8, val=1, size=64)
+    file = folder / "light_step-here.csv"
+    arguments = ["--batch", "2", "--size", "64", "64", "--rounds", "1", "--batches", "1", "--output", str(file)]
+    light_step.main([*arguments, "--data", str(folder / "data"), "--threads", "1"])
+    torch.set_num_threads(before)
+    return file
+
+
+def test_remedies_floors_and_loaders(measured):
+    rows = table.read(measured, light_step.COLUMNS)
     steps = [row for row in rows if row["part"] == "step"]
-    assert [row["name"] for row in steps] == list(light_step.REMEDIES) and steps[0]["ratio"] == "1"
-    assert all(float(row["ms"]) > 0 for row in rows)
+    assert [row["name"] for row in steps] == list(REMEDIES) and steps[0]["ratio"] == "1"
+    numbers = {row["name"]: row["numbers"] for row in steps}
+    assert numbers["plain again"] == light_step.SAME and numbers["fused AdamW"] in ("0", light_step.SAME)
+    assert float(numbers["gradients of wide depthwise kernels in columns"]) < 1e-5
+    assert float(numbers["autocast to bfloat16"]) > 1e-3
+    assert [row["name"] for row in rows if row["part"] == "loader"] == list(light_loader.WAYS)
+    assert sum(float(row["share"]) for row in rows if row["part"] == "kinds") == pytest.approx(1, abs=0.1)
     wide = [row for row in rows if row["part"] == "5×5 depthwise"]
     assert [row["name"] for row in wide] == ["forward", "gradient of the input", "gradient of the kernel"]
     assert {row["count"] for row in wide} == {"9"}
-    assert "| 5×5 depthwise | gradient of the kernel | 9 |" in "\n".join(light_step.section(file))
+    assert all(float(row["ms"]) > 0 for row in rows if row["part"] != "kinds")
+
+
+def test_new_rows_take_the_place_of_old_ones(measured, tmp_path, monkeypatch):
+    old = table.read(measured, light_step.COLUMNS)
+    file = tmp_path / "step.csv"
+    table.write(file, old, light_step.COLUMNS)
+
+    def new(part, steps, options):
+        yield {"part": part, "name": f"new, {torch.get_num_threads()}"}
+
+    monkeypatch.setattr(light_step, "measured", new)
+    light_step.main(["--parts", "step", "compile", "--output", str(file)])  # with one thread and two
+    rows = table.read(file, light_step.COLUMNS)
+    found = [(row["threads"], row["part"], row["name"]) for row in rows if row["name"].startswith("new")]
+    assert found == [(str(n), part, f"new, {n}") for n in (1, 2) for part in ("step", "compile")]
+    assert [row for row in rows if not row["name"].startswith("new")] == [row for row in old if row["part"] != "step"]
+
+
+def test_the_report_has_the_precision_beside_each_option(measured):
+    scores = measured.parent / "light_step_ap.csv"
+    table.write(scores, [], light_report.AP_COLUMNS)
+    assert "| plain | " in (text := "\n".join(light_report.section(measured))) and "| not measured |" in text
+    known = {"none": (0.39, 0.40, 0.41), "columns": (0.38, 0.40, 0.40), "rounding": (0.5,)}
+    rows = [
+        {"option": option, "seed": str(seed), "ap": str(ap)}
+        for option, own in known.items()
+        for seed, ap in enumerate(own)
+    ]
+    table.write(scores, rows, light_report.AP_COLUMNS)
+    text = "\n".join(light_report.section(measured))
+    scores.unlink()
+    # The differences 0.01, 0 and 0.01: mean 0.0067, standard error 0.0033, and 4.303 of it for two degrees of freedom.
+    assert "0.3933 ± 0.0067 (3); −0.0067 [−0.0210, +0.0077]" in text
+    assert "| same numbers |" in text and "from start weights multiplied by 1 ± 1e-7): 0.5000 (1)." in text
+    assert "| 5×5 depthwise | gradient of the kernel | 9 |" in text and "convolutions at their floors" in text
+    table.write(scores, [*rows, rows[0]], light_report.AP_COLUMNS)
+    with pytest.raises(ValueError, match="each seed of an option once, got seed 0 of none again"):
+        light_report.scores(scores)
+    scores.unlink()
+
+
+def test_folded_norms_and_the_step_without_them_agree(one_thread):
+    steps = Steps("gflv2_lite0", 1, (64, 64))
+    assert len(steps.pairs) == 48  # all of EfficientNet-Lite0
+    steps.model.double()
+    steps.images = steps.images.double()
+    plain, folded = (steps.numbers(Remedy(fold=fold))[0] for fold in ("", "all"))
+    assert (folded - plain).norm() < 1e-9 * plain.norm() and not torch.equal(folded, plain)
+
+
+def test_options_of_the_precision(tmp_path, monkeypatch):
+    images = torch.zeros(1, 3, 8, 8)
+    for option, paths in light_ap.PATHS.items():
+        with light_ap.taken(option):
+            mode = detector.faster_on(images, True)
+            taken = {name: getattr(mode, name, False) for name in ("columns", "products")}
+            assert taken == paths and not isinstance(detector.faster_on(images, False), light_ap.CPUConvolutions)
+
+    def weights() -> torch.Tensor:
+        torch.manual_seed(0)
+        model = GFLV2("gflv2_lite0", num_classes=2)
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    plain = weights()
+    with light_ap.taken("rounding"):
+        moved = weights()
+    assert not torch.equal(moved, plain) and torch.equal(weights(), plain)
+    torch.testing.assert_close(moved, plain, rtol=1e-6, atol=0)
+
+    def study(name, *, output, seeds, **others):
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "runs.csv").write_text(f"row,seed,AP\nGFLV2,{seeds[0]},0.{seeds[0]}5\n")
+
+    monkeypatch.setattr(light_ap, "study", study)
+    file = tmp_path / "ap.csv"
+    light_ap.main(["--seeds", "1", "2", "--options", "none", "both", "--runs", str(tmp_path), "--output", str(file)])
+    assert light_report.scores(file) == {"none": {"1": 0.15, "2": 0.25}, "both": {"1": 0.15, "2": 0.25}}

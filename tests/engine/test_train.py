@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -21,7 +22,7 @@ from gflv2.config import TrainConfig, load_config
 from gflv2.data import shapes
 from gflv2.engine.callbacks import AverageWeights, NonFiniteLoss
 from gflv2.engine.schedule import lr_factor, make_optimizer, scaled_lr, warmup_factor
-from gflv2.engine.train import TrainResult, train
+from gflv2.engine.train import TrainResult, describe_convolutions, train
 
 # The lightest detector that has every part: about 0.2 s for an iteration of 4 images on one core.
 TINY = {
@@ -181,14 +182,32 @@ def test_a_run_leaves_metrics_configuration_and_tensorboard_events(finished) -> 
     assert len(events.Scalars("clamped_targets_of_epoch")) == 8
 
 
+@pytest.mark.parametrize(
+    "kind, settings, told",
+    [
+        ("cpu", {}, "wider than 3 in columns; 1×1 convolutions as without it, since PyTorch itself takes oneDNN with"),
+        ("cpu", {"precision": "bf16"}, "has no effect: .* got cpu, true and bf16"),
+        ("cpu", {"channels_last": False}, "has no effect: .* got cpu, false and 32"),
+        ("cuda", {}, "has no effect: .* got cuda, true and 32"),
+    ],
+)
+def test_the_log_tells_whether_convolutions_are_faster(kind, settings, told, caplog, monkeypatch) -> None:
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(kind)), world_size=1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with caplog.at_level(logging.INFO, logger="gflv2"):
+        describe_convolutions(TrainConfig(**{"channels_last": True, **settings}), trainer)
+    assert re.search(told, caplog.text)
+
+
 def test_the_log_tells_data_rate_and_folder(sample_set, tmp_path, caplog) -> None:
-    changes = {"train.epochs": 1, "train.base_batch_size": 8, "model.head.reg_max": 3}
+    changes = {"train.epochs": 1, "train.base_batch_size": 8, "model.head.reg_max": 3, "train.fast_convolutions": True}
     with caplog.at_level(logging.INFO, logger="gflv2"):
         result = run(sample_set, tmp_path / "a", overrides=changes, limit_train_batches=1, progress=True, val=False)
     assert "8 training images, " in caplog.text and "no validation data" in caplog.text
     assert "learning rate 0.002 = 0.004 × 4 / 8 (scaled with the batch)" in caplog.text
     assert "the warm-up (2 iterations) takes more than half of the run (1)" in caplog.text
     assert re.search(r"epoch 1/1: loss .*, [1-9]\d*\.\d% of the targets clamped", caplog.text)
+    assert caplog.text.count("train.fast_convolutions") == 1
     assert f"writing to {tmp_path / 'a'}" in caplog.text
     assert result.metrics == {} and result.best_epoch is None and result.best_weights == result.last_weights
 

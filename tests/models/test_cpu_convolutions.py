@@ -77,6 +77,21 @@ def test_which_path_is_taken(one_thread, monkeypatch):
         assert F.conv2d(x, weight).grad_fn._saved_dilation == (1, 1)
 
 
+def test_what_is_told_is_what_happens(one_thread, monkeypatch):
+    weight = torch.randn(3, 4, 1, 1, requires_grad=True)
+    for slow in (True, False):
+        monkeypatch.setattr(cpu_convolutions, "slow_products", lambda slow=slow: slow)
+        for batch in (2, 16):
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                with CPUConvolutions():
+                    y = F.conv2d(torch.randn(batch, 4, 5, 5).contiguous(**LAST), weight)
+                told = cpu_convolutions.paths_taken(batch)
+                assert ("1×1 convolutions by oneDNN" in told) == (y.grad_fn._saved_dilation == (2, 2))
+                assert ("AMD" in told) == (threads == 1 and batch == 2)
+    torch.set_num_threads(1)
+
+
 def test_a_detector_in_training_takes_it_and_learns_the_same(one_thread, monkeypatch):
     torch.manual_seed(0)
     model = GFLV2("gflv2_lite0", num_classes=2, model__backbone__pretrained=None).train().to(**LAST)
