@@ -4,8 +4,10 @@
 # counts, for the forecast; times; graphs, streams and waits; compute-sanitizer; the tests, with what is left of the time.
 # Everything is written into $OUT as it comes: a line of table.txt and a log for each part, results.csv, ncu.csv.
 #
-#   benchmarks/gpu_check.sh          PYTHON (python3), OUT (build/gpu_check), SECONDS_SCALE (1: times all limits)
-#   benchmarks/gpu_check.sh --fake   without a GPU: what can run does, to test this script; GPU tests skip
+#   benchmarks/gpu_check.sh          PYTHON (python3; with the extras train and test), OUT (build/gpu_check),
+#                                    SECONDS_SCALE (1: times all limits)
+#   benchmarks/gpu_check.sh --fake   without a GPU: what can run does, to test this script; GPU tests skip. Before Triton
+#                                    3.7 its interpreter needs numpy below 2.4.
 #
 # Exit status 1: a part failed, or did not end in its time (but for the benchmarks and the last tests).
 set -uo pipefail

@@ -397,14 +397,16 @@ inline Sharing classes_share(unsigned classes) {
 }
 constexpr Sharing points_share{false, warp, threads / warp};
 
-// Launches kernel(a, blocks, sharing, counter), and where a total is wanted and no counter is left the second stage.
+// Launches kernel(a, blocks, sharing, counter), and forward sees to the total.
 template <bool BACKWARD, class Kernel, class Arguments>
 void start(const Kernel& kernel, const Arguments& a, const Sharing& sharing, void* stream) {
     const BlockTable blocks = block_table(a.levels, a.batch, sharing.points);
     if (blocks.count == 0) return;
-    std::uint32_t* const counter = !BACKWARD && a.reduction.total ? launch_counter(stream) : nullptr;
-    launch(kernel, blocks.count, threads, sharing.words() * sizeof(float), stream, a, blocks, sharing, counter);
-    if (!BACKWARD && !counter) launch_total<threads>(a.reduction, a.workspace, blocks.count, stream);
+    const auto start_with = [&](std::uint32_t* counter) {
+        launch(kernel, blocks.count, threads, sharing.words() * sizeof(float), stream, a, blocks, sharing, counter);
+    };
+    if constexpr (!BACKWARD) launch_with_total<threads>(a.reduction, a.workspace, blocks.count, stream, start_with);
+    else start_with(nullptr);
 }
 
 // Bytes for the sums over blocks.

@@ -13,7 +13,9 @@
 namespace gflv2::cuda {
 namespace {
 
-template <class T, int BINS, bool BACKWARD> GFLV2_KERNEL(threads) dfl_kernel(GFLV2_CONSTANT DflArguments a) {
+template <class T, int BINS, bool BACKWARD>
+GFLV2_KERNEL(threads)
+dfl_kernel(GFLV2_CONSTANT DflArguments a, std::uint32_t* counter) {
     GFLV2_SHARED_MEMORY(float, tile);  // (threads, pitch)
     const int bins = BINS > 0 ? BINS : a.bins;
 
@@ -40,21 +42,24 @@ template <class T, int BINS, bool BACKWARD> GFLV2_KERNEL(threads) dfl_kernel(GFL
         }
     }
 
-    // 3. Backward: back to global memory. Forward: the block's partial sum.
+    // 3. Backward: back to global memory. Forward: the total.
     if constexpr (BACKWARD) {
         __syncthreads();
         T* const to = static_cast<T*>(a.grad_logits) + first * a.grad_row_stride;
         matrix_from_shared<threads, BINS>(to, rows, bins, a.grad_row_stride, a.grad_bin_stride, tile);
     } else {
-        partial_total<threads>(a.reduction, a.workspace, sum, tile);
+        total_over_blocks<threads>(a.reduction, a.workspace, sum, tile, counter);
     }
 }
 
 template <class T, bool BACKWARD> void run(const DflArguments& a, void* stream) {
     const auto kernel = with_bins(a.bins, [](auto bins) { return dfl_kernel<T, decltype(bins)::value, BACKWARD>; });
     const std::uint32_t blocks = blocks_of_rows<threads>(a.rows);
-    if (blocks > 0) launch(kernel, blocks, threads, threads * pitch_of(a.bins) * sizeof(float), stream, a);
-    if (!BACKWARD) launch_total(a.reduction, a.workspace, blocks, stream);
+    const auto start = [&](std::uint32_t* counter) {
+        launch(kernel, blocks, threads, threads * pitch_of(a.bins) * sizeof(float), stream, a, counter);
+    };
+    if constexpr (!BACKWARD) launch_with_total<threads>(a.reduction, a.workspace, blocks, stream, start);
+    else if (blocks > 0) start(nullptr);
 }
 
 }  // namespace

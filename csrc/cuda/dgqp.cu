@@ -185,11 +185,12 @@ void dgqp_forward(const DgqpArguments& a, Place place) {
     choose_dgqp("dgqp", a, false, place, [&](auto zero, auto bins, auto topk, auto staged) {
         constexpr int BINS = decltype(bins)::value, TOPK = decltype(topk)::value;
         constexpr bool STAGED = decltype(staged)::value;
-        if constexpr (BINS > 0 && !STAGED) {
-            if (tiles::fit(a, STAGED)) {
+        if constexpr (tiles::compiled<decltype(zero), BINS, STAGED>) {
+            if (tiles::fit(a)) {
+                constexpr int words = tiles::forward_words + (STAGED ? tiles::staged_words<decltype(zero), BINS> : 0);
                 if (blocks.count > 0)
-                    launch(tiles::dgqp_forward_tiles<decltype(zero), BINS>, blocks.count, threads,
-                           tiles::forward_words * sizeof(float), place.stream, a, blocks);
+                    launch(tiles::dgqp_forward_tiles<decltype(zero), BINS, STAGED>, blocks.count, threads,
+                           words * sizeof(float), place.stream, a, blocks);
                 return;
             }
         }

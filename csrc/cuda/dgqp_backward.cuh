@@ -236,10 +236,10 @@ void run_dgqp_backward(const char* operation, const DgqpArguments& a, const Adde
     choose_dgqp(operation, a, true, place, [&](auto zero, auto bins, auto topk, auto staged) {
         constexpr int BINS = decltype(bins)::value, TOPK = decltype(topk)::value;
         constexpr bool STAGED = decltype(staged)::value;
-        if constexpr (BINS > 0 && !STAGED) {
-            if (tiles::fit(a, STAGED)) {
+        if constexpr (tiles::compiled<decltype(zero), BINS, STAGED>) {
+            if (tiles::fit(a)) {
                 if (blocks.count > 0)
-                    launch(tiles::dgqp_backward_tiles<decltype(zero), BINS, Added>, blocks.count, threads,
+                    launch(tiles::dgqp_backward_tiles<decltype(zero), BINS, STAGED, Added>, blocks.count, threads,
                            tiles::backward_words * sizeof(float), place.stream, a, added, blocks);
                 return launch_dgqp_sums(a, blocks, place.stream);
             }

@@ -1,14 +1,16 @@
-// `dgqp` of the published head on CUDA, both ways: k = 4, the mean, a predictor of up to 64 units, R = 17 or 33, points
-// side by side. Its products of matrices run on the tensor cores (gflv2/mma.hpp).
+// `dgqp` of the published head on CUDA, both ways: k = 4, the mean, a predictor of up to 64 units, R = 17 or 33. Its
+// products of matrices run on the tensor cores (gflv2/mma.hpp).
 //
 // A block of four warps goes through its points 64 at a time, a tile. For the rows lane = two points, warp = side; for
-// the predictor warp = 16 points.
+// the predictor warp = 16 points. Where bins lie side by side (STAGED), 16-bit rows of 17 travel through shared memory;
+// others have the kernels of dgqp.cuh.
 #pragma once
 
 #include <cstdint>
 
 #include "cuda/dgqp.cuh"
 #include "cuda/row_pairs.cuh"
+#include "cuda/staged_pairs.cuh"
 #include "gflv2/api/dgqp.hpp"
 #include "gflv2/blocks.hpp"
 #include "gflv2/mma.hpp"
@@ -27,8 +29,9 @@ constexpr int unit_tiles = units_at_once / 8;  // of eight units
 GFLV2_HD Statistics kept() { return {pair_ranks, true, false}; }
 
 // Is a call one of these?
-inline bool fit(const DgqpArguments& a, bool staged) {
-    return !staged && a.topk == pair_ranks && a.mean && !a.variance && a.hidden > 0 && a.hidden <= units_at_once;
+template <class T, int BINS, bool STAGED> constexpr bool compiled = BINS > 0 && (!STAGED || sizeof(T) * BINS == 34);
+inline bool fit(const DgqpArguments& a) {
+    return a.topk == pair_ranks && a.mean && !a.variance && a.hidden > 0 && a.hidden <= units_at_once;
 }
 
 // Shared memory, in words: features (24, 72) of a tile, the first layer as fragments.
@@ -89,6 +92,33 @@ struct Walk {
           points(std::uint32_t(a.levels.level[chunk.level].height * a.levels.level[chunk.level].width)),
           end(points - chunk.first < block_points ? points : chunk.first + block_points), lane(threadIdx.x % warp),
           group(threadIdx.x / warp) {}
+
+    // Of the tile at `from`: how many exist, and the thread's two. STAGED: half a tile apart, so that the rows of a
+    // warp's lanes fall on different banks. A point past the end has the place of another one.
+    __device__ std::uint32_t count(std::uint32_t from) const { return points - from < tile ? points - from : tile; }
+    template <bool STAGED> __device__ ThreadPoints<2> own(std::uint32_t from) const {
+        if constexpr (!STAGED) return place_of<2>(from + 2 * lane, points);
+        ThreadPoints<2> place;
+        each<2>(2, [&](int k) {
+            const std::uint32_t point = from + lane + k * warp;
+            place.valid[k] = point < points;
+            place.point[k] = place.valid[k] ? point : points - 1;
+        });
+        return place;
+    }
+};
+
+// In which column of the features the `local`-th point of a tile is.
+template <bool STAGED> __device__ inline unsigned column_of(unsigned local) {
+    return STAGED ? local % warp * 2 + local / warp : local;
+}
+
+// The places of the thread's points in a tile.
+struct InTile {
+    std::uint32_t local[2];
+    __device__ InTile(const ThreadPoints<2>& place, std::uint32_t from) {
+        each<2>(2, [&](int k) { local[k] = place.point[k] - from; });
+    }
 };
 
 // The statistics of the thread's rows: put(j, first, second).
@@ -108,6 +138,8 @@ __device__ inline void statistics_of_pair(const Rows& rows, float (&terms)[2][pa
 
 constexpr int quality_pitch = feature_pitch;
 constexpr int forward_words = feature_words + first_layer_words + units_at_once + 4 * quality_pitch;
+// A staged tile of T behind them.
+template <class T, int BINS> constexpr int staged_words = tile * 4 * BINS * sizeof(T) / sizeof(float);
 
 // The second number of GFLV2_KERNEL is the most that leaves enough registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
@@ -116,7 +148,7 @@ constexpr int forward_blocks = 6;
 constexpr int forward_blocks = 5;
 #endif
 
-template <class T, int BINS>
+template <class T, int BINS, bool STAGED>
 GFLV2_KERNEL(threads, (sizeof(T) == 2 && BINS == 17 ? forward_blocks : 3))
 dgqp_forward_tiles(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT BlockTable blocks) {
     GFLV2_SHARED_MEMORY(float, memory);
@@ -145,7 +177,16 @@ dgqp_forward_tiles(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT BlockTable blo
         // 2. Statistics of the thread's rows, to shared memory.
         {
             RowPair<T, BINS> rows;
-            rows.read(level, side, place_of<2>(from + 2 * lane, walk.points), pairs, scale);
+            const ThreadPoints<2> place = walk.own<STAGED>(from);
+            if constexpr (STAGED) {
+                T* const staged = reinterpret_cast<T*>(memory + forward_words);
+                tile_to_shared<BINS, tile>(level, chunk.image, from, walk.count(from), staged);
+                __syncthreads();
+                StagedPairs<T, BINS>{staged, group}.read(rows.z, InTile(place, from).local);
+            } else {
+                read_pairs<T, BINS>(rows.z, level, side, place, pairs);
+            }
+            rows.form(scale);
             float terms[2][pair_ranks];
             statistics_of_pair(rows, terms, [&](int j, float x, float y) {
                 *reinterpret_cast<Two<float>*>(features + (group * per_side + j) * feature_pitch + 2 * lane) = {{x, y}};
@@ -167,7 +208,7 @@ dgqp_forward_tiles(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT BlockTable blo
         // 4. The units' sum.
         if (threadIdx.x < tile && from + threadIdx.x < walk.end) {
             float sum = static_cast<const float*>(a.bias2)[0];
-            each<4>(0, [&](int i) { sum += qualities[i * quality_pitch + threadIdx.x]; });
+            each<4>(0, [&](int i) { sum += qualities[i * quality_pitch + column_of<STAGED>(threadIdx.x)]; });
             static_cast<float*>(a.out)[first_place + from + threadIdx.x] = sum;
         }
     }

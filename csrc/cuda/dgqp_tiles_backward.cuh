@@ -64,7 +64,7 @@ __device__ inline void multiply_parts(float (&high)[feature_tiles][4], float (&l
                         [&](int f) { mma::multiply_bf16(high[f], left, [&](int lane) { return right(f, 0, lane); }); });
 }
 
-template <class T, int BINS, class Added>
+template <class T, int BINS, bool STAGED, class Added>
 GFLV2_KERNEL(threads, (mma::native && sizeof(T) == 2 && BINS == 17 ? 3 : 2))
 dgqp_backward_tiles(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added, GFLV2_CONSTANT BlockTable blocks) {
     GFLV2_SHARED_MEMORY(float, memory);
@@ -74,6 +74,8 @@ dgqp_backward_tiles(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added, 
     std::uint16_t* const active =
         reinterpret_cast<std::uint16_t*>(memory + feature_words + first_layer_words + back_words);
     std::uint32_t* const upstream = reinterpret_cast<std::uint32_t*>(active) + active_words;
+    T* const staged = reinterpret_cast<T*>(active);  // the tile's logits before m, its gradients after it
+    static_assert(!STAGED || staged_words<T, BINS> <= active_words);
 
     // 1. The block's points, the thread's lane and warp; the predictor's weights. The first layer's sums are formed
     // with the opposite sign: a unit is active where that of the sum is set.
@@ -99,9 +101,17 @@ dgqp_backward_tiles(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added, 
     GFLV2_UNROLL_NEVER
     for (std::uint32_t from = chunk.first; from < walk.end; from += tile) {
         // 2. Statistics of the thread's rows, as in forward, and times g.
-        const ThreadPoints<2> place = place_of<2>(from + 2 * lane, walk.points);
+        const ThreadPoints<2> place = walk.own<STAGED>(from);
         RowPair<T, BINS> rows;
-        rows.read(level, side, place, pairs, scale);
+        if constexpr (STAGED) {
+            __syncthreads();
+            tile_to_shared<BINS, tile>(level, chunk.image, from, walk.count(from), staged);
+            __syncthreads();
+            StagedPairs<T, BINS>{staged, group}.read(rows.z, InTile(place, from).local);
+        } else {
+            read_pairs<T, BINS>(rows.z, level, side, place, pairs);
+        }
+        rows.form(scale);
         float grad[2], terms[2][pair_ranks];
         each<2>(0, [&](int row) {
             grad[row] = place.valid[row] ? static_cast<const float*>(a.grad_out)[first_place + place.point[row]] : 0.0f;
@@ -222,11 +232,18 @@ dgqp_backward_tiles(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added, 
                     });
                 }
             }
-            if (a.grad_logits)
-                write_pairs<T, BINS>(rows.z, level,
-                                     static_cast<T*>(level.grad_logits) + chunk.image * level.grad_strides.image +
-                                         group * level.grad_strides.side,
-                                     place, grad_pairs);
+            if (a.grad_logits) {
+                if constexpr (STAGED) {
+                    StagedPairs<T, BINS>{staged, group}.write(rows.z, InTile(place, from).local, place.valid);
+                    __syncthreads();
+                    tile_from_shared<BINS, tile>(level, chunk.image, from, walk.count(from), staged);
+                } else {
+                    write_pairs<T, BINS>(rows.z, level,
+                                         static_cast<T*>(level.grad_logits) + chunk.image * level.grad_strides.image +
+                                             group * level.grad_strides.side,
+                                         place, grad_pairs);
+                }
+            }
         }
     }
 

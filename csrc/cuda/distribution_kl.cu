@@ -33,7 +33,7 @@ __device__ inline void teacher_to_shared(const LogitRows& from, std::int64_t fir
 
 template <class T, int BINS, bool BACKWARD>
 GFLV2_KERNEL(rows_of_block)
-distribution_kl_kernel(GFLV2_CONSTANT DistributionKlArguments a, KlFactors<float> factors) {
+distribution_kl_kernel(GFLV2_CONSTANT DistributionKlArguments a, KlFactors<float> factors, std::uint32_t* counter) {
     GFLV2_SHARED_MEMORY(float, tiles);  // (2, rows_of_block, pitch): the student's rows, the teacher's
     const int bins = BINS > 0 ? BINS : a.bins;
     float* const teachers = tiles + rows_of_block * pitch_of(bins);
@@ -70,13 +70,13 @@ distribution_kl_kernel(GFLV2_CONSTANT DistributionKlArguments a, KlFactors<float
         }
     }
 
-    // 3. Backward: back to global memory. Forward: the block's partial sum.
+    // 3. Backward: back to global memory. Forward: the total.
     if constexpr (BACKWARD) {
         __syncthreads();
         T* const to = static_cast<T*>(a.grad_logits) + first * a.grad_row_stride;
         matrix_from_shared<rows_of_block, BINS>(to, rows, bins, a.grad_row_stride, a.grad_bin_stride, tiles);
     } else {
-        partial_total<rows_of_block>(a.reduction, a.workspace, sum, tiles);
+        total_over_blocks<rows_of_block>(a.reduction, a.workspace, sum, tiles, counter);
     }
 }
 
@@ -85,8 +85,11 @@ template <class T, bool BACKWARD> void run(const DistributionKlArguments& a, voi
         with_bins(a.bins, [](auto bins) { return distribution_kl_kernel<T, decltype(bins)::value, BACKWARD>; });
     const std::uint32_t blocks = blocks_of_rows<rows_of_block>(a.rows);
     const std::size_t shared = 2 * rows_of_block * pitch_of(a.bins) * sizeof(float);
-    if (blocks > 0) launch(kernel, blocks, rows_of_block, shared, stream, a, kl_factors<float>(a.temperature, a.bins));
-    if (!BACKWARD) launch_total(a.reduction, a.workspace, blocks, stream);
+    const auto start = [&](std::uint32_t* counter) {
+        launch(kernel, blocks, rows_of_block, shared, stream, a, kl_factors<float>(a.temperature, a.bins), counter);
+    };
+    if constexpr (!BACKWARD) launch_with_total<rows_of_block>(a.reduction, a.workspace, blocks, stream, start);
+    else if (blocks > 0) start(nullptr);
 }
 
 // The teacher may have any dtype that the kernels take.

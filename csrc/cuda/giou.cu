@@ -39,8 +39,10 @@ template <class T> __device__ inline void store_box(void* boxes, std::int64_t ro
     else each<4>(4, [&](int i) { first[4 * row + i] = narrow<T>(corners[i]); });
 }
 
-template <class T, BoxForm FORM, bool BACKWARD> GFLV2_KERNEL(threads) giou_kernel(GFLV2_CONSTANT GiouArguments a) {
-    GFLV2_SHARED_MEMORY(float, scratch);  // (threads,), forward only
+template <class T, BoxForm FORM, bool BACKWARD>
+GFLV2_KERNEL(threads)
+giou_kernel(GFLV2_CONSTANT GiouArguments a, std::uint32_t* counter) {
+    GFLV2_SHARED_MEMORY(double, scratch);  // (threads,), forward only
     constexpr bool LOSS = FORM != BoxForm::iou, CIOU = FORM > BoxForm::giou, MMDET = FORM == BoxForm::ciou_mmdet;
     const std::int64_t row = std::int64_t(blockIdx.x) * threads + threadIdx.x;
     const float eps = float(a.eps);
@@ -68,15 +70,18 @@ template <class T, BoxForm FORM, bool BACKWARD> GFLV2_KERNEL(threads) giou_kerne
         }
     }
 
-    // 2. The block's partial sum.
-    if constexpr (!BACKWARD) partial_total<threads>(a.reduction, a.workspace, sum, scratch);
+    // 2. The total.
+    if constexpr (!BACKWARD) total_over_blocks<threads>(a.reduction, a.workspace, sum, scratch, counter);
 }
 
 template <class T, BoxForm FORM, bool BACKWARD> void run(const GiouArguments& a, void* stream) {
     const auto kernel = giou_kernel<T, FORM, BACKWARD>;
     const std::uint32_t blocks = blocks_of_rows<threads>(a.rows);
-    if (blocks > 0) launch(kernel, blocks, threads, BACKWARD ? 0 : threads * sizeof(float), stream, a);
-    if (!BACKWARD) launch_total(a.reduction, a.workspace, blocks, stream);
+    const auto start = [&](std::uint32_t* counter) {
+        launch(kernel, blocks, threads, BACKWARD ? 0 : threads * sizeof(double), stream, a, counter);
+    };
+    if constexpr (!BACKWARD) launch_with_total<threads>(a.reduction, a.workspace, blocks, stream, start);
+    else if (blocks > 0) start(nullptr);
 }
 
 template <bool BACKWARD> void run(const GiouArguments& a, Place place) {

@@ -62,27 +62,47 @@ inline bool bins_adjacent(const LevelTable& levels, bool gradient) {
 // Words between rows in shared memory: odd, so that the lanes of a warp fall on different banks.
 GFLV2_HD int pitch_of(int bins) { return bins | 1; }
 
-// Visits every element of the block's rows in the order of memory: f(element offset, place in shared memory). Where the
-// rows lie end to end, four at a time: quad(element offset, place) with four adjacent places.
+// How rows lie, whose bins are adjacent: from point `first` on.
+struct RowSpan {
+    bool flat;           // all points are equally far apart
+    bool end_to_end;     // nothing lies between the rows, and four elements may be read at a time
+    std::int64_t start;  // of the first row, or, where they are not flat, of the image
+
+    template <class T>
+    __device__ RowSpan(const Level& level, const Strides& s, const T* data, std::uint32_t image, std::uint32_t first,
+                       int bins)
+        : flat(level.height == 1 || s.y == level.width * s.x), start(image * s.image + (flat ? first * s.x : 0)) {
+        end_to_end = flat && s.side == bins && s.x == 4 * bins && bins % 2 == 1 &&
+                     reinterpret_cast<std::uintptr_t>(data + start) % sizeof(Four<T>) == 0;
+    }
+};
+
+// Elements from `from` to `count` of rows in the order of memory, one by one: f(element offset, place in shared memory).
+template <int BINS, class F>
+__device__ inline void visit_elements(const RowSpan& span, const Level& level, const Strides& s, std::uint32_t first,
+                                      std::uint32_t from, std::uint32_t count, int bins, const F& f) {
+    bins = BINS > 0 ? BINS : bins;
+    for (std::uint32_t e = from + threadIdx.x; e < count; e += threads) {
+        const std::uint32_t row = e / bins, bin = e - row * bins, point = row / 4;
+        const std::int64_t where = span.start + (span.flat ? point * s.x : point_offset(level, s, first + point));
+        f(where + row % 4 * s.side + bin, row * pitch_of(bins) + bin);
+    }
+}
+
+// Every element of the block's rows; where they lie end to end, four at a time: quad(element offset, place) with four
+// adjacent places.
 template <int BINS, class T, class F, class Quad>
 __device__ inline void visit_rows(const Level& level, const Strides& s, const T* data, std::uint32_t image,
                                   std::uint32_t first, std::uint32_t rows, int bins, const F& f, const Quad& quad) {
     bins = BINS > 0 ? BINS : bins;
     const std::uint32_t count = rows * bins;
-    const bool flat = level.height == 1 || s.y == level.width * s.x;
-    const std::int64_t start = image * s.image + (flat ? first * s.x : 0);
-    const bool end_to_end = flat && s.side == bins && s.x == 4 * bins && bins % 2 == 1 &&
-                            reinterpret_cast<std::uintptr_t>(data + start) % sizeof(Four<T>) == 0;
+    const RowSpan span(level, s, data, image, first, bins);
     std::uint32_t from = 0;
-    if (end_to_end) {
+    if (span.end_to_end) {
         from = count / 4 * 4;
-        for (std::uint32_t e = 4 * threadIdx.x; e < from; e += 4 * threads) quad(start + e, e);
+        for (std::uint32_t e = 4 * threadIdx.x; e < from; e += 4 * threads) quad(span.start + e, e);
     }
-    for (std::uint32_t e = from + threadIdx.x; e < count; e += threads) {
-        const std::uint32_t row = e / bins, bin = e - row * bins, point = row / 4;
-        const std::int64_t where = flat ? start + point * s.x : start + point_offset(level, s, first + point);
-        f(where + row % 4 * s.side + bin, row * pitch_of(bins) + bin);
-    }
+    visit_elements<BINS>(span, level, s, first, from, count, bins, f);
 }
 
 template <int BINS, class T>

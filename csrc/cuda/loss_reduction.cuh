@@ -2,15 +2,13 @@
 // GPU.
 //
 // A total is formed in two stages. Every block leaves one partial sum in the workspace, place blockIdx.x; one block adds
-// them up in double: the one that ends last, or, where there is no counter for that, one of a second launch. The order
-// of both sums depends on the shapes alone.
+// them up in double: the one that ends last, or one of a second launch where there is no counter for that, or too many
+// blocks. The order of both sums depends on the shapes alone.
 //
 //   forward kernel   sum += reduced_row(r, row, loss) for each of the thread's rows; at its end
 //                    total_over_blocks<THREADS>(…, counter)
-//   after it         launch_total<THREADS>(…) where the counter is null, or no block ran
+//   its launch       launch_with_total<THREADS>(…)
 //   backward kernel  upstream_of_row(r, row)
-//
-// Without counters: partial_total<THREADS>(…), and launch_total(…) always.
 #pragma once
 
 #include <cstddef>
@@ -45,14 +43,6 @@ __device__ inline float upstream_of_row(const Reduction& r, std::int64_t row) {
     return (r.total ? float(double(*grad) / total_divisor(r)) : grad[row]) * row_weight(r, row);
 }
 
-// First stage, called by all threads of a block of THREADS. `scratch` has THREADS places, free before and after.
-template <unsigned THREADS>
-__device__ inline void partial_total(const Reduction& r, void* workspace, float sum, float* scratch) {
-    if (!r.total) return;
-    sum = block_sum<THREADS>(sum, scratch);
-    if (threadIdx.x == 0) static_cast<float*>(workspace)[blockIdx.x] = sum;
-}
-
 // Second stage. `scratch` has THREADS places.
 template <unsigned THREADS>
 __device__ inline void write_total(const Reduction& r, const float* partial, std::uint32_t count, double* scratch) {
@@ -60,12 +50,13 @@ __device__ inline void write_total(const Reduction& r, const float* partial, std
     if (threadIdx.x == 0) *static_cast<float*>(r.out) = float(sum / total_divisor(r));
 }
 
-// Both stages, called by all threads of a block. `scratch` has THREADS doubles.
+// Both stages, called by all threads of a block. `scratch` has THREADS doubles, free before and after.
 template <unsigned THREADS>
 __device__ inline void total_over_blocks(const Reduction& r, void* workspace, float sum, void* scratch,
                                          std::uint32_t* counter) {
     if (!r.total) return;
-    partial_total<THREADS>(r, workspace, sum, static_cast<float*>(scratch));
+    sum = block_sum<THREADS>(sum, static_cast<float*>(scratch));
+    if (threadIdx.x == 0) static_cast<float*>(workspace)[blockIdx.x] = sum;
     if (ends_last(counter, scratch))
         write_total<THREADS>(r, static_cast<const float*>(workspace), gridDim.x, static_cast<double*>(scratch));
 }
@@ -76,11 +67,21 @@ static GFLV2_KERNEL(THREADS) total_of_blocks(GFLV2_CONSTANT Reduction r, const f
     write_total<THREADS>(r, partial, count, scratch);
 }
 
-template <unsigned THREADS = reduce_threads>
-void launch_total(const Reduction& r, const void* workspace, std::uint32_t blocks, void* stream) {
-    if (!r.total) return;
-    launch(total_of_blocks<THREADS>, 1, THREADS, THREADS * sizeof(double), stream, r,
-           static_cast<const float*>(workspace), blocks);
+// Calls start(counter), which launches the forward kernel in `blocks` blocks of THREADS threads, and sees to the total.
+template <unsigned THREADS, class Start>
+void launch_with_total(const Reduction& r, const void* workspace, std::uint32_t blocks, void* stream,
+                       const Start& start) {
+    // A block reads 8·THREADS partial sums in one wait for memory: more than four take longer than a launch with more
+    // threads.
+    const bool few = blocks <= 32 * THREADS;
+    std::uint32_t* const counter = r.total && few && blocks > 0 ? launch_counter(stream) : nullptr;
+    if (blocks > 0) start(counter);
+    if (!r.total || counter) return;
+    const auto total = [&](auto kernel, unsigned threads) {
+        launch(kernel, 1, threads, threads * sizeof(double), stream, r, static_cast<const float*>(workspace), blocks);
+    };
+    if (few) total(total_of_blocks<THREADS>, THREADS);
+    else total(total_of_blocks<reduce_threads>, reduce_threads);
 }
 
 // Blocks of THREADS threads for one row a thread.

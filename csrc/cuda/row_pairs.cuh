@@ -166,9 +166,9 @@ template <class T, int BINS> struct RowPair {
     Pairs<T, pair_ranks> top;
     PairSoftmax softmax[2];
 
-    __device__ void read(const Level& level, const T* side, const ThreadPoints<2>& place, bool pairs, float scale) {
+    // From the logits in z.
+    __device__ void form(float scale) {
         using Of = PairWords<T>;
-        read_pairs<T, BINS>(z, level, side, place, pairs);
         if (scale < 0.0f)
             each<Of::count>(0,
                             [&](int i) { each<BINS>(0, [&](int b) { z.word[i][b] = Of::negative(z.word[i][b]); }); });

@@ -163,6 +163,17 @@ def _triton_unavailable(device_type: str) -> str | None:
     if device_type != "cuda" and not interpreted:
         only = "on a CPU Triton runs only interpreted (TRITON_INTERPRET=1 before the import)"
         return f"the tensors are on {device_type}; {only}"
+    return _interpreter_problem() if interpreted else None
+
+
+def _interpreter_problem() -> str | None:
+    """Triton's interpreter before 3.7 cannot run with numpy 2.4 (triton-lang/triton#9171)."""
+    import numpy
+    import triton
+
+    versions = [tuple(map(int, module.__version__.split(".")[:2])) for module in (triton, numpy)]
+    if versions[0] < (3, 7) and versions[1] >= (2, 4):
+        return f"the interpreter of Triton {triton.__version__} needs numpy below 2.4, not {numpy.__version__}"
     return None
 
 

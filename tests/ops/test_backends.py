@@ -86,6 +86,19 @@ def test_triton_on_a_cpu_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
         integral([level.double() for level in LEVELS])
 
 
+@pytest.mark.parametrize(
+    ("triton", "numpy", "runs"), [("3.6.0", "2.4.6", False), ("3.6.0", "2.3.5", True), ("3.7.0", "2.4.0", True)]
+)
+def test_an_interpreter_that_cannot_read_numpy(
+    triton: str, numpy: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, version in {"triton": triton, "numpy": numpy}.items():
+        monkeypatch.setattr(pytest.importorskip(name), "__version__", version)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    reason = backends._why_unavailable("triton", "cpu")
+    assert reason == (None if runs else "the interpreter of Triton 3.6.0 needs numpy below 2.4, not 2.4.6")
+
+
 def test_preference(monkeypatch: pytest.MonkeyPatch) -> None:
     """The best backend of the device that takes the call; the interpreter and the emulation only on request."""
     monkeypatch.delenv("GFLV2_BACKEND", raising=False)

@@ -137,6 +137,11 @@ class TestParity:
     def test_published_head(self, dtype: torch.dtype, bins: int, backend: str) -> None:
         check(PUBLISHED.but(dtype=dtype, bins=bins), backend)
 
+    @pytest.mark.parametrize("layout", few(["channels_last", "rows", "rows sliced"], 1))
+    @pytest.mark.parametrize("dtype", few([torch.bfloat16, torch.float16], 1), ids=str)
+    def test_published_head_with_bins_side_by_side(self, dtype: torch.dtype, layout: str, backend: str) -> None:
+        check(PUBLISHED.but(dtype=dtype, layout=layout), backend)
+
     @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3.4028e38])
     @pytest.mark.parametrize("name", ["weight1", "bias1", "weight2"])
     def test_a_weight_without_bounds(self, name: str, value: float, backend: str) -> None:

@@ -15,7 +15,7 @@ _LOGITS = 4 * BINS * CELLS
 FRAGMENTS = 24 * 32 / 128
 HOT = [
     Hot(
-        *("dgqp", "forward", "dgqp.cu", "dgqp_forward_tiles", "bfloat16ELi17E"),
+        *("dgqp", "forward", "dgqp.cu", "dgqp_forward_tiles", "bfloat16ELi17ELb0E"),
         *(programs(256), 2 * _LOGITS + 4 * CELLS, _LOGITS),
         shared=20608,
         loops={"^BAR": 4 * 2, r"^LDS\.128 ": 24, r"^STS\.128 ": FRAGMENTS},

@@ -23,7 +23,7 @@ HOT = [
         last={r"^F2F\.F64": programs(128) / 128, **LAST},
     ),
     Hot(
-        *("gfl_loss", "backward", "gfl_loss.cu", "dgqp_backward_tiles", "bfloat16ELi17E.*BoxLoss"),
+        *("gfl_loss", "backward", "gfl_loss.cu", "dgqp_backward_tiles", "bfloat16ELi17ELb0E.*BoxLoss"),
         *(programs(256), 4 * _LOGITS + 4 * CELLS, _LOGITS),
         shared=49152,
         # Four tiles of 64 points, with three barriers each; eight tiles of units; four steps of 16 units, of 16 points;
