@@ -35,6 +35,7 @@ _SETTLED = 512 if INTERPRETED else 32  # points a program of the last kernel
 _RIVALS = 64 if INTERPRETED else 8  # boxes that it looks at together
 # The register limit is explicit: without one ptxas spills some words of two kernels on sm_90.
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "maxnreg": 128, "enable_fp_fusion": False}
+_LISTS: dict[str, Any] = {"maxnreg": 144}  # Triton 3.6 spills the lists of a box with 128 and with 136
 COSTS = ("rtmdet", "nanodet", "simota", "align_ota")
 
 RTMDET = tl.constexpr(0)
@@ -506,7 +507,7 @@ def dynamic_soft_label(
                 CELLS=_CELLS,
                 BLOCK=_BOXES,
                 **weights,
-                **shared,
+                **{**shared, **_LISTS},
             )
         blocks = -(-total // _SETTLED)
         dynamic_soft_label_finish_kernel[(batch * blocks,)](
