@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -22,7 +23,7 @@ from gflv2.cli import main
 from gflv2.config import load_config
 from gflv2.data import CocoDetection, make_loader
 from gflv2.engine.interruption import Interrupted
-from gflv2.engine.study import list_studies, read_study, study
+from gflv2.engine.study import cost, list_studies, read_study, run, study
 from gflv2.engine.study.cost import Cost, _Candidate, _fingerprint, put_aside, read_costs
 from gflv2.engine.study.plan import Study
 from gflv2.engine.study.run import METRICS, data_paths, settings_of
@@ -427,7 +428,7 @@ def test_the_cost_of_a_step_has_the_teacher_in_it(plan) -> None:
 def test_costs_of_other_settings_are_measured_again(plan, monkeypatch) -> None:
     def mark(**options) -> str:
         study = read_study(plan, **options)
-        return _fingerprint(study, study.data[0], "cpu")
+        return _fingerprint(study, study.data[0], cost._where("cpu"))
 
     first = mark()
     assert mark() == first
@@ -469,18 +470,66 @@ def test_generated_data_of_other_settings_is_refused(tmp_path) -> None:
     assert train.read_bytes() == before and not (folder / "runs").exists()
 
 
-def test_a_table_of_other_costs_does_not_lie_beside_new_ones(plan, caplog) -> None:
-    study, folder = read_study(plan), plan.parent / "out"
+def test_data_that_another_process_has_made_meanwhile_stays(tmp_path, monkeypatch) -> None:
+    """Between the look and the lock: somebody may train on it already."""
+    data = read_study(write(tmp_path, data={"shapes": {"generate": {"train": 1, "val": 1, "size": 64}}})).data[0]
+    made, lock = [], run.held
+    monkeypatch.setattr(run.shapes, "generate", lambda place, **_: made.append(place))
+
+    @contextlib.contextmanager
+    def late(place):
+        monkeypatch.setattr(run, "held", lock)
+        data_paths(data, tmp_path)
+        with lock(place):
+            yield
+
+    monkeypatch.setattr(run, "held", late)
+    data_paths(data, tmp_path)
+    assert len(made) == 1
+
+
+def measured(study: Study, folder: Path, *, device: str = "cpu", threads: int = 1) -> Path:
+    """A folder with costs, as a call of ``costs`` there would have left it, and their table."""
+    names = ("one", "two", "one again")
+    numbers = {field.name: 1 for field in fields(Cost)} | {"device": device, "threads": threads}
+    record = {
+        "of": _fingerprint(study, study.data[0], (device, threads)),
+        "rows": [numbers | {"row": row} for row in names],
+    }
     folder.mkdir()
-    data_paths(study.data[0], folder)
-    rows = [
-        {field.name: row if field.name == "row" else 1 for field in fields(Cost)} for row in ("one", "two", "one again")
-    ]
-    record = {"of": _fingerprint(study, study.data[0], "cpu"), "rows": rows}
     (folder / "costs.json").write_text(json.dumps(record))
     (folder / "costs.csv").write_text("old")
-    put_aside(folder, [study], device="cpu")
-    assert (folder / "costs.csv").read_text() == "old" and not caplog.text, "it is of this study"
-    put_aside(folder, [read_study(plan, overrides={"train.channels_last": True})], device="cpu")
-    assert not (folder / "costs.csv").exists() and (folder / "costs.earlier.csv").read_text() == "old"
+    return folder / "costs.csv"
+
+
+def test_a_table_of_other_costs_does_not_lie_beside_new_ones(plan, caplog) -> None:
+    table = measured(read_study(plan), plan.parent / "out")
+    put_aside(table.parent, [read_study(plan, overrides={"train.channels_last": True})])
+    assert not table.exists() and table.with_name("costs.earlier.csv").read_text() == "old"
     assert "it is costs.earlier.csv now" in caplog.text
+
+
+@pytest.mark.parametrize("where", [{}, {"threads": 3}, {"device": "NVIDIA H200"}], ids=str)
+def test_a_table_of_the_same_costs_stays(plan, where, caplog) -> None:
+    """On whatever it was measured: that stands in it, and nobody measures anything else."""
+    study = read_study(plan)
+    table = measured(study, plan.parent / "out", **where)
+    put_aside(table.parent, [study])
+    assert table.read_text() == "old" and not caplog.text
+
+
+def test_a_table_that_another_process_puts_aside(plan, monkeypatch, caplog) -> None:
+    """Processes of one study come to its end at the same time."""
+    table = measured(read_study(plan), plan.parent / "out")
+    other = [read_study(plan, overrides={"train.channels_last": True})]
+    known = cost._known
+
+    def slow(study: Study, folder: Path) -> list[Cost]:
+        monkeypatch.setattr(cost, "_known", known)
+        put_aside(folder, other)
+        return known(study, folder)
+
+    monkeypatch.setattr(cost, "_known", slow)
+    put_aside(table.parent, other)
+    assert table.with_name("costs.earlier.csv").read_text() == "old"
+    assert caplog.text.count("it is costs.earlier.csv now") == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,16 @@ def test_every_file_is_in_one_group() -> None:
     assert sorted(file for group in GROUPS for file in group) == FILES and all(GROUPS)
 
 
+def silent(files: Sequence[str], output: str) -> list[str]:
+    """The files of which no test ran, whatever came out: they would go under among others."""
+    return [file for file in files if not re.search(rf"/{re.escape(file)} [.sxXFE]", output)]
+
+
+def test_a_file_of_which_no_test_ran_is_found() -> None:
+    output = "tests/ops/test_a.py ..s   [ 75%]\ntests/ops/test_c.py F  [100%]\n"
+    assert silent(["test_a.py", "test_b.py", "test_c.py"], output) == ["test_b.py"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("files", GROUPS, ids=lambda files: "-".join(name[5:-3] for name in files))
 def test_triton_kernels_under_the_interpreter(files: list[str]) -> None:
@@ -44,9 +56,10 @@ def test_triton_kernels_under_the_interpreter(files: list[str]) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "GFLV2_BACKEND": "", "OMP_NUM_THREADS": "1"}
     # Warnings in the child are the parent's too: its other backends give the same ones.
     wrong, output = run_tests(
-        [*(str(HERE / file) for file in files), "-q", "-rfEs", "--no-header", "-W", "ignore"], environment, timeout=3600
+        [*(str(HERE / file) for file in files), "-rfEs", "--no-header", "-W", "ignore"], environment, timeout=3600
     )
-    # Exit status 5, nothing collected, is a failure here.
+    if not wrong and (unheard := silent(files, output)):
+        wrong = f"no test of the triton backend in {', '.join(unheard)}"
     if wrong:
         pytest.fail(f"{wrong}\n{output}", pytrace=False)
     print(output)

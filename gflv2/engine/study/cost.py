@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -130,7 +131,8 @@ def costs(study: Study, folder: Path, *, device: str) -> list[Cost]:
     Every round has each row take one training step and detect one image, another row first each time, so that a busy
     moment of the machine meets all of them.
     """
-    known = _known(study, folder, device)
+    where = _where(device)
+    known = _known(study, folder, where)
     if known:
         return known
     data = _measured_data(study)
@@ -177,11 +179,11 @@ def costs(study: Study, folder: Path, *, device: str) -> list[Cost]:
                 width=width,
                 rounds=study.cost_rounds,
                 clock=clock_name,
-                device=_name(device),
-                threads=torch.get_num_threads(),
+                device=where[0],
+                threads=where[1],
             )
         )
-    of = _fingerprint(study, data, device)
+    of = _fingerprint(study, data, where)
     write_whole(folder / FILE, json.dumps({"of": of, "rows": [asdict(cost) for cost in found]}, indent=1))
     return found
 
@@ -199,12 +201,17 @@ def read_costs(path: str | Path) -> list[Cost]:
         return [Cost(**{name: value(name, text) for name, text in row.items()}) for row in csv.DictReader(file)]
 
 
-def put_aside(folder: Path, studies: Iterable[Study], *, device: str) -> None:
-    """Without a measurement: a ``costs.csv`` that is of none of these studies gets a name that says so."""
+def put_aside(folder: Path, studies: Iterable[Study]) -> None:
+    """Without a measurement: a ``costs.csv`` that is of none of these studies gets a name that says so.
+
+    On which device it was measured does not matter: that stands in it.
+    """
     table = folder / "costs.csv"
-    if table.is_file() and not any(_known(study, folder, device) for study in studies):
+    if not table.is_file() or any(_known(study, folder) for study in studies):
+        return
+    with contextlib.suppress(FileNotFoundError):  # another process has done it meanwhile
         earlier = table.replace(table.with_name("costs.earlier.csv"))
-        _log.warning("%s is of other rows, settings or another device: it is %s now", table, earlier.name)
+        _log.warning("%s is of other rows or settings: it is %s now", table, earlier.name)
 
 
 def _again(study: Study) -> str:
@@ -218,10 +225,10 @@ def _models(study: Study, data: DataSet, folder: Path) -> Iterator[tuple[str, Si
         yield name, load(weights_of(Run(row, data, seed), folder))
 
 
-def _fingerprint(study: Study, data: DataSet, device: str) -> str:
-    """Changes with everything that a measurement depends on."""
+def _fingerprint(study: Study, data: DataSet, where: tuple[str, int]) -> str:
+    """Changes with everything that a measurement depends on; ``where`` as `_where` has it."""
     rows = [settings_of(study, Run(row, data, study.seeds[0])) for row in study.rows]
-    under = (study.compare, study.cost_rounds, data.name, _name(device), torch.get_num_threads())
+    under = (study.compare, study.cost_rounds, data.name, *where)
     return hashlib.sha256(json.dumps([rows, under]).encode()).hexdigest()
 
 
@@ -229,21 +236,20 @@ def _measured_data(study: Study) -> DataSet:
     return next(one for one in study.data if one.is_given)
 
 
-def _known(study: Study, folder: Path, device: str) -> list[Cost]:
-    """What an earlier call measured of this study; nothing where it did not, or not all of it."""
-    found = _read(folder / FILE, _fingerprint(study, _measured_data(study), device))
-    names = [*(row.name for row in study.rows), _again(study)]
-    return found if [cost.row for cost in found] == names else []
+def _known(study: Study, folder: Path, where: tuple[str, int] | None = None) -> list[Cost]:
+    """What an earlier call measured of this study, there or (None) anywhere.
 
-
-def _read(file: Path, of: str) -> list[Cost]:
-    """What an earlier call wrote; nothing where that is not there, of something else, or of another version."""
+    Nothing where it did not, or not all of it, or where its file is of another version.
+    """
     try:
-        found = json.loads(file.read_text())
-        rows = found["rows"] if found["of"] == of else []
-        return [Cost(**row) for row in rows if set(row) == {field.name for field in fields(Cost)}]
+        content = json.loads((folder / FILE).read_text())
+        of, found = content["of"], [Cost(**row) for row in content["rows"]]
     except (OSError, ValueError, TypeError, KeyError):
         return []
+    if [cost.row for cost in found] != [*(row.name for row in study.rows), _again(study)]:
+        return []
+    where = where or (found[0].device, found[0].threads)
+    return found if of == _fingerprint(study, _measured_data(study), where) else []
 
 
 def _clock(device: str) -> tuple[Callable[[], float], str]:
@@ -278,5 +284,6 @@ def _peak_bytes(one: _Candidate, batch: Batch) -> int | None:
     return torch.cuda.max_memory_allocated(one.device)
 
 
-def _name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+def _where(device: str) -> tuple[str, int]:
+    """Name of the device, and threads."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device, torch.get_num_threads()

@@ -158,6 +158,8 @@ def data_paths(data: DataSet, folder: Path) -> dict[str, Any]:
     while not is_generated(data, folder):
         try:
             with held(place):
+                if is_generated(data, folder):  # meanwhile, by another process, which may train on it
+                    break
                 _log.info("generating the data set %s in %s", data.name, place)
                 shapes.generate(place, **data.generate)
                 write_whole(place / _MARK, json.dumps(dict(data.generate)))

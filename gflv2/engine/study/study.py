@@ -164,7 +164,7 @@ def study(
         measured = costs(plan, folder, device=places[0])
         write_whole(folder / "costs.csv", costs_csv(measured))
     else:
-        put_aside(folder, (plan, whole), device=places[0])
+        put_aside(folder, (plan, whole))
     result = StudyResult(whole, folder, found, summarise(whole, found), measured, missing)
     write_whole(folder / "runs.csv", raw_csv(found))
     write_whole(folder / "summary.csv", summary_csv(result.summary))

@@ -43,6 +43,7 @@ Where results differ from mmdet's, beyond rounding:
   head with a loss, assigner, sampler or integral derived from mmdet's. For more than 65 bins Integral,
   DistributionFocalLoss and KnowledgeDistillationKLDivLoss are mmdet's own code too, for more than 8 levels
   ATSSAssigner.
+* GFLHead and LDHead: the points of a box whose label is no class are background, but learn its sides (mmdet: nothing).
 * FocalLoss and VarifocalLoss of single elements (reduction "none", as in PAA's choice of anchors, probabilities,
   one-hot targets of FocalLoss) are mmdet's own code. VarifocalLoss takes a negative score for background.
 * The mean over no rows is 0; mmdet's losses of classes and bins give NaN.

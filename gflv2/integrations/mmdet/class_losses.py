@@ -54,6 +54,8 @@ class VarifocalLoss(MmdetVarifocalLoss):
         # Every element is a point of its own, of one class: a row may have scores in several, and nobody has to ask the
         # device whether one does. A NaN is no background, and stays one.
         scores = target.detach().reshape(1, -1)
+        if not scores.is_floating_point():  # one-hot labels
+            scores = scores.to(pred.dtype)
         if options["weight"] is not None:
             options["weight"] = options["weight"][:, None].expand_as(pred).reshape(1, -1)
         options |= {"alpha": self.alpha, "gamma": self.gamma, "iou_weighted": self.iou_weighted}

@@ -178,7 +178,8 @@ def _why(item: Any) -> str | None:
         return class_losses.why_not(item)
     if kind.__module__.startswith("gflv2."):
         return None
-    base = next((theirs.__name__ for _, theirs, _ in _CLASSES if isinstance(item, theirs)), None)
+    # Heads that derive from others here come after them: the nearest is named.
+    base = next((theirs.__name__ for _, theirs, _ in reversed(_CLASSES) if isinstance(item, theirs)), None)
     if base is not None:
         return f"derived from {base}: it may compute something else"
     if isinstance(item, BaseAssigner):

@@ -124,6 +124,18 @@ def test_varifocal_loss_never_looks_at_the_device(weighted, rows, calls):
     torch.testing.assert_close(found[1], wanted[1], rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_varifocal_loss_of_one_hot_labels(dtype, calls):
+    """mmdet converts them."""
+    pred, labels, _ = inputs()
+    target = dense(labels, torch.ones(ROWS)).to(dtype)
+    wanted = result(VarifocalLoss(), pred, target, avg_factor=3.0)
+    found = result(class_losses.VarifocalLoss(), pred, target, avg_factor=3.0)
+    assert calls == ["varifocal"]
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[1], wanted[1], rtol=1e-5, atol=1e-8)
+
+
 def test_a_score_that_is_no_number_is_seen():
     pred, labels, scores = inputs()
     target = dense(labels, scores)

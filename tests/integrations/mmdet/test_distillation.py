@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness.probes import syncs
 from gflv2.integrations.mmdet import accelerate, distillation, modules, restore
-from tests.integrations.mmdet.detectors import batch, build
+from tests.integrations.mmdet.detectors import CLASSES, batch, build
 from tests.integrations.noise import check, disturbed
 
 LOSS = {"type": "KnowledgeDistillationKLDivLoss", "loss_weight": 0.25, "T": 10}
@@ -77,6 +77,24 @@ def test_the_smallest_weights():
     compare(step(model, teacher), stock, noisy)
 
 
+@pytest.mark.parametrize("label", [CLASSES, -1])
+def test_a_box_whose_label_is_no_class(label):
+    """The score of its points is mmdet's, background; they learn its sides, whatever it is."""
+    model, teacher = pair()
+    images, (sample, _) = batch((4, 2))
+    features, soft = model.extract_feat(images[:1]), teacher.bbox_head(teacher.extract_feat(images[:1]))
+    found = []
+    for ours, given in ((False, label), (True, label), (True, 0)):
+        if ours:
+            accelerate(model)
+        sample.gt_instances.labels[1] = given
+        found.append({name: sum(value) for name, value in model.bbox_head.loss(features, soft, [sample]).items()})
+    stock, bad, good = found
+    torch.testing.assert_close(bad["loss_cls"], stock["loss_cls"])
+    for name in ("loss_bbox", "loss_dfl", "loss_ld"):
+        assert bad[name] == good[name] != stock[name]
+
+
 def test_nothing_waits_for_the_device():
     accelerate()
     model, teacher = pair()
@@ -125,6 +143,13 @@ def test_what_the_operations_lack_is_mmdets(unusual):
     assert line.why.startswith("its losses one by one, in mmdet's loop: loss_")
     assert not modules.covered(model.bbox_head, distillation.check_parts)
     compare(step(model, teacher), stock, noisy)
+
+
+def test_a_head_derived_from_it_is_named_after_it():
+    model, _ = pair()
+    model.bbox_head.__class__ = type("Own", (MmdetLDHead,), {})
+    (line,) = [one for one in accelerate(model).stayed if one.what == "bbox_head (Own)"]
+    assert line.why == "derived from LDHead: it may compute something else"
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
