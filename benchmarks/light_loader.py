@@ -27,6 +27,17 @@ def train_file(folder: Path) -> Path | None:
     return next(folder.rglob("instances_train.json"), None)
 
 
+def lacking(folder: Path, batch: int, batches: int) -> str | None:
+    """What a folder lacks for so many steps of a turn, and the one that is not counted."""
+    file = train_file(folder)
+    if file is None:
+        return f"expected instances_train.json and its images in --data, {folder}, got none"
+    found = len(make_loader(CocoDetection(file, train=True), batch, train=True, workers=0, seed=0))
+    if found <= batches:
+        return f"expected at least {batches + 1} batches of {batch} images in {file}, got {found}"
+    return None
+
+
 def waits(steps: Steps, data: Path, batch: int, batches: int, rounds: int) -> Iterator[dict[str, Any]]:
     """A row for each way, on the wall's clock: a way has the machine for ``batches`` steps, then the next one has it.
 

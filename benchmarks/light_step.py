@@ -107,8 +107,8 @@ def measured(part: str, new: Callable[[], Steps], options: argparse.Namespace) -
     elif part == "floors":
         yield from light_floors.kinds(new(), 3)
         yield from light_floors.layers(new(), 3, clock)
-    elif part == "loader" and light_loader.train_file(options.data) is None:
-        print(f"no part loader: expected instances_train.json and its images in --data, {options.data}, got none")
+    elif part == "loader" and (reason := light_loader.lacking(options.data, options.batch, options.batches)):
+        print(f"no part loader: {reason}")
     elif part == "loader":
         yield from light_loader.waits(new(), options.data, options.batch, options.batches, rounds=2)
     else:

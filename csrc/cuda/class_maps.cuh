@@ -401,12 +401,11 @@ constexpr Sharing points_share{false, warp, threads / warp};
 template <bool BACKWARD, class Kernel, class Arguments>
 void start(const Kernel& kernel, const Arguments& a, const Sharing& sharing, void* stream) {
     const BlockTable blocks = block_table(a.levels, a.batch, sharing.points);
-    if (blocks.count == 0) return;
     const auto start_with = [&](std::uint32_t* counter) {
         launch(kernel, blocks.count, threads, sharing.words() * sizeof(float), stream, a, blocks, sharing, counter);
     };
     if constexpr (!BACKWARD) launch_with_total<threads>(a.reduction, a.workspace, blocks.count, stream, start_with);
-    else start_with(nullptr);
+    else if (blocks.count > 0) start_with(nullptr);
 }
 
 // Bytes for the sums over blocks.

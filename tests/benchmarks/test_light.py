@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -69,6 +71,15 @@ def test_remedies_floors_and_loaders(measured):
     assert [row["name"] for row in wide] == ["forward", "gradient of the input", "gradient of the kernel"]
     assert {row["count"] for row in wide} == {"9"}
     assert all(float(row["ms"]) > 0 for row in rows if row["part"] != "kinds")
+
+
+def test_too_few_images_for_the_loader_are_one_line(tmp_path, capsys, one_thread):
+    shapes.generate(tmp_path, seed=1, train=8, val=1, size=64)
+    arguments = ["--batch", "4", "--batches", "9", "--parts", "loader", "--threads", "1"]
+    light_step.main([*arguments, "--data", str(tmp_path)])
+    assert re.fullmatch(
+        r"no part loader: expected at least 10 batches of 4 images in .*, got \d\n", capsys.readouterr().out
+    )
 
 
 def test_new_rows_take_the_place_of_old_ones(measured, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 LEVEL_LAYOUTS = ("nchw", "channels_last", "sliced", "transposed", "expanded")
+CROPPED = "channels_last sliced"  # channels side by side, but rows of cells with a gap between them, of any alignment
 ROW_LAYOUTS = ("rows", "rows sliced", "rows bins apart", "rows transposed")
 # Several blocks in the first level, one in the others; a level of one cell, an odd width, and a level of no cell.
 SIZES = ((23, 29), (8, 5), (0, 4), (1, 1))
@@ -32,6 +33,9 @@ def level_tensor(
         return logits(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
     if case.layout == "sliced":  # nothing contiguous, and a first element that is not aligned
         return logits(batch + 1, channels + 3, height + 1, 2 * width + 1)[1:, 3:, 1:, 1::2]
+    if case.layout == CROPPED:
+        whole = logits(batch + 1, channels + 3, height + 1, 2 * width + 1)
+        return whole.contiguous(memory_format=torch.channels_last)[1:, 3:, 1:, 1::2]
     if case.layout == "transposed":
         return logits(batch, channels, width, height).transpose(2, 3)
     if case.layout == "expanded":

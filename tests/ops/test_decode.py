@@ -15,7 +15,7 @@ import gflv2
 from gflv2.ops import Decoded, Predictor, batched_nms, decode, dgqp
 from gflv2.ops.backends import BackendError
 from tests.ops.decode_cases import ODD, SIZES, Case, assert_decoded
-from tests.ops.layouts import LEVEL_LAYOUTS
+from tests.ops.layouts import CROPPED, LEVEL_LAYOUTS
 from tests.ops.memory import GUARD, guarded
 from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, running
 
@@ -117,7 +117,7 @@ class TestParity:
         dtypes = data.draw(st.sampled_from(MIXES + [(F64, F64)] * (backend == "cpu")))
         side = st.integers(0, 24 if data.draw(st.booleans()) else 6)
         case = Case(
-            layout=data.draw(st.sampled_from(LEVEL_LAYOUTS)),
+            layout=data.draw(st.sampled_from([*LEVEL_LAYOUTS, CROPPED])),
             class_dtype=dtypes[0],
             box_dtype=dtypes[1],
             classes=data.draw(st.sampled_from([1, 2, 3, 7, 16, 33, 80])),

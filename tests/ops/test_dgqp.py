@@ -15,7 +15,7 @@ from gflv2.ops import dgqp, dgqp_statistics
 from gflv2.ops.implementation import implementation
 from gflv2.ops.reference import dgqp as reference
 from tests.ops.dgqp_cases import PREDICTOR, Case, definitions, magnitudes, results
-from tests.ops.layouts import LEVEL_LAYOUTS, ROW_LAYOUTS
+from tests.ops.layouts import CROPPED, LEVEL_LAYOUTS, ROW_LAYOUTS
 from tests.ops.memory import GUARD, guarded
 from tests.ops.parity import assert_parity
 from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, running
@@ -137,7 +137,7 @@ class TestParity:
     def test_published_head(self, dtype: torch.dtype, bins: int, backend: str) -> None:
         check(PUBLISHED.but(dtype=dtype, bins=bins), backend)
 
-    @pytest.mark.parametrize("layout", few(["channels_last", "rows", "rows sliced"], 1))
+    @pytest.mark.parametrize("layout", few(["channels_last", CROPPED, "rows", "rows sliced"], 1))
     @pytest.mark.parametrize("dtype", few([torch.bfloat16, torch.float16], 1), ids=str)
     def test_published_head_with_bins_side_by_side(self, dtype: torch.dtype, layout: str, backend: str) -> None:
         check(PUBLISHED.but(dtype=dtype, layout=layout), backend)
@@ -199,7 +199,7 @@ class TestParity:
     def test_any_case(self, backend: str, data: st.DataObject) -> None:
         bins = data.draw(st.one_of(st.sampled_from([17, 33]), st.integers(2, 65)))
         case = Case(
-            layout=data.draw(st.sampled_from([*LEVEL_LAYOUTS, *ROW_LAYOUTS])),
+            layout=data.draw(st.sampled_from([*LEVEL_LAYOUTS, CROPPED, *ROW_LAYOUTS])),
             dtype=data.draw(st.sampled_from(FLOATS)),
             bins=bins,
             topk=data.draw(

@@ -30,7 +30,7 @@ from tests.ops.row_losses import (
     cotangent,
     results,
 )
-from tests.ops.under_test import EXAMPLES, backends_of, few, running
+from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, running
 
 BACKENDS = backends_of("distribution_kl")
 KERNELS = backends_of("distribution_kl", kernels_only=True)
@@ -65,6 +65,11 @@ class TestParity:
     @pytest.mark.parametrize("rows", [1, 15, 16, 17, 63, 64, 65, 511, 512, 513])
     def test_rows_at_the_borders_of_blocks(self, rows: int, backend: str) -> None:
         check(Case(rows=rows, bins=5), backend)
+
+    @pytest.mark.skipif(INTERPRETED, reason="thousands of programs, which the interpreter runs one by one")
+    def test_a_total_of_more_blocks_than_one_of_them_adds_up(self, backend: str) -> None:
+        """CUDA: from 131,073 rows on, a second launch does."""
+        check(Case(rows=131_073, bins=2), backend)
 
     @pytest.mark.parametrize(("weighted", "factor", "reduction"), REDUCTIONS, ids=str)
     def test_reductions(self, weighted: bool, factor: str | None, reduction: str, backend: str) -> None:

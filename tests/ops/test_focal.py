@@ -19,7 +19,7 @@ from gflv2.ops.implementation import implementation
 from gflv2.ops.one_pass import one_pass
 from gflv2.ops.reduction import Reduction
 from tests.ops.focal_cases import EVERY, SETTINGS, Case, adapted
-from tests.ops.layouts import LEVEL_LAYOUTS
+from tests.ops.layouts import CROPPED, LEVEL_LAYOUTS
 from tests.ops.memory import assert_written, guarded
 from tests.ops.qfl_cases import LABELS, ROW_LAYOUTS
 from tests.ops.row_losses import (
@@ -118,7 +118,7 @@ class TestParity:
         case = Case(
             kind=kind,
             setting=setting,
-            layout=data.draw(st.sampled_from((*LEVEL_LAYOUTS, *ROW_LAYOUTS))),
+            layout=data.draw(st.sampled_from((*LEVEL_LAYOUTS, CROPPED, *ROW_LAYOUTS))),
             dtype=data.draw(st.sampled_from(FLOATS)),
             classes=data.draw(st.integers(1, 40)),
             labels=data.draw(st.sampled_from(LABELS)),

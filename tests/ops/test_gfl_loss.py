@@ -18,7 +18,7 @@ from gflv2.ops.checks import compute_dtype
 from gflv2.ops.implementation import implementation
 from gflv2.ops.registration import flatten
 from tests.ops.gfl_loss_cases import STRIDES, Case, definitions, fixed_targets, magnitudes, results
-from tests.ops.layouts import LEVEL_LAYOUTS
+from tests.ops.layouts import CROPPED, LEVEL_LAYOUTS
 from tests.ops.memory import assert_untouched, guarded
 from tests.ops.parity import assert_parity
 from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, few, running
@@ -136,7 +136,7 @@ class TestParity:
     def test_any_case(self, backend: str, data: st.DataObject) -> None:
         bins = data.draw(st.one_of(st.sampled_from([17, 33]), st.integers(2, 65)))
         case = Case(
-            layout=data.draw(st.sampled_from(LEVEL_LAYOUTS)),
+            layout=data.draw(st.sampled_from([*LEVEL_LAYOUTS, CROPPED])),
             dtype=data.draw(st.sampled_from(FLOATS)),
             class_dtype=data.draw(st.sampled_from([None, *FLOATS])),
             bins=bins,

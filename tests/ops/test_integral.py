@@ -15,7 +15,7 @@ from gflv2.ops import integral
 from gflv2.ops.implementation import implementation
 from gflv2.ops.reference import integral as reference
 from tests.ops.integral_cases import Case, cotangent, definitions, magnitudes, results
-from tests.ops.layouts import LEVEL_LAYOUTS, ROW_LAYOUTS, SIZES
+from tests.ops.layouts import CROPPED, LEVEL_LAYOUTS, ROW_LAYOUTS, SIZES
 from tests.ops.memory import GUARD, guarded
 from tests.ops.parity import assert_parity
 from tests.ops.under_test import EXAMPLES, INTERPRETED, backends_of, running
@@ -130,7 +130,7 @@ class TestParity:
     @given(data=st.data())
     def test_any_case(self, backend: str, data: st.DataObject) -> None:
         case = Case(
-            layout=data.draw(st.sampled_from([*LEVEL_LAYOUTS, *ROW_LAYOUTS])),
+            layout=data.draw(st.sampled_from([*LEVEL_LAYOUTS, CROPPED, *ROW_LAYOUTS])),
             dtype=data.draw(st.sampled_from(FLOATS)),
             bins=data.draw(st.integers(2, 65)),
             projection=data.draw(st.sampled_from(["default", "given", "learned"])),

@@ -14,6 +14,7 @@ from gflv2.ops.backends import BackendError
 from gflv2.ops.implementation import implementation
 from gflv2.ops.native import loading
 from gflv2.ops.native.calling import EMULATION, NATIVE
+from gflv2.ops.reduction import Reduction
 from gflv2.ops.reference import integral as reference
 from tests.ops.under_test import running
 from tests.simt.building import VARIABLE, emulation_expected
@@ -69,6 +70,17 @@ def arguments(level: torch.Tensor) -> dict[str, object]:
 def test_an_error_is_that_of_the_binding() -> None:
     with running("simt"), pytest.raises(ValueError, match="out: expected"):
         EMULATION.integral_forward(**arguments(LEVELS[0]), out=torch.empty(1, 35, 4, dtype=torch.float64))
+
+
+@emulated
+def test_the_total_of_no_point_is_written() -> None:
+    """Python asks no kernel for it; but where other kernels write 0, none may leave what was there."""
+    fields = {"values": [torch.empty(2, 3, 0, 4)], "quality": None, "scores": torch.empty(2, 0)}
+    fields |= {"labels": torch.empty(2, 0, dtype=torch.int64), "reduction": Reduction(None, None, 1.0, "sum")}
+    out = torch.full((), torch.nan)
+    with running("simt"):
+        EMULATION.qfl_forward(**fields, form="logits", beta=2.0, out=out)
+    assert out == 0
 
 
 @emulated
