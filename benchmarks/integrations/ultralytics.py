@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -124,7 +125,8 @@ class Assigner(_Ultralytics):
     mode = "forward"
 
     def bases(self, device: torch.device) -> list[Case]:
-        return Head().bases(device)
+        found = Head().bases(device)
+        return found + [replace(case, batch=8) for case in found if case.batch < 8]  # a batch that one trains with
 
     def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
         found, batch = outputs(case, device, seed), truth(case, device, seed)
