@@ -192,6 +192,14 @@ class TestParity:
         for name in ["grad of scales", *(f"grad of {part}" for part in PREDICTOR if hidden)]:
             assert float(found[name].abs().sum()) == 0  # written, not left as it was allocated
 
+    @pytest.mark.parametrize(("bins", "seed"), [(45, 47), (45, 299), (17, 295)])
+    def test_neighbours_far_from_zero(self, bins: int, seed: int, backend: str) -> None:
+        """Two logits of 10⁴ that are near each other: what their products are rounded by must cancel."""
+        check(
+            STATISTICS.but(layout="rows sliced", bins=bins, rows=40, spread=1e4, variance=False, mean=False, seed=seed),
+            backend,
+        )
+
     @settings(
         max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
     )

@@ -33,8 +33,9 @@ template <> GFLV2_HD float exponent_scale(float scale, float largest) {
 template <> GFLV2_HD float largest_exponent(float logit, float scale) {
     return logit * exponent_scale(scale, logit * (scale * log2_of_e));
 }
+// Fused in the emulation too: a product that is rounded by itself is off by another amount for each term.
 template <> GFLV2_HD float softmax_term(float logit, float exponent_scale, float largest) {
-    return ptx::exp2(multiply_add(logit, exponent_scale, -largest));
+    return ptx::exp2(fmaf(logit, exponent_scale, -largest));
 }
 #endif
 
