@@ -124,6 +124,10 @@ class TestParity:
         assert float(found["grad of projection"].abs().sum()) == 0  # written, not left as it was allocated
         assert float(found["grad of scales"].abs().sum()) == 0
 
+    def test_a_row_far_from_zero(self, backend: str) -> None:
+        """What the products of large logits are rounded by must cancel."""
+        check(Case(layout="rows", bins=15, projection="learned", rows=1, spread=30.0, seed=86), backend)
+
     @settings(
         max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
     )

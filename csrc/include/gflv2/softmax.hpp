@@ -35,9 +35,9 @@ template <> GFLV2_HD float largest_exponent(float logit, float scale) {
 }
 template <> GFLV2_HD float softmax_term(float logit, float exponent_scale, float largest) {
 #if defined(GFLV2_SIMT)
-    // The emulation rounds the product by itself, one error more for the tests to bear. Far from zero that one would be
-    // larger than all that a GPU makes.
-    if (fabsf(largest) >= 0x1p10f) return ptx::exp2(fmaf(logit, exponent_scale, -largest));
+    // The emulation rounds the product by itself, one error more for the tests to bear. From 8 on it would be more than
+    // the units in the last place by which a GPU's exp2 may be off.
+    if (fabsf(largest) >= 8.0f) return ptx::exp2(fmaf(logit, exponent_scale, -largest));
 #endif
     return ptx::exp2(multiply_add(logit, exponent_scale, -largest));
 }
