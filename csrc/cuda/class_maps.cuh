@@ -397,15 +397,14 @@ inline Sharing classes_share(unsigned classes) {
 }
 constexpr Sharing points_share{false, warp, threads / warp};
 
-// Launches kernel(a, blocks, sharing, counter), and forward sees to the total.
+// Launches kernel(a, blocks, sharing, counter), and in forward sees to the total.
 template <bool BACKWARD, class Kernel, class Arguments>
 void start(const Kernel& kernel, const Arguments& a, const Sharing& sharing, void* stream) {
     const BlockTable blocks = block_table(a.levels, a.batch, sharing.points);
     const auto start_with = [&](std::uint32_t* counter) {
         launch(kernel, blocks.count, threads, sharing.words() * sizeof(float), stream, a, blocks, sharing, counter);
     };
-    if constexpr (!BACKWARD) launch_with_total<threads>(a.reduction, a.workspace, blocks.count, stream, start_with);
-    else if (blocks.count > 0) start_with(nullptr);
+    launch_loss<threads, BACKWARD>(a.reduction, a.workspace, blocks.count, stream, start_with);
 }
 
 // Bytes for the sums over blocks.

@@ -58,8 +58,7 @@ template <class T, bool BACKWARD> void run(const DflArguments& a, void* stream) 
     const auto start = [&](std::uint32_t* counter) {
         launch(kernel, blocks, threads, threads * pitch_of(a.bins) * sizeof(float), stream, a, counter);
     };
-    if constexpr (!BACKWARD) launch_with_total<threads>(a.reduction, a.workspace, blocks, stream, start);
-    else if (blocks > 0) start(nullptr);
+    launch_loss<threads, BACKWARD>(a.reduction, a.workspace, blocks, stream, start);
 }
 
 }  // namespace

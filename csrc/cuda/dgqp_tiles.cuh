@@ -121,6 +121,20 @@ struct InTile {
     }
 };
 
+// The thread's rows of the tile at `from`. STAGED: all threads of the block have them read by way of `staged`.
+template <class T, int BINS, bool STAGED>
+__device__ inline void read_rows(RowPair<T, BINS>& rows, const Walk& walk, const Level& level, const T* side,
+                                 const ThreadPoints<2>& place, std::uint32_t from, bool pairs, float scale, T* staged) {
+    if constexpr (STAGED) {
+        tile_to_shared<BINS, tile>(level, walk.chunk.image, from, walk.count(from), staged);
+        __syncthreads();
+        StagedPairs<T, BINS>{staged, walk.group}.read(rows.z, InTile(place, from).local);
+    } else {
+        read_pairs<T, BINS>(rows.z, level, side, place, pairs);
+    }
+    rows.form(scale);
+}
+
 // The statistics of the thread's rows: put(j, first, second).
 template <class Rows, class Put>
 __device__ inline void statistics_of_pair(const Rows& rows, float (&terms)[2][pair_ranks], const Put& put) {
@@ -177,16 +191,8 @@ dgqp_forward_tiles(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT BlockTable blo
         // 2. Statistics of the thread's rows, to shared memory.
         {
             RowPair<T, BINS> rows;
-            const ThreadPoints<2> place = walk.own<STAGED>(from);
-            if constexpr (STAGED) {
-                T* const staged = reinterpret_cast<T*>(memory + forward_words);
-                tile_to_shared<BINS, tile>(level, chunk.image, from, walk.count(from), staged);
-                __syncthreads();
-                StagedPairs<T, BINS>{staged, group}.read(rows.z, InTile(place, from).local);
-            } else {
-                read_pairs<T, BINS>(rows.z, level, side, place, pairs);
-            }
-            rows.form(scale);
+            read_rows<T, BINS, STAGED>(rows, walk, level, side, walk.own<STAGED>(from), from, pairs, scale,
+                                       reinterpret_cast<T*>(memory + forward_words));
             float terms[2][pair_ranks];
             statistics_of_pair(rows, terms, [&](int j, float x, float y) {
                 *reinterpret_cast<Two<float>*>(features + (group * per_side + j) * feature_pitch + 2 * lane) = {{x, y}};

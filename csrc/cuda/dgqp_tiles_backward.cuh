@@ -103,15 +103,8 @@ dgqp_backward_tiles(GFLV2_CONSTANT DgqpArguments a, GFLV2_CONSTANT Added added, 
         // 2. Statistics of the thread's rows, as in forward, and times g.
         const ThreadPoints<2> place = walk.own<STAGED>(from);
         RowPair<T, BINS> rows;
-        if constexpr (STAGED) {
-            __syncthreads();
-            tile_to_shared<BINS, tile>(level, chunk.image, from, walk.count(from), staged);
-            __syncthreads();
-            StagedPairs<T, BINS>{staged, group}.read(rows.z, InTile(place, from).local);
-        } else {
-            read_pairs<T, BINS>(rows.z, level, side, place, pairs);
-        }
-        rows.form(scale);
+        if constexpr (STAGED) __syncthreads();
+        read_rows<T, BINS, STAGED>(rows, walk, level, side, place, from, pairs, scale, staged);
         float grad[2], terms[2][pair_ranks];
         each<2>(0, [&](int row) {
             grad[row] = place.valid[row] ? static_cast<const float*>(a.grad_out)[first_place + place.point[row]] : 0.0f;

@@ -88,8 +88,7 @@ template <class T, bool BACKWARD> void run(const DistributionKlArguments& a, voi
     const auto start = [&](std::uint32_t* counter) {
         launch(kernel, blocks, rows_of_block, shared, stream, a, kl_factors<float>(a.temperature, a.bins), counter);
     };
-    if constexpr (!BACKWARD) launch_with_total<rows_of_block>(a.reduction, a.workspace, blocks, stream, start);
-    else if (blocks > 0) start(nullptr);
+    launch_loss<rows_of_block, BACKWARD>(a.reduction, a.workspace, blocks, stream, start);
 }
 
 // The teacher may have any dtype that the kernels take.

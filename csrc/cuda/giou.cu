@@ -80,8 +80,7 @@ template <class T, BoxForm FORM, bool BACKWARD> void run(const GiouArguments& a,
     const auto start = [&](std::uint32_t* counter) {
         launch(kernel, blocks, threads, BACKWARD ? 0 : threads * sizeof(double), stream, a, counter);
     };
-    if constexpr (!BACKWARD) launch_with_total<threads>(a.reduction, a.workspace, blocks, stream, start);
-    else if (blocks > 0) start(nullptr);
+    launch_loss<threads, BACKWARD>(a.reduction, a.workspace, blocks, stream, start);
 }
 
 template <bool BACKWARD> void run(const GiouArguments& a, Place place) {

@@ -7,8 +7,8 @@
 //
 //   forward kernel   sum += reduced_row(r, row, loss) for each of the thread's rows; at its end
 //                    total_over_blocks<THREADS>(…, counter)
-//   its launch       launch_with_total<THREADS>(…)
 //   backward kernel  upstream_of_row(r, row)
+//   their launches   launch_loss<THREADS, BACKWARD>(…)
 #pragma once
 
 #include <cstddef>
@@ -67,16 +67,16 @@ static GFLV2_KERNEL(THREADS) total_of_blocks(GFLV2_CONSTANT Reduction r, const f
     write_total<THREADS>(r, partial, count, scratch);
 }
 
-// Calls start(counter), which launches the forward kernel in `blocks` blocks of THREADS threads, and sees to the total.
-template <unsigned THREADS, class Start>
-void launch_with_total(const Reduction& r, const void* workspace, std::uint32_t blocks, void* stream,
-                       const Start& start) {
+// Calls start(counter), which launches the kernel in `blocks` blocks of THREADS threads, and in forward sees to the total.
+template <unsigned THREADS, bool BACKWARD, class Start>
+void launch_loss(const Reduction& r, const void* workspace, std::uint32_t blocks, void* stream, const Start& start) {
+    const bool total_wanted = !BACKWARD && r.total;
     // A block reads 8·THREADS partial sums in one wait for memory: more than four take longer than a launch with more
     // threads.
     const bool few = blocks <= 32 * THREADS;
-    std::uint32_t* const counter = r.total && few && blocks > 0 ? launch_counter(stream) : nullptr;
+    std::uint32_t* const counter = total_wanted && few && blocks > 0 ? launch_counter(stream) : nullptr;
     if (blocks > 0) start(counter);
-    if (!r.total || counter) return;
+    if (!total_wanted || counter) return;
     const auto total = [&](auto kernel, unsigned threads) {
         launch(kernel, 1, threads, threads * sizeof(double), stream, r, static_cast<const float*>(workspace), blocks);
     };
