@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.turns import against_first, turned
 from benchmarks.light_remedies import Remedy, Steps
 from gflv2.data import CocoDetection, make_loader
 
@@ -53,20 +54,14 @@ def waits(steps: Steps, data: Path, batch: int, batches: int, rounds: int) -> It
     times: dict[str, list[float]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds):
-        names = list(WAYS)
-        turn = number % len(names)
-        for name in [*names[turn:], *names[:turn]]:
+        for name in turned(list(WAYS), number):
             workers, cached = WAYS[name]
             loader = make_loader(sets[cached], batch, train=True, config=sets[cached].config, workers=workers, seed=0)
             waited, took = _turn(steps, loader, batches)
             times[name].append(took / batches)
             shares[name].append(waited / took)
-    base = times[next(iter(WAYS))]
-    for name, own in times.items():
-        ratios = sorted(a / b for a, b in zip(base, own, strict=True))
-        numbers = {"ms": 1e3 * statistics.median(own), "share": statistics.median(shares[name])}
-        numbers |= {"ratio": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]}
-        yield {"part": "loader", "name": name, **numbers}
+    for name, numbers in against_first(times):
+        yield {"part": "loader", "name": name, "share": statistics.median(shares[name]), **numbers}
 
 
 def _turn(steps: Steps, loader: Any, batches: int) -> tuple[float, float]:

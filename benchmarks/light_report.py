@@ -16,6 +16,8 @@ AP_COLUMNS = ("option", "seed", "ap")
 NONE = "none"  # the option that the others are compared with
 ROUNDING, ROUNDED = "rounding", "as plain, from start weights multiplied by 1 ± 1e-7"
 
+_RATIOS = ("times as fast as plain", "least", "most")
+
 Scores = dict[str, dict[str, float]]  # option → seed → AP
 
 
@@ -80,10 +82,14 @@ def _ratios(row: Row) -> str:
     return " | ".join(f"{float(row[name]):.3f}" for name in ("ratio", "low", "high"))
 
 
+def _table(*heads: str) -> Iterator[str]:
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+
+
 def _steps(rows: Sequence[Row], known: Scores) -> Iterator[str]:
     ap = "AP ± standard error (seeds); paired difference [95 %]"
-    yield f"| step | ms | times as fast as plain | least | most | gradient differs by | {ap} |"
-    yield "|" + "---|" * 7
+    yield from _table("step", "ms", *_RATIOS, "gradient differs by", ap)
     for row in rows:
         remedy = REMEDIES.get(row["name"])
         same = row["numbers"] == light_step.SAME and row["name"] != PLAIN
@@ -99,8 +105,7 @@ def _steps(rows: Sequence[Row], known: Scores) -> Iterator[str]:
 
 
 def _compile(rows: Sequence[Row]) -> Iterator[str]:
-    yield "| step | ms | times as fast as plain | least | most | seconds of the first step |"
-    yield "|" + "---|" * 6
+    yield from _table("step", "ms", *_RATIOS, "seconds of the first step")
     for row in rows:
         seconds = table.shown(float(row["seconds"])) if row["seconds"] else ""
         yield f"| {row['name']} | {table.shown(float(row['ms']))} | {_ratios(row)} | {seconds} |"
@@ -108,8 +113,9 @@ def _compile(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _loader(rows: Sequence[Row]) -> Iterator[str]:
-    yield "| loader | ms of a step and its images | share that waits | times as fast as the first | least | most |"
-    yield "|" + "---|" * 6
+    yield from _table(
+        "loader", "ms of a step and its images", "share that waits", "times as fast as the first", "least", "most"
+    )
     for row in rows:
         share = f"{100 * float(row['share']):.1f} %"
         yield f"| {row['name']} | {table.shown(float(row['ms']))} | {share} | {_ratios(row)} |"
@@ -117,8 +123,7 @@ def _loader(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _kinds(rows: Sequence[Row]) -> Iterator[str]:
-    yield "| kind of work in a plain step | share | the step without it would be as fast as × |"
-    yield "|---|---|---|"
+    yield from _table("kind of work in a plain step", "share", "the step without it would be as fast as ×")
     for row in rows:
         share = float(row["share"])
         yield f"| {row['name']} | {100 * share:.1f} % | {1 / (1 - share):.2f} |"
@@ -134,8 +139,8 @@ def _floors(rows: Sequence[Row], copy: Row, steps: Sequence[Row]) -> Iterator[st
         f"Convolutions of a plain step. The floor is the time at {1e3 * best:.0f} GFLOP/s, that of the fastest kind, "
         f"or that of its bytes at {1e3 * bandwidth:.0f} GB/s, a copy's rate, whichever is longer.\n"
     )
-    yield "| kernels | pass | layers | GFLOP | ms | GFLOP/s | ms by `train.fast_convolutions` | floor in ms |"
-    yield "|" + "---|" * 8
+    by_option = "ms by `train.fast_convolutions`"
+    yield from _table("kernels", "pass", "layers", "GFLOP", "ms", "GFLOP/s", by_option, "floor in ms")
     for row, floor in zip(rows, floors, strict=True):
         gflop, took, fast = (float(row[name]) for name in ("gflop", "ms", "fast_ms"))
         cells = f"{gflop:.2f} | {took:.1f} | {1e3 * gflop / took:.0f} | {fast:.1f} | {floor:.1f}"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -27,6 +26,7 @@ import torch
 from benchmarks import light_floors, light_loader
 from benchmarks.harness import machine, table
 from benchmarks.harness.table import Row
+from benchmarks.harness.turns import against_first, turned
 from benchmarks.light_remedies import AGAIN, PLAIN, REMEDIES, Remedy, Steps
 from gflv2.engine.memory import keep_freed_memory
 from tests.shared import shared_folder
@@ -52,20 +52,15 @@ def timed(steps: Steps, ways: dict[str, tuple[Remedy, Any]], rounds: int) -> Ite
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(-1, rounds):  # the first one warms up
-        names = list(ways)
-        turn = number % len(names)
-        for name in [*names[turn:], *names[:turn]]:
+        for name in turned(list(ways), number):
             remedy, forward = ways[name]
             steps.lay_out(remedy.last)
             start = clock()
             steps(remedy, forward)
             if number >= 0:
                 times[name].append(clock() - start)
-    base = times[next(iter(ways))]
-    for name, own in times.items():
-        ratios = sorted(a / b for a, b in zip(base, own, strict=True))
-        numbers = {"ms": 1e3 * statistics.median(own), "ratio": statistics.median(ratios)}
-        yield {"name": name, **numbers, "low": ratios[0], "high": ratios[-1]}
+    for name, numbers in against_first(times):
+        yield {"name": name, **numbers}
 
 
 def remedied(steps: Steps, rounds: int) -> Iterator[dict[str, Any]]:

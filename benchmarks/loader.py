@@ -27,6 +27,7 @@ from PIL import Image
 from benchmarks import host
 from benchmarks.harness import machine, table
 from benchmarks.harness.table import Row
+from benchmarks.harness.turns import turned
 from benchmarks.training_pair import Trainee
 from gflv2 import GFLV2, data
 from gflv2.config import load_config
@@ -96,8 +97,7 @@ def measure(found: Sequence[Candidate], trainee: Trainee, batch: int, rounds: in
     layout = torch.channels_last if last else torch.contiguous_format
     for number in range(-1, rounds):  # the first one warms up
         keys = [(item % length, 1000 * number + item) for item in range(number * batch, (number + 1) * batch)]
-        turn = number % len(found)
-        for candidate in [*found[turn:], *found[:turn]]:
+        for candidate in turned(found, number):
             start = time.process_time()
             made = candidate.batch(keys)
             loaded = time.process_time() - start

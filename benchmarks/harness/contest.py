@@ -25,6 +25,7 @@ from benchmarks.harness.candidates import (
 from benchmarks.harness.cases import Case
 from benchmarks.harness.gpu_clock import GpuClock
 from benchmarks.harness.operation import Inputs, Operation
+from gflv2.engine.memory import saved_bytes
 
 MODES = ("forward", "backward", "both")
 _SHORTEST = 5e-3  # seconds of a sample: faster calls are repeated
@@ -203,7 +204,7 @@ class Contest:
             for mode, call in (("forward", forward), ("both", both if differentiable else forward)):
                 counts[mode]["peak_bytes"] = probes.peak_bytes(call, device)
             if differentiable:
-                saved = probes.saved_bytes(forward, (inputs.args, inputs.kwargs))
+                saved = saved_bytes(forward, (inputs.args, inputs.kwargs))
                 counts["forward"]["saved_bytes"] = counts["both"]["saved_bytes"] = saved
             for name, probe in (("launches", probes.launches), ("syncs", probes.syncs)):
                 if name == "syncs" and candidate.kind == "compile" and device.type != "cuda":

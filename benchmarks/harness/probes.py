@@ -10,10 +10,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gflv2.engine.memory import saved_bytes, tensors_in
-
-__all__ = ["launches", "peak_bytes", "saved_bytes", "syncs", "tensors_in"]
-
 # Calls of the CUDA runtime and driver that put work on a stream; a captured graph counts as one.
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
 

@@ -34,6 +34,7 @@ def keep_freed_memory() -> bool:
 
 
 def tensors_in(*values: Any) -> list[Tensor]:
+    """Those within lists, tuples and dictionaries."""
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 

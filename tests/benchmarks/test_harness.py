@@ -14,6 +14,7 @@ from benchmarks.harness.candidates import Candidate, Settings
 from benchmarks.harness.cases import TINY, Case, facts, read
 from benchmarks.harness.contest import Contest
 from benchmarks.harness.operation import Inputs, Operation
+from gflv2.engine.memory import saved_bytes, tensors_in
 from gflv2.ops import backends
 
 CPU = torch.device("cpu")
@@ -81,8 +82,8 @@ def test_bytes_are_those_of_the_tensors() -> None:
         operation = importlib.import_module(f"benchmarks.{name}").OPERATION
         inputs = operation.inputs(TINY, CPU, 0)
         with torch.no_grad():
-            results = probes.tensors_in(operation.reference(*inputs.args, **inputs.kwargs))
-        given = probes.tensors_in(inputs.args)
+            results = tensors_in(operation.reference(*inputs.args, **inputs.kwargs))
+        given = tensors_in(inputs.args)
         if name != "atss":
             given = given[: len(TINY.level_shapes)]  # scales and weights are not worth counting
         wanted = sum(tensor.nbytes for tensor in (*given, *results))
@@ -154,10 +155,10 @@ def test_what_fails_or_takes_too_long_drops_out_unless_it_is_ours() -> None:
 
 def test_saved_bytes() -> None:
     x = torch.randn(1000, requires_grad=True)
-    assert probes.saved_bytes(lambda: x.exp(), (x,)) == 4000  # its result
-    assert probes.saved_bytes(lambda: x.square(), (x,)) == 0  # its argument, which lives on anyway
-    assert probes.saved_bytes(lambda: x.exp()[:10].exp(), (x,)) == 4000 + 40
-    assert probes.saved_bytes(lambda: x.detach().exp(), (x,)) == 0
+    assert saved_bytes(lambda: x.exp(), (x,)) == 4000  # its result
+    assert saved_bytes(lambda: x.square(), (x,)) == 0  # its argument, which lives on anyway
+    assert saved_bytes(lambda: x.exp()[:10].exp(), (x,)) == 4000 + 40
+    assert saved_bytes(lambda: x.detach().exp(), (x,)) == 0
 
 
 class _Keeps(torch.autograd.Function):
@@ -173,7 +174,7 @@ class _Keeps(torch.autograd.Function):
 
 def test_saved_bytes_on_a_context() -> None:
     x = torch.randn(1000, requires_grad=True)
-    assert probes.saved_bytes(lambda: (_Keeps.apply(x).sum(), _Keeps.apply(x) + 1), (x,)) == 2 * 200
+    assert saved_bytes(lambda: (_Keeps.apply(x).sum(), _Keeps.apply(x) + 1), (x,)) == 2 * 200
 
 
 def test_peak_bytes() -> None:

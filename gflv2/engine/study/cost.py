@@ -87,9 +87,9 @@ class _Candidate:
         self.config: Config = model.config
         if self.config.train.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        learns = self.config.train.distill.teacher is not None
-        teacher = Teacher(self.config, self.model) if learns else None
-        if teacher is not None:
+        teacher = None
+        if self.config.train.distill.teacher is not None:
+            teacher = Teacher(self.config, self.model)
             teacher.to(device)
         self.module = DetectorModule(self.model, teacher=teacher)
         self.optimizer = make_optimizer(self.model.parameters(), self.config.train)
