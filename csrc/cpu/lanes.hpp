@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "cpu/simd.hpp"
 #include "gflv2/lanes.hpp"
@@ -28,6 +29,29 @@ GFLV2_HD std::uint32_t lane_bits(Ints mask) {
     for (int i = 0; i < lanes<float>; ++i) bits |= std::uint32_t(mask[i] != 0) << i;
     return bits;
 #endif
+}
+
+// The lanes of `values` whose bit is set, in their order, to `to`, which has room for all of them; how many they are.
+GFLV2_HD int store_chosen(std::int32_t* to, Ints values, std::uint32_t bits) {
+#if defined(__AVX512F__)
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(bits), (__m512i)values));
+    return __builtin_popcount(bits);
+#else
+    int count = 0;
+    for (int i = 0; i < lanes<float>; ++i) {  // without a branch: which bits are set nobody can foresee
+        to[count] = values[i];
+        count += bits >> i & 1;
+    }
+    return count;
+#endif
+}
+
+// The vector of at(0), at(1), …
+template <class At, std::size_t... I> GFLV2_HD Floats gathered(const At& at, std::index_sequence<I...>) {
+    return Floats{at(int(I))...};
+}
+template <class At> GFLV2_HD Floats gathered(const At& at) {
+    return gathered(at, std::make_index_sequence<lanes<float>>{});
 }
 
 GFLV2_HD bool any(Ints mask) { return lane_bits(mask) != 0; }

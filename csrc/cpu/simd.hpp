@@ -278,18 +278,38 @@ template <class S> GFLV2_HD void store_interleaved(S* to, const vector_t<S>* fou
     store(to + 3 * n, permute<S, High>(ac_high, bd_high));
 }
 
-// The inverse: memory a0 b0 c0 d0 a1 b1 … to four vectors.
-template <class S> GFLV2_HD void load_interleaved(const S* from, vector_t<S>* four) {
-    constexpr int n = lanes<S>;
+// The inverse: what v0, v1, v2 and v3 hold laid end to end is a0 b0 c0 d0 a1 b1 …
+template <class S>
+GFLV2_HD void deinterleave(vector_t<S> v0, vector_t<S> v1, vector_t<S> v2, vector_t<S> v3, vector_t<S>* four) {
     using Even = Unzip<0>;
     using Odd = Unzip<1>;
-    const auto v0 = load(from), v1 = load(from + n), v2 = load(from + 2 * n), v3 = load(from + 3 * n);
     const auto ac_low = permute<S, Even>(v0, v1), ac_high = permute<S, Even>(v2, v3);
     const auto bd_low = permute<S, Odd>(v0, v1), bd_high = permute<S, Odd>(v2, v3);
     four[0] = permute<S, Even>(ac_low, ac_high);
     four[2] = permute<S, Odd>(ac_low, ac_high);
     four[1] = permute<S, Even>(bd_low, bd_high);
     four[3] = permute<S, Odd>(bd_low, bd_high);
+}
+
+template <class S> GFLV2_HD void load_interleaved(const S* from, vector_t<S>* four) {
+    constexpr int n = lanes<S>;
+    deinterleave<S>(load(from), load(from + n), load(from + 2 * n), load(from + 3 * n), four);
+}
+
+// A vector of the quads of floats that lie at at(0), at(1), …
+template <class At> GFLV2_HD Floats load_quads(const At& at) {
+#if defined(__AVX512F__)
+    __m512 quads = _mm512_castps128_ps512(_mm_loadu_ps(at(0)));
+    quads = _mm512_insertf32x4(quads, _mm_loadu_ps(at(1)), 1);
+    quads = _mm512_insertf32x4(quads, _mm_loadu_ps(at(2)), 2);
+    return (Floats)_mm512_insertf32x4(quads, _mm_loadu_ps(at(3)), 3);
+#elif defined(__AVX2__)
+    return (Floats)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(at(0))), _mm_loadu_ps(at(1)), 1);
+#else
+    float quads[lanes<float>];
+    for (int i = 0; i < lanes<float> / 4; ++i) std::memcpy(quads + 4 * i, at(i), 4 * sizeof(float));
+    return load(quads);
+#endif
 }
 
 // Transpose a square of registers in place.

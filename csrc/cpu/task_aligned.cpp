@@ -4,7 +4,8 @@
 //      (Where any point may be a candidate, the box around the points' predicted boxes: those that miss overlap by 0.
 //      With beta 0 they count all the same: then every point is looked at.)
 //   2. Boxes find their candidates, some boxes a task, while other tasks fill the outputs with "background". Points
-//      that are inside are gathered before anything of theirs is read, and scores are read of those alone that overlap.
+//      that are inside are gathered before anything of theirs is read. Their scores are asked for as they are found,
+//      and used when the box has found all: each is a cache miss of its own.
 //   3. What the boxes chose is written, box after box; of several the highest overlap wins, then the lower box.
 //   4. Where all boxes around a contested point compete, one point after the other meets the boxes, one in each lane.
 //   5. The targets, box by box.
@@ -38,6 +39,10 @@ struct Claim {
     float overlap, metric;
 };
 
+template <int STEP> struct Rotate {
+    static constexpr int at(int i) { return (i + STEP) % width; }
+};
+
 // Corners, each side on its own, so that a vector takes one side of several; NaN behind the last.
 class Corners {
 public:
@@ -61,6 +66,14 @@ private:
     std::int64_t room_;
     std::vector<float> memory_;
 };
+
+// Of all lanes; none is a NaN.
+template <int STEP = width / 2> float highest(Floats value) {
+    if constexpr (STEP == 0) return value[0];
+    else return highest<STEP / 2>(maximum(value, permute<float, Rotate<STEP>>(value, value)));
+}
+
+template <int... I> Ints counting(std::integer_sequence<int, I...>) { return Ints{I...}; }
 
 template <class V> TaskBox<Floats> spread(const TaskBox<V>& box) {
     return {splat(box.x1), splat(box.y1), splat(box.x2), splat(box.y2)};
@@ -97,7 +110,11 @@ struct Task {
 class Assignment {
 public:
     Assignment(const TaskAlignedArguments& a, int threads)
-        : a_(a), alpha_(exponent_of(a.alpha)), beta_(exponent_of(a.beta)), apart_(beta_.whole == 0), threads_(threads),
+        : a_(a), alpha_(exponent_of(a.alpha)), beta_(exponent_of(a.beta)), apart_(beta_.whole == 0),
+          score_bytes_(a.dtype == Dtype::float64   ? 8
+                       : a.dtype == Dtype::float32 ? 4
+                                                   : 2),
+          counted_(counting(std::make_integer_sequence<int, width>{})), threads_(threads),
           positions_x_(padded_points()), positions_y_(padded_points()),
           spans_(a.inside ? 1 : a.batch, Corners(span_count())), boxes_(a.total_boxes), limits_(a.total_boxes),
           angles_(a.total_boxes + width), positives_(a.batch), exists_(a.batch) {}
@@ -125,17 +142,24 @@ private:
     void prepare() {
         std::fill(positions_x_.begin() + a_.points, positions_x_.end(), __builtin_nanf(""));
         std::fill(positions_y_.begin() + a_.points, positions_y_.end(), __builtin_nanf(""));
-        for (std::int64_t p = 0; p < a_.points; ++p) {
+        std::int64_t p = 0;
+        for (; p + width <= a_.points; p += width) {
+            const Floats low = load(a_.positions + 2 * p), high = load(a_.positions + 2 * p + width);
+            store(positions_x_.data() + p, permute<float, Unzip<0>>(low, high));
+            store(positions_y_.data() + p, permute<float, Unzip<1>>(low, high));
+        }
+        for (; p < a_.points; ++p) {
             positions_x_[p] = a_.positions[2 * p];
             positions_y_[p] = a_.positions[2 * p + 1];
         }
         if (a_.inside) {
             frame_spans(spans_[0], [&](std::int64_t p) {
-                return TaskBox<float>{positions_x_[p], positions_y_[p], positions_x_[p], positions_y_[p]};
+                const Floats x = load(positions_x_.data() + p), y = load(positions_y_.data() + p);
+                return TaskBox<Floats>{x, y, x, y};
             });
         } else if (!apart_) {
             parallel_for(a_.batch, threads_, [&](std::int64_t image) {
-                frame_spans(spans_[image], [&](std::int64_t p) { return task_box(pred(image, p)); });
+                frame_spans(spans_[image], [&](std::int64_t p) { return preds(image, p); });
             });
         }
         for (std::int64_t image = 0; image < a_.batch; ++image) {
@@ -152,15 +176,16 @@ private:
     }
 
     // A NaN is in no frame, and would be no candidate.
-    template <class BoxOf> void frame_spans(Corners& frames, const BoxOf& box_of) const {
+    template <class BoxesFrom> void frame_spans(Corners& frames, const BoxesFrom& boxes_from) const {
         for (std::int64_t s = 0; s < span_count(); ++s) {
-            TaskBox<float> frame{beyond_float, beyond_float, -beyond_float, -beyond_float};
-            for (std::int64_t p = s * span, end = std::min(a_.points, p + span); p < end; ++p) {
-                const TaskBox<float> box = box_of(p);
-                frame.x1 = minimum(box.x1, frame.x1), frame.y1 = minimum(box.y1, frame.y1);
-                frame.x2 = maximum(box.x2, frame.x2), frame.y2 = maximum(box.y2, frame.y2);
+            const Floats far = splat(beyond_float);
+            TaskBox<Floats> frame{far, far, -far, -far};
+            for (std::int64_t p = s * span; p < (s + 1) * span; p += width) {
+                const TaskBox<Floats> boxes = boxes_from(p);
+                frame.x1 = minimum(boxes.x1, frame.x1), frame.y1 = minimum(boxes.y1, frame.y1);
+                frame.x2 = maximum(boxes.x2, frame.x2), frame.y2 = maximum(boxes.y2, frame.y2);
             }
-            frames.set(s, frame);
+            frames.set(s, {-highest(-frame.x1), -highest(-frame.y1), highest(frame.x2), highest(frame.y2)});
         }
     }
 
@@ -168,8 +193,46 @@ private:
 
     const float* pred(std::int64_t image, std::int64_t p) const { return a_.boxes + 4 * (image * a_.points + p); }
 
+    // The predicted boxes from p on; NaN behind the last.
+    TaskBox<Floats> preds(std::int64_t image, std::int64_t p) const {
+        const Floats none = splat(__builtin_nanf(""));
+        Floats sides[4] = {none, none, none, none};
+        if (p + width <= a_.points) {
+            load_interleaved<float>(pred(image, p), sides);
+        } else {
+            for (int i = 0; p + i < a_.points; ++i)
+                for (int side = 0; side < 4; ++side) sides[side][i] = pred(image, p + i)[side];
+        }
+        return {sides[0], sides[1], sides[2], sides[3]};
+    }
+
+    // Where the scores of an image for a class begin.
+    std::int64_t class_offset(std::int64_t image, std::int64_t label) const {
+        return image * a_.image_stride + label * a_.class_stride;
+    }
+
     float score(std::int64_t image, std::int64_t p, std::int64_t label) const {
-        return score_at(a_, image * a_.image_stride + p * a_.point_stride + label * a_.class_stride);
+        return score_at(a_, class_offset(image, label) + p * a_.point_stride);
+    }
+
+    template <class T> Floats scores_as(std::int64_t offset, const std::int32_t* points) const {
+        const T* const from = static_cast<const T*>(a_.scores) + offset;
+        return gathered([&](int i) { return float(widen(from[points[i] * a_.point_stride])); });
+    }
+
+    // Of the points of one group.
+    Floats scores(std::int64_t offset, const std::int32_t* points) const {
+        switch (a_.dtype) {
+            case Dtype::float16: return scores_as<half>(offset, points);
+            case Dtype::bfloat16: return scores_as<bfloat16>(offset, points);
+            case Dtype::float64: return scores_as<double>(offset, points);
+            default: return scores_as<float>(offset, points);
+        }
+    }
+
+    void ask_for_scores(std::int64_t offset, const std::int32_t* points) const {
+        const char* const from = static_cast<const char*>(a_.scores) + offset * score_bytes_;
+        for (int i = 0; i < width; ++i) __builtin_prefetch(from + points[i] * a_.point_stride * score_bytes_);
     }
 
     // The number of tasks that search; all are done.
@@ -206,16 +269,16 @@ private:
         const TaskAlignedImage& image = a_.images[task.image];
         const int room = int(std::min<std::int64_t>(a_.topk, a_.points));
         BestPoints best(room);
-        std::vector<std::int32_t> near(padded_points());
+        std::vector<std::int32_t> near(padded_points() + width);
         for (std::int64_t g = task.first; g < task.last; ++g) {
             const std::int64_t at = image.first + g;
             const TaskBox<float> limits = limits_.one(at);
             if (!(limits.x1 <= limits.x2 && limits.y1 <= limits.y2)) continue;  // a NaN, or nothing inside
             best.clear();
-            const std::int64_t count = gather_near(task.image, at, near.data());
+            const std::int64_t offset = class_offset(task.image, image.labels[g]),
+                               count = gather_near(task.image, at, offset, near.data());
             for (std::int64_t n = 0; n < count; n += width)
-                weigh(task.image, at, image.labels[g], near.data() + n, int(std::min<std::int64_t>(width, count - n)),
-                      best);
+                weigh(task.image, at, offset, near.data() + n, int(std::min<std::int64_t>(width, count - n)), best);
             for (int n = 0; n < best.size(); ++n) {
                 Claim claim = best[n];
                 if (!a_.inside && !is_inside(positions_x_[claim.point], positions_y_[claim.point], limits, a_.margin))
@@ -228,74 +291,65 @@ private:
         }
     }
 
-    // The points that may be candidates of box `at`, in their order.
-    std::int64_t gather_near(std::int64_t image, std::int64_t at, std::int32_t* near) const {
+    // The points that may be candidates of box `at`, in their order; the last group is filled up. Their scores, which
+    // begin at `offset`, are asked for.
+    std::int64_t gather_near(std::int64_t image, std::int64_t at, std::int64_t offset, std::int32_t* near) const {
+        std::int64_t count = 0, asked = 0;
+        const auto ask = [&](std::int64_t limit) {
+            for (; asked < limit; asked += width) ask_for_scores(offset, near + asked);
+        };
         if (apart_ && !a_.inside) {
             std::iota(near, near + a_.points, 0);
-            return a_.points;
-        }
-        const TaskBox<Floats> limits = spread(limits_.one(at)), box = spread(boxes_.one(at));
-        const TaskBox<Floats>& reach = a_.inside ? limits : box;
-        const Corners& frames = spans_[a_.inside ? 0 : image];
-        std::int64_t count = 0;
-        for (std::int64_t first = 0; first < span_count(); first += width) {
-            const TaskBox<Floats> frame = frames.vector(first);
-            std::uint32_t met = lane_bits((frame.x1 <= reach.x2) & (frame.x2 >= reach.x1) & (frame.y1 <= reach.y2) &
-                                          (frame.y2 >= reach.y1));
-            for (; met; met &= met - 1) {
-                const std::int64_t from = (first + __builtin_ctz(met)) * span;
-                for (std::int64_t p = from; p < from + span; p += width) {
-                    std::uint32_t bits = a_.inside
-                                             ? lane_bits(is_inside(load(positions_x_.data() + p),
-                                                                   load(positions_y_.data() + p), limits, a_.margin))
-                                             : touching(image, p, box);
-                    for (; bits; bits &= bits - 1) near[count++] = std::int32_t(p + __builtin_ctz(bits));
+            count = a_.points;
+        } else {
+            const TaskBox<Floats> limits = spread(limits_.one(at)), box = spread(boxes_.one(at));
+            const TaskBox<Floats>& reach = a_.inside ? limits : box;
+            const Corners& frames = spans_[a_.inside ? 0 : image];
+            for (std::int64_t first = 0; first < span_count(); first += width) {
+                const TaskBox<Floats> frame = frames.vector(first);
+                std::uint32_t met = lane_bits((frame.x1 <= reach.x2) & (frame.x2 >= reach.x1) & (frame.y1 <= reach.y2) &
+                                              (frame.y2 >= reach.y1));
+                for (; met; met &= met - 1) {
+                    const std::int64_t from = (first + __builtin_ctz(met)) * span;
+                    for (std::int64_t p = from; p < from + span; p += width) {
+                        const std::uint32_t bits =
+                            a_.inside ? lane_bits(is_inside(load(positions_x_.data() + p),
+                                                            load(positions_y_.data() + p), limits, a_.margin))
+                                      : touching(image, p, box);
+                        count += store_chosen(near + count, counted_ + std::int32_t(p), bits);
+                    }
+                    ask(count - width + 1);
                 }
             }
+        }
+        if (count > 0) {
+            std::fill(near + count, near + (count + width - 1) / width * width, near[0]);
+            ask(count);
         }
         return count;
     }
 
-    // Which of the predicted boxes from p on share an area with the box.
+    // Which of the predicted boxes from p on share an area with the box. One with a NaN may be among them.
     std::uint32_t touching(std::int64_t image, std::int64_t p, const TaskBox<Floats>& box) const {
         if (p >= a_.points) return 0;
-        TaskBox<Floats> sides;
-        if (p + width <= a_.points) {
-            Floats four[4];
-            load_interleaved<float>(pred(image, p), four);
-            sides = {four[0], four[1], four[2], four[3]};
-        } else {
-            sides = spread(TaskBox<float>{__builtin_nanf(""), 0, 0, 0});
-            for (int i = 0; p + i < a_.points; ++i) set_lane(sides, i, pred(image, p + i));
-        }
-        return lane_bits((minimum(sides.x2, box.x2) > maximum(sides.x1, box.x1)) &
-                         (minimum(sides.y2, box.y2) > maximum(sides.y1, box.y1)));
+        const TaskBox<Floats> boxes = preds(image, p);
+        const std::uint32_t bits = lane_bits((minimum(boxes.x2, box.x2) > maximum(boxes.x1, box.x1)) &
+                                             (minimum(boxes.y2, box.y2) > maximum(boxes.y1, box.y1)));
+        return a_.points - p < width ? bits & ((1u << (a_.points - p)) - 1) : bits;
     }
 
-    static void set_lane(TaskBox<Floats>& box, int lane, const float* at) {
-        box.x1[lane] = at[0], box.y1[lane] = at[1], box.x2[lane] = at[2], box.y2[lane] = at[3];
-    }
-
-    // Overlap and metric of box `at` with up to `width` points; the better ones go into the list.
-    void weigh(std::int64_t image, std::int64_t at, std::int64_t label, const std::int32_t* points, int count,
+    // Overlap and metric of box `at` with the first `count` of a group of points; the better ones go into the list.
+    void weigh(std::int64_t image, std::int64_t at, std::int64_t offset, const std::int32_t* points, int count,
                BestPoints& best) const {
-        float sides[4][width], scores[width];
-        for (int i = 0; i < width; ++i) {
-            const float* const from = pred(image, points[i < count ? i : 0]);
-            for (int side = 0; side < 4; ++side) sides[side][i] = from[side];
-        }
-        const TaskBox<Floats> boxes{load(sides[0]), load(sides[1]), load(sides[2]), load(sides[3])};
-        const TaskOverlap<Floats> shared = task_overlap(a_.ciou, boxes, spread(boxes_.one(at)), splat(angles_[at]));
-        const auto weighed = apart_ ? shared.counts : shared.value > Floats{};
-        std::uint32_t bits = lane_bits(weighed) & (~0u >> (32 - count));
-        if (!bits) return;
-        std::memset(scores, 0, sizeof scores);
-        for (std::uint32_t rest = bits; rest; rest &= rest - 1) {
-            const int i = __builtin_ctz(rest);
-            scores[i] = score(image, points[i], label);
-        }
-        const TaskMetric<Floats> metric = task_metric(alpha_, beta_, load(scores), shared);
-        for (bits &= lane_bits(metric.value > splat(best.bar())); bits; bits &= bits - 1) {
+        constexpr int quads = width / 4;
+        Floats sides[4];
+        const auto part = [&](int n) { return load_quads([&](int i) { return pred(image, points[n * quads + i]); }); };
+        deinterleave<float>(part(0), part(1), part(2), part(3), sides);
+        const TaskOverlap<Floats> shared =
+            task_overlap(a_.ciou, {sides[0], sides[1], sides[2], sides[3]}, spread(boxes_.one(at)), splat(angles_[at]));
+        const TaskMetric<Floats> metric = task_metric(alpha_, beta_, scores(offset, points), shared);
+        std::uint32_t bits = lane_bits(metric.value > splat(best.bar())) & (~0u >> (32 - count));
+        for (; bits; bits &= bits - 1) {
             const int i = __builtin_ctz(bits);
             best.insert({points[i], 0, shared.value[i], metric.value[i]});
         }
@@ -452,6 +506,8 @@ private:
     const TaskAlignedArguments& a_;
     const Exponent alpha_, beta_;
     const bool apart_;  // beta is 0: a pair that does not overlap has a metric, too
+    const std::int64_t score_bytes_;
+    const Ints counted_;  // 0, 1, 2, …
     int threads_;
     std::vector<float> positions_x_, positions_y_;  // to the end of the last span
     std::vector<Corners> spans_;                    // the frames; where any point is a candidate, of each image

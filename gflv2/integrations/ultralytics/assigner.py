@@ -32,7 +32,7 @@ def assign(
         scores,
         boxes,
         points,
-        torch.where(mask.bool(), gt_boxes, torch.nan),  # such a box has no points
+        gt_boxes.masked_fill(mask == 0, torch.nan),  # such a box has no points
         labels.squeeze(-1).long(),
         topk=assigner.topk,
         alpha=float(assigner.alpha),
