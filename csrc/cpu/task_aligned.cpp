@@ -31,7 +31,7 @@ constexpr std::int64_t span = 64;               // points
 constexpr std::int64_t boxes_per_task = 16;     // some 20 µs
 constexpr std::int64_t points_per_fill = 8192;  // 200 KB of outputs
 constexpr std::int64_t points_per_contest = 64;
-static_assert(span % width == 0);
+static_assert(span % width == 0 && 16 % width == 0);
 
 // Box `box` of its image claims point `point`.
 struct Claim {
@@ -85,6 +85,7 @@ public:
     explicit BestPoints(int room) : places_(room) {}
     void clear() { count_ = 0; }
     int size() const { return count_; }
+    int room() const { return int(places_.size()); }
     const Claim& operator[](int n) const { return places_[n]; }
     // What a metric must exceed.
     float bar() const { return count_ < int(places_.size()) ? 0.0f : places_[count_ - 1].metric; }
@@ -99,6 +100,16 @@ public:
 private:
     std::vector<Claim> places_;
     int count_ = 0;
+};
+
+// The points that may be candidates of a box, in their order, and what they are to it. The last group of a vector's width
+// is filled up, with points again, and with metrics of 0.
+struct Near {
+    explicit Near(std::int64_t points) : points(points + width), overlaps(points), metrics(points) {}
+
+    std::vector<std::int32_t> points;
+    std::vector<float> overlaps, metrics;
+    std::int64_t count = 0;
 };
 
 // Boxes [first, last) of one image and what they claim; or, where last is 0, points to fill from first on.
@@ -269,16 +280,15 @@ private:
         const TaskAlignedImage& image = a_.images[task.image];
         const int room = int(std::min<std::int64_t>(a_.topk, a_.points));
         BestPoints best(room);
-        std::vector<std::int32_t> near(padded_points() + width);
+        Near near(padded_points());
         for (std::int64_t g = task.first; g < task.last; ++g) {
             const std::int64_t at = image.first + g;
             const TaskBox<float> limits = limits_.one(at);
             if (!(limits.x1 <= limits.x2 && limits.y1 <= limits.y2)) continue;  // a NaN, or nothing inside
-            best.clear();
-            const std::int64_t offset = class_offset(task.image, image.labels[g]),
-                               count = gather_near(task.image, at, offset, near.data());
-            for (std::int64_t n = 0; n < count; n += width)
-                weigh(task.image, at, offset, near.data() + n, int(std::min<std::int64_t>(width, count - n)), best);
+            const std::int64_t offset = class_offset(task.image, image.labels[g]);
+            gather(task.image, at, offset, near);
+            weigh(task.image, at, offset, near);
+            choose(near, best);
             for (int n = 0; n < best.size(); ++n) {
                 Claim claim = best[n];
                 if (!a_.inside && !is_inside(positions_x_[claim.point], positions_y_[claim.point], limits, a_.margin))
@@ -291,15 +301,15 @@ private:
         }
     }
 
-    // The points that may be candidates of box `at`, in their order; the last group is filled up. Their scores, which
-    // begin at `offset`, are asked for.
-    std::int64_t gather_near(std::int64_t image, std::int64_t at, std::int64_t offset, std::int32_t* near) const {
+    // The points that may be candidates of box `at`. Their scores, which begin at `offset`, are asked for.
+    void gather(std::int64_t image, std::int64_t at, std::int64_t offset, Near& near) const {
+        std::int32_t* const points = near.points.data();
         std::int64_t count = 0, asked = 0;
         const auto ask = [&](std::int64_t limit) {
-            for (; asked < limit; asked += width) ask_for_scores(offset, near + asked);
+            for (; asked < limit; asked += width) ask_for_scores(offset, points + asked);
         };
         if (apart_ && !a_.inside) {
-            std::iota(near, near + a_.points, 0);
+            std::iota(points, points + a_.points, 0);
             count = a_.points;
         } else {
             const TaskBox<Floats> limits = spread(limits_.one(at)), box = spread(boxes_.one(at));
@@ -316,17 +326,17 @@ private:
                             a_.inside ? lane_bits(is_inside(load(positions_x_.data() + p),
                                                             load(positions_y_.data() + p), limits, a_.margin))
                                       : touching(image, p, box);
-                        count += store_chosen(near + count, counted_ + std::int32_t(p), bits);
+                        count += store_chosen(points + count, counted_ + std::int32_t(p), bits);
                     }
                     ask(count - width + 1);
                 }
             }
         }
         if (count > 0) {
-            std::fill(near + count, near + (count + width - 1) / width * width, near[0]);
+            std::fill(points + count, points + (count + width - 1) / width * width, points[0]);
             ask(count);
         }
-        return count;
+        near.count = count;
     }
 
     // Which of the predicted boxes from p on share an area with the box. One with a NaN may be among them.
@@ -338,21 +348,57 @@ private:
         return a_.points - p < width ? bits & ((1u << (a_.points - p)) - 1) : bits;
     }
 
-    // Overlap and metric of box `at` with the first `count` of a group of points; the better ones go into the list.
-    void weigh(std::int64_t image, std::int64_t at, std::int64_t offset, const std::int32_t* points, int count,
-               BestPoints& best) const {
+    // Overlaps and metrics of box `at` with its points. Without a branch on either, so that the processor is at work on
+    // several groups at once: within one, each step waits for the one before.
+    void weigh(std::int64_t image, std::int64_t at, std::int64_t offset, Near& near) const {
         constexpr int quads = width / 4;
-        Floats sides[4];
-        const auto part = [&](int n) { return load_quads([&](int i) { return pred(image, points[n * quads + i]); }); };
-        deinterleave<float>(part(0), part(1), part(2), part(3), sides);
-        const TaskOverlap<Floats> shared =
-            task_overlap(a_.ciou, {sides[0], sides[1], sides[2], sides[3]}, spread(boxes_.one(at)), splat(angles_[at]));
-        const TaskMetric<Floats> metric = task_metric(alpha_, beta_, scores(offset, points), shared);
-        std::uint32_t bits = lane_bits(metric.value > splat(best.bar())) & (~0u >> (32 - count));
-        for (; bits; bits &= bits - 1) {
-            const int i = __builtin_ctz(bits);
-            best.insert({points[i], 0, shared.value[i], metric.value[i]});
+        const TaskBox<Floats> box = spread(boxes_.one(at));
+        const Floats angle = splat(angles_[at]);
+        for (std::int64_t n = 0; n < near.count; n += width) {
+            const std::int32_t* const points = near.points.data() + n;
+            const auto part = [&](int m) {
+                return load_quads([&](int i) { return pred(image, points[m * quads + i]); });
+            };
+            Floats sides[4];
+            deinterleave<float>(part(0), part(1), part(2), part(3), sides);
+            const TaskOverlap<Floats> shared =
+                task_overlap(a_.ciou, {sides[0], sides[1], sides[2], sides[3]}, box, angle);
+            store(near.overlaps.data() + n, shared.value);
+            store(near.metrics.data() + n, task_metric(alpha_, beta_, scores(offset, points), shared).value);
         }
+        std::fill(near.metrics.begin() + near.count, near.metrics.begin() + (near.count + width - 1) / width * width,
+                  0);
+    }
+
+    static void choose(const Near& near, BestPoints& best) {
+        best.clear();
+        const float least = least_chosen(near, best.room());
+        for (std::int64_t n = 0; n < near.count; n += width) {
+            const Floats metrics = load(near.metrics.data() + n);
+            std::uint32_t bits = lane_bits((metrics > splat(best.bar())) & (metrics >= splat(least)));
+            for (; bits; bits &= bits - 1) {
+                const std::int64_t i = n + __builtin_ctz(bits);
+                best.insert({near.points[i], 0, near.overlaps[i], near.metrics[i]});
+            }
+        }
+    }
+
+    // A metric that at least `room` points reach: of the highest ones of 16 parts of the points, the one of that rank.
+    // Towards the middle of a box metrics rise, and without it most points would be in the list for a while.
+    static float least_chosen(const Near& near, int room) {
+        constexpr int parts = 16, vectors = parts / width;
+        if (room > parts || near.count <= parts) return 0;
+        Floats highest[vectors] = {};
+        for (std::int64_t n = 0, part = 0; n < near.count; n += width, part = (part + 1) % vectors)
+            highest[part] = maximum(highest[part], load(near.metrics.data() + n));
+        float each[parts], least = beyond_float;
+        for (int part = 0; part < vectors; ++part) store(each + part * width, highest[part]);
+        for (const float value : each) {
+            int above = 0;
+            for (const Floats& values : highest) above += __builtin_popcount(lane_bits(values > splat(value)));
+            least = above < room && value < least ? value : least;
+        }
+        return least;
     }
 
     struct Pair {

@@ -112,6 +112,21 @@ class TestParity:
         assert (found.index > 0).any() and not found.iou.any()
         assert_same(found, reference.task_aligned(**{k: _to_cpu(v) for k, v in inputs.items()}))
 
+    @pytest.mark.parametrize("topk", [9, 16, 17])
+    def test_of_equal_metrics_the_first_points_are_chosen(self, topk: int, backend: str) -> None:
+        """In a box with many more points than candidates, behind two that are better."""
+        case = Case(counts=(1,), options={**ULTRALYTICS, "topk": topk})
+        with running(backend) as device:
+            inputs = case.inputs(device)
+            points = len(inputs["points"])
+            inputs["gt_boxes"] = [torch.tensor([[0.0, 0.0, 96.0, 96.0]], device=device)]
+            inputs["boxes"] = inputs["gt_boxes"][0].expand(1, points, 4) + torch.tensor([0, 0, 3.0, 3.0], device=device)
+            inputs["scores"] = torch.full_like(inputs["scores"], 0.3)
+            inputs["scores"][0, [70, 188]] = 0.9
+            found = task_aligned(**inputs)
+        assert found.index[0].nonzero().flatten().tolist() == [*range(topk - 2), 70, 188]
+        assert_same(found, reference.task_aligned(**{k: _to_cpu(v) for k, v in inputs.items()}))
+
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(data=st.data())
     def test_any_case(self, backend: str, data: st.DataObject) -> None:
