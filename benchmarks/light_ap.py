@@ -1,6 +1,6 @@
-"""``python -m benchmarks.light_ap``: the AP of the light model on BCCD under each faster path of convolutions.
+"""``python -m benchmarks.light_ap``: the AP of the light model on BCCD under each remedy of its training step.
 
-    python -m benchmarks.light_ap --options none products columns both rounding --seeds 0 1 2 3 4
+    python -m benchmarks.light_ap --options none both folded all rounding --seeds 0 1 2 3 4
 
 The training is that of GFLV2 in the study ``baselines``, with one thread, minutes a seed; a seed that is there is not
 trained again. ``rounding`` is ``none`` from start weights that are multiplied by 1 ± 1e-7: what is left of a difference
@@ -21,25 +21,24 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import table
+from benchmarks.light_remedies import REMEDIES, Remedy, entered, fused_adamw, pairs_of
 from benchmarks.light_report import AP_COLUMNS, ROUNDING, scores
+from gflv2.engine import lightning_module
 from gflv2.engine.study import study
 from gflv2.models import detector
-from gflv2.models.cpu_convolutions import CPUConvolutions
 from tests.shared import shared_folder
 
 NOISE = 1e-7
-PATHS = {
-    "none": {"columns": False, "products": False},
-    "products": {"columns": False, "products": True},
-    "columns": {"columns": True, "products": False},
-    "both": {"columns": True, "products": True},
-}
+OPTIONS = {remedy.ap: remedy for remedy in REMEDIES.values() if remedy.ap} | {ROUNDING: Remedy()}
 
 
 @contextlib.contextmanager
 def taken(option: str) -> Iterator[None]:
-    """Detectors that are made and trained in it do so under that option."""
-    begin = detector.SingleStageDetector.__init__
+    """Detectors that are made and trained in it do so under that option, but for what `settings` asks for."""
+    remedy, kind = OPTIONS[option], detector.SingleStageDetector
+    begin, plain = kind.__init__, kind.forward
+    pairs: list[Any] = []
+    seen: list[Any] = []  # the model whose pairs they are
 
     def moved(self: Any, *given: Any, **named: Any) -> None:
         begin(self, *given, **named)
@@ -48,21 +47,35 @@ def taken(option: str) -> Iterator[None]:
             for parameter in self.parameters():
                 parameter.mul_(1 + NOISE * torch.randn(parameter.shape, generator=generator))
 
-    def faster_on(images: Tensor, training: bool) -> contextlib.AbstractContextManager[Any]:
-        paths = PATHS.get(option, PATHS["none"])
-        return CPUConvolutions(**paths) if training and any(paths.values()) else contextlib.nullcontext()
+    def forward(self: Any, images: Tensor) -> Any:
+        if not self.training:
+            return plain(self, images)
+        if remedy.fold and not (seen and seen[0] is self):
+            seen[:] = [self]
+            pairs[:] = pairs_of(self, images)
+        with entered(remedy._replace(bf16=False), pairs):
+            return plain(self, images)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(detector, "faster_on", faster_on))
+        stack.enter_context(mock.patch.object(kind, "forward", forward))
+        if remedy.fused:
+            stack.enter_context(mock.patch.object(lightning_module, "make_optimizer", fused_adamw))
         if option == ROUNDING:
-            stack.enter_context(mock.patch.object(detector.SingleStageDetector, "__init__", moved))
+            stack.enter_context(mock.patch.object(kind, "__init__", moved))
         yield
+
+
+def settings(option: str) -> dict[str, Any]:
+    """Of the recipe, what the option sets."""
+    remedy = OPTIONS[option]
+    found: dict[str, Any] = {"train.precision": "bf16"} if remedy.bf16 else {}
+    return found if remedy.last else found | {"train.channels_last": False}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.light_ap", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--options", nargs="+", choices=[*PATHS, ROUNDING], default=[*PATHS, ROUNDING])
+    parser.add_argument("--options", nargs="+", choices=list(OPTIONS), default=list(OPTIONS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--data", type=Path, default=shared_folder() / "data" / "bccd")
     parser.add_argument("--runs", type=Path, default=Path("runs/light_ap"), help="folder of the trainings")
@@ -77,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder = options.runs / option
             with taken(option):
                 given = {"rows": ["GFLV2"], "seeds": [seed], "devices": ["cpu"], "cost": False, "progress": False}
-                study("baselines", output=folder, **given, **which)
+                study("baselines", output=folder, overrides=settings(option), **given, **which)
             with open(folder / "runs.csv", newline="") as file:
                 found = {row["seed"]: float(row["AP"]) for row in csv.DictReader(file)}
             known = scores(options.output)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import machine
-from benchmarks.light_remedies import LAST, PLAIN, REMEDIES, Remedy, Steps
+from benchmarks.light_remedies import LAST, PLAIN, REMEDIES, Remedy, Steps, paths
 
 COPIED = 1 << 24  # bytes of the copy that tells the bandwidth: the size of a large activation
 COPY = "copy"
@@ -132,7 +132,7 @@ def _passes(
     learns = {"gradient of the input": (input_learns, x), "gradient of the kernel": (kernel_learns, weight)}
     times: dict[str, list[float]] = defaultdict(list)
     for remedy in (Remedy(), Remedy(columns=True, products=True)):
-        with Steps.paths(remedy):
+        with paths(remedy):
             weight.requires_grad_(kernel_learns)
             times["forward"].append(_best(forward, repeats, clock))
             weight.requires_grad_(False)

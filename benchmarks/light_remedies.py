@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 from benchmarks import inputs
 from benchmarks.harness.cases import Case
 from gflv2 import GFLV2
+from gflv2.config import TrainConfig
 from gflv2.data import Batch
-from gflv2.engine.schedule import make_optimizer
+from gflv2.engine.schedule import make_optimizer, optimizer_settings
 from gflv2.models.cpu_convolutions import COLUMNS, CPUConvolutions
 
 LAST = {"memory_format": torch.channels_last}
@@ -123,6 +124,32 @@ def pairs_of(model: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, _BatchNo
     return found
 
 
+def entered(remedy: Remedy, pairs: Sequence[tuple[nn.Conv2d, _BatchNorm]]) -> contextlib.ExitStack:
+    """Enters what changes the forward pass of a model with such pairs (`pairs_of`)."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(paths(remedy))
+    if remedy.fold:
+        chosen = [pair for pair in pairs if remedy.fold == "all" or not pair[0].weight.requires_grad]
+        stack.enter_context(FoldedNorms(chosen))
+    if not remedy.group_norm:
+        stack.enter_context(WithoutGroupNorm())
+    stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16, enabled=remedy.bf16))
+    return stack
+
+
+def paths(remedy: Remedy) -> contextlib.AbstractContextManager[Any]:
+    """Enters the faster paths of convolutions."""
+    if remedy.columns or remedy.products:
+        return CPUConvolutions(columns=remedy.columns, products=remedy.products)
+    return contextlib.nullcontext()
+
+
+def fused_adamw(parameters: Iterable[nn.Parameter], recipe: TrainConfig) -> torch.optim.Optimizer:
+    """The recipe's AdamW in one kernel."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return torch.optim.AdamW(trained, **optimizer_settings(recipe), fused=True)
+
+
 class Steps:
     """A model, a batch, and the training step of its recipe: clipping, AdamW and averaged weights included.
 
@@ -147,9 +174,8 @@ class Steps:
 
     def optimiser(self, fused: bool, lr: float) -> torch.optim.Optimizer:
         """The recipe's, at another rate."""
-        if fused:
-            return torch.optim.AdamW(self.trained, lr=lr, weight_decay=self.recipe.weight_decay, fused=True)
-        return make_optimizer(self.trained, dataclasses.replace(self.recipe, lr=lr, scale_lr=False))
+        recipe = dataclasses.replace(self.recipe, lr=lr, scale_lr=False)
+        return fused_adamw(self.trained, recipe) if fused else make_optimizer(self.trained, recipe)
 
     def lay_out(self, last: bool) -> None:
         """Weights, averages and images in the layout of a remedy."""
@@ -165,32 +191,13 @@ class Steps:
         self.images, self.sizes = batch.images.contiguous(memory_format=kind), batch.padded_sizes
         self.boxes, self.labels = batch.boxes, [labels % CLASSES for labels in batch.labels]
 
-    @staticmethod
-    def paths(remedy: Remedy) -> contextlib.AbstractContextManager[Any]:
-        """Enters the faster paths of convolutions."""
-        if remedy.columns or remedy.products:
-            return CPUConvolutions(columns=remedy.columns, products=remedy.products)
-        return contextlib.nullcontext()
-
-    def modes(self, remedy: Remedy) -> contextlib.ExitStack:
-        """Enters what changes the forward pass."""
-        stack = contextlib.ExitStack()
-        stack.enter_context(self.paths(remedy))
-        if remedy.fold:
-            chosen = [pair for pair in self.pairs if remedy.fold == "all" or not pair[0].weight.requires_grad]
-            stack.enter_context(FoldedNorms(chosen))
-        if not remedy.group_norm:
-            stack.enter_context(WithoutGroupNorm())
-        stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16, enabled=remedy.bf16))
-        return stack
-
     def forward(self, images: Tensor) -> Any:
         return self.model.bbox_head(self.model.features(images))  # without what the model's own `forward` takes
 
     def phases(self, remedy: Remedy, optimiser: torch.optim.Optimizer, forward: Any = None) -> Iterator[str]:
         """A training step; the name of each phase before it is taken."""
         yield "forward"
-        with self.modes(remedy):
+        with entered(remedy, self.pairs):
             output = (forward or self.forward)(self.images)
         yield "loss"
         optimiser.zero_grad()

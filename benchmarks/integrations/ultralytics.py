@@ -145,6 +145,18 @@ class Assigner(_Ultralytics):
         return lambda *arguments: assigner(*arguments)[2]
 
 
+class Alignment(Assigner):
+    """The operation behind it: what each point learns, without the package's dense tensors of scores and boxes."""
+
+    name = "ultralytics_task_aligned"
+    what = "`task_aligned` alone, without the package's dense results"
+
+    def ours(self, case: Case, device: torch.device) -> Callable[..., Tensor]:
+        assign = importlib.import_module("gflv2.integrations.ultralytics.assigner").assign
+        assigner = detector(case, device).init_criterion().assigner
+        return lambda *arguments: assign(assigner, *arguments).scores
+
+
 class Decode(_Ultralytics):
     """What follows the head's convolutions in inference: boxes and scores of all points, before NMS."""
 
@@ -164,4 +176,4 @@ class Decode(_Ultralytics):
         return torch.no_grad()(head._inference)
 
 
-OPERATIONS = [Step(), Head(), Assigner(), Decode()]
+OPERATIONS = [Step(), Head(), Assigner(), Alignment(), Decode()]

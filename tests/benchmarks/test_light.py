@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
 
-from benchmarks import light_ap, light_loader, light_report, light_step, predictor_start
+from benchmarks import light_ap, light_loader, light_remedies, light_report, light_step, predictor_start
 from benchmarks.harness import table
 from benchmarks.light_remedies import REMEDIES, Remedy, Steps
 from gflv2 import GFLV2
 from gflv2.data import shapes
-from gflv2.models import detector
+from gflv2.engine import lightning_module
 from gflv2.nn.quality import QualityPredictor
 
 
@@ -130,13 +132,30 @@ def test_folded_norms_and_the_step_without_them_agree(one_thread):
     assert (folded - plain).norm() < 1e-9 * plain.norm() and not torch.equal(folded, plain)
 
 
-def test_options_of_the_precision(tmp_path, monkeypatch):
-    images = torch.zeros(1, 3, 8, 8)
-    for option, paths in light_ap.PATHS.items():
+def test_options_of_the_precision(tmp_path, monkeypatch, one_thread):
+    images = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    model = GFLV2("gflv2_lite0", num_classes=2).to(memory_format=torch.channels_last).train()
+    model.double()  # so that rounding is small, and what a path refuses is seen
+    images = images.double()
+    plain = model(images)[0]
+    for option in light_ap.OPTIONS:
         with light_ap.taken(option):
-            mode = detector.faster_on(images, True)
-            taken = {name: getattr(mode, name, False) for name in ("columns", "products")}
-            assert taken == paths and not isinstance(detector.faster_on(images, False), light_ap.CPUConvolutions)
+            found = model(images)[0]
+            changed = any(not torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+            assert changed == (option in ("frozen", "folded", "all")), option  # other paths take float32 alone
+            for a, b in zip(plain, found, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+            optimizer = lightning_module.make_optimizer(model.parameters(), model.config.train)
+            assert bool(optimizer.defaults["fused"]) == (option in ("fused", "all"))
+            with mock.patch.object(light_remedies, "CPUConvolutions", return_value=nullcontext()) as paths:
+                model(images)
+            columns, products = option in ("columns", "both", "all"), option in ("products", "both", "all")
+            wanted = [mock.call(columns=columns, products=products)] if columns or products else []
+            assert paths.call_args_list == wanted
+        assert torch.equal(model(images)[0][0], plain[0])
+    assert light_ap.settings("bf16") == {"train.precision": "bf16"}
+    assert light_ap.settings("nchw") == {"train.channels_last": False}
+    assert not any(light_ap.settings(option) for option in light_ap.OPTIONS if option not in ("bf16", "nchw"))
 
     def weights() -> torch.Tensor:
         torch.manual_seed(0)
