@@ -34,6 +34,8 @@ class _Loss(nn.Module):
             if not avg_factor >= 0:
                 bad_value("avg_factor", "a number ≥ 0", avg_factor)
             avg_factor = float(avg_factor) + AVERAGE_EPS
+        if isinstance(weight, Tensor) and not (weight.is_floating_point() or weight.is_complex()):
+            weight = weight.float()  # a mask, say; mmdet multiplies by whatever it gets
         return {"weight": weight, "avg_factor": avg_factor, "reduction": reduction_override or self.reduction}
 
 

@@ -123,6 +123,15 @@ def test_average_factors_of_numpy(module):
         assert torch.equal(module()(pred, target, avg_factor=factor), module()(pred, target, avg_factor=3))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64], ids=str)
+@pytest.mark.parametrize("module", MODULES)
+def test_a_mask_as_weights(module, dtype):
+    pred, target = rows()[module]
+    mask = torch.arange(len(pred)) % 2
+    found = module()(pred, target, mask.to(dtype), 2.0)
+    assert found > 0 and torch.equal(found, module()(pred, target, mask.float(), 2.0))
+
+
 def test_giou_weights_of_the_sides():
     pred, target = rows()[GIoULoss]
     sides = torch.rand(len(pred), 4)
