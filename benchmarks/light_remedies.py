@@ -133,7 +133,8 @@ def entered(remedy: Remedy, pairs: Sequence[tuple[nn.Conv2d, _BatchNorm]]) -> co
         stack.enter_context(FoldedNorms(chosen))
     if not remedy.group_norm:
         stack.enter_context(WithoutGroupNorm())
-    stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16, enabled=remedy.bf16))
+    if remedy.bf16:
+        stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
     return stack
 
 

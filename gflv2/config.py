@@ -168,7 +168,7 @@ class TrainConfig:
     # memory layout of images and weights while training; faster on CPUs and in mixed precision
     channels_last: bool = False
     # on a CPU: faster paths for 1×1 and wide depthwise convolutions in channels_last, equal up to rounding
-    # (docs/benchmarks.md has their speed, and the AP with them)
+    # (docs/benchmarks.md has their speed, and the AP with them); the light recipe takes them
     fast_convolutions: bool = False
     ema_decay: float | None = None  # keep and evaluate an exponential moving average of the weights
     seed: int = 0

@@ -483,7 +483,7 @@ def describe_convolutions(options: TrainConfig, trainer: Any) -> None:
     if kind == "cpu" and options.channels_last and options.precision == "32":
         _log.info(paths_taken(math.ceil(options.batch_size / trainer.world_size / options.accumulate)))
         return
-    _log.warning(
+    _log.info(  # no warning: a recipe for CPUs may ask for it
         "train.fast_convolutions has no effect: expected a CPU, train.channels_last true and train.precision 32; got "
         "%s, %s and %s",
         kind,

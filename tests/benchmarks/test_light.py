@@ -136,6 +136,7 @@ def test_options_of_the_precision(tmp_path, monkeypatch, one_thread):
     images = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     model = GFLV2("gflv2_lite0", num_classes=2).to(memory_format=torch.channels_last).train()
     model.double()  # so that rounding is small, and what a path refuses is seen
+    model.config.train.fast_convolutions = False
     images = images.double()
     plain = model(images)[0]
     for option in light_ap.OPTIONS:
@@ -153,9 +154,12 @@ def test_options_of_the_precision(tmp_path, monkeypatch, one_thread):
             wanted = [mock.call(columns=columns, products=products)] if columns or products else []
             assert paths.call_args_list == wanted
         assert torch.equal(model(images)[0][0], plain[0])
-    assert light_ap.settings("bf16") == {"train.precision": "bf16"}
-    assert light_ap.settings("nchw") == {"train.channels_last": False}
-    assert not any(light_ap.settings(option) for option in light_ap.OPTIONS if option not in ("bf16", "nchw"))
+    with light_ap.taken("bf16"), torch.autocast("cpu", dtype=torch.bfloat16):  # as the setting has it
+        assert model.float()(images.float())[0][0].dtype == torch.bfloat16
+    common = {"train.fast_convolutions": False}
+    assert light_ap.settings("bf16") == common | {"train.precision": "bf16"}
+    assert light_ap.settings("nchw") == common | {"train.channels_last": False}
+    assert all(light_ap.settings(option) == common for option in light_ap.OPTIONS if option not in ("bf16", "nchw"))
 
     def weights() -> torch.Tensor:
         torch.manual_seed(0)

@@ -96,7 +96,8 @@ def test_a_detector_in_training_takes_it_and_learns_the_same(one_thread, monkeyp
     torch.manual_seed(0)
     model = GFLV2("gflv2_lite0", num_classes=2, model__backbone__pretrained=None).train().to(**LAST)
     other = copy.deepcopy(model)
-    model.config.train.fast_convolutions = True
+    assert model.config.train.fast_convolutions  # the light recipe's
+    other.config.train.fast_convolutions = False
     images = torch.randn(1, 3, 96, 64).contiguous(**LAST)
     truth = [torch.tensor([[5.0, 5, 60, 50]])], [torch.tensor([1])]
     taken = []
@@ -105,7 +106,7 @@ def test_a_detector_in_training_takes_it_and_learns_the_same(one_thread, monkeyp
     monkeypatch.setattr(cpu_convolutions, "slow_products", lambda: True)
     sum(model.bbox_head.loss(model(images), *truth).values()).backward()
     assert len(taken) == 9  # the 5×5 kernels of EfficientNet-Lite0
-    sum(other.bbox_head.loss(other(images), *truth).values()).backward()  # they are off by default
+    sum(other.bbox_head.loss(other(images), *truth).values()).backward()
     assert len(taken) == 9
     total = torch.cat([p.grad.flatten() for p in other.parameters() if p.grad is not None])
     found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
