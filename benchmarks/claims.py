@@ -54,8 +54,8 @@ _HEAD = """# The paper's claims, measured here
 Written by `python -m benchmarks.claims` from the tables in `benchmarks/results/studies`; no figure is typed. Every
 figure has its number of seeds and a 95 % interval, each for itself: of twenty such intervals one is expected to miss.
 [A study](study.md) says how runs, pairs and intervals are made. Small sets and a light network on a CPU, all rows with
-the recipe that was made for GFLV2: what is shown here is shown for these, and COCO may differ. The runs were made without
-`train.fast_convolutions`, which the recipe takes now: it changes rounding alone
+the recipe that was made for GFLV2: what is shown here is shown for these, and COCO may differ. The runs were made
+without `train.fast_convolutions`, which the recipe takes now: it changes rounding alone
 ([benchmarks.md](benchmarks.md#the-light-recipe)).
 
 GFLV2 (arXiv 2011.12885) claims, on COCO: 46.2 AP against 43.6 of ATSS (ResNet-101, test-dev) "without sacrificing the
