@@ -35,6 +35,9 @@ from gflv2.ops import backends
 from tests.engine.test_train import TINY
 
 FORK = multiprocessing.get_context("fork")
+# The first backward of a process decides whether its children may have one. Here it is an ordinary one: if it were that
+# of a compiled function, in another file's test, the answer would be no.
+torch.ones(1, requires_grad=True).sum().backward()
 # SGD: Adam's first steps have the same size for any gradient, rounding included. Scores of any height are evaluated,
 # and with four bins the untrained boxes of the first level have the size of an object: AP is not 0.
 CONFIG = {
