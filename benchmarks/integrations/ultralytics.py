@@ -146,15 +146,22 @@ class Assigner(_Ultralytics):
 
 
 class Alignment(Assigner):
-    """The operation behind it: what each point learns, without the package's dense tensors of scores and boxes."""
+    """The operation behind it: what each point learns, without the package's dense tensors of scores and boxes.
+
+    The result that both have is which points are positive.
+    """
 
     name = "ultralytics_task_aligned"
     what = "`task_aligned` alone, without the package's dense results"
 
+    def plain(self, case: Case, device: torch.device) -> Callable[..., Tensor]:
+        assigner = detector(case, device).init_criterion().assigner
+        return lambda *arguments: assigner(*arguments)[3]
+
     def ours(self, case: Case, device: torch.device) -> Callable[..., Tensor]:
         assign = importlib.import_module("gflv2.integrations.ultralytics.assigner").assign
         assigner = detector(case, device).init_criterion().assigner
-        return lambda *arguments: assign(assigner, *arguments).scores
+        return lambda *arguments: assign(assigner, *arguments).index > 0
 
 
 class Decode(_Ultralytics):

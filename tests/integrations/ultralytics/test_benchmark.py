@@ -11,6 +11,7 @@ from tests.integrations.in_place import check_candidates
 USED = {
     "ultralytics_decode": (distributions, "integral"),
     "ultralytics_assigner": (assigner, "task_aligned"),
+    "ultralytics_task_aligned": (assigner, "task_aligned"),
 }
 
 
