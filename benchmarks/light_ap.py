@@ -37,8 +37,7 @@ def taken(option: str) -> Iterator[None]:
     """Detectors that are made and trained in it do so under that option, but for what `settings` asks for."""
     remedy, kind = OPTIONS[option], detector.SingleStageDetector
     begin, plain = kind.__init__, kind.forward
-    pairs: list[Any] = []
-    seen: list[Any] = []  # the model whose pairs they are
+    pairs: dict[Any, Any] = {}  # of each model whose norms are folded
 
     def moved(self: Any, *given: Any, **named: Any) -> None:
         begin(self, *given, **named)
@@ -50,10 +49,10 @@ def taken(option: str) -> Iterator[None]:
     def forward(self: Any, images: Tensor) -> Any:
         if not self.training:
             return plain(self, images)
-        if remedy.fold and not (seen and seen[0] is self):
-            seen[:] = [self]
-            pairs[:] = pairs_of(self, images)
-        with entered(remedy._replace(bf16=False), pairs):
+        if remedy.fold and self not in pairs:
+            pairs[self] = []  # while the model runs to find them
+            pairs[self] = pairs_of(self, images)
+        with entered(remedy._replace(bf16=False), pairs.get(self, [])):
             return plain(self, images)
 
     with contextlib.ExitStack() as stack:

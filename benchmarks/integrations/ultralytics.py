@@ -28,6 +28,10 @@ def detector(case: Case, device: torch.device) -> nn.Module:
     return model.to(device).train()
 
 
+def assigner_of(case: Case, device: torch.device) -> Any:
+    return detector(case, device).init_criterion().assigner
+
+
 def truth(case: Case, device: torch.device, seed: int) -> dict[str, Tensor]:
     """Boxes as centres and sizes in parts of the image, and what image they are in."""
     boxes, labels = inputs.boxes(case, device, seed)
@@ -141,7 +145,7 @@ class Assigner(_Ultralytics):
         return Inputs((scores, predicted.detach(), points * strides, labels, boxes, mask))
 
     def call(self, case: Case, device: torch.device) -> Callable[..., Tensor]:
-        assigner = detector(case, device).init_criterion().assigner
+        assigner = assigner_of(case, device)
         return lambda *arguments: assigner(*arguments)[2]
 
 
@@ -155,12 +159,12 @@ class Alignment(Assigner):
     what = "`task_aligned` alone, without the package's dense results"
 
     def plain(self, case: Case, device: torch.device) -> Callable[..., Tensor]:
-        assigner = detector(case, device).init_criterion().assigner
+        assigner = assigner_of(case, device)
         return lambda *arguments: assigner(*arguments)[3]
 
     def ours(self, case: Case, device: torch.device) -> Callable[..., Tensor]:
         assign = importlib.import_module("gflv2.integrations.ultralytics.assigner").assign
-        assigner = detector(case, device).init_criterion().assigner
+        assigner = assigner_of(case, device)
         return lambda *arguments: assign(assigner, *arguments).index > 0
 
 
