@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -38,30 +39,39 @@ def tensors_in(*values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
+class _Saved:
+    """What autograd holds of a saved tensor: it goes with the graph."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 def saved_bytes(forward: Callable[[], Any], arguments: Any) -> int:
     """Bytes that autograd keeps between forward and backward, besides the arguments, which live on anyway.
 
     Whole storages count, each once: a saved view keeps all of its storage alive.
     """
+    saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
+
+    def pack(tensor: Tensor) -> _Saved:
+        one = _Saved(tensor.detach())  # itself it would hold the graph, and so itself
+        saved.add(one)
+        return one
+
     own = {tensor.untyped_storage().data_ptr() for tensor in tensors_in(arguments)}
-    kept: dict[int, int] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def size(tensors: list[Tensor]) -> int:
+        """Of tensors that live at the same time: a storage is known by its address."""
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        return sum(bytes_ for address, bytes_ in storages.items() if address not in own)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
         result = forward()
-    del result
-    # Again: an operation may keep something only while nobody looks on.
-    result = forward()
-    for tensor in _on_contexts(result):
-        pack(tensor)
-    total = sum(kept.values())
-    del result
-    return total
+    kept = _on_contexts(result)
+    watched, on_contexts = size([one.tensor for one in saved] + kept), size(kept)
+    del result, kept
+    # Again: an operation may keep more on its context while nobody looks on.
+    return watched + size(_on_contexts(forward())) - on_contexts
 
 
 def _on_contexts(result: Any) -> list[Tensor]:

@@ -16,6 +16,7 @@ from benchmarks.harness.contest import Contest
 from benchmarks.harness.operation import Inputs, Operation
 from gflv2.engine.memory import saved_bytes, tensors_in
 from gflv2.ops import backends
+from gflv2.ops.observed import saving_is_observed
 
 CPU = torch.device("cpu")
 QUICK = Settings(seconds=0.0, runs=2, sets=2, compile="none", peers=False)
@@ -159,6 +160,7 @@ def test_saved_bytes() -> None:
     assert saved_bytes(lambda: x.square(), (x,)) == 0  # its argument, which lives on anyway
     assert saved_bytes(lambda: x.exp()[:10].exp(), (x,)) == 4000 + 40
     assert saved_bytes(lambda: x.detach().exp(), (x,)) == 0
+    assert saved_bytes(lambda: (x.exp().mean().detach(), x + 1), (x,)) == 0  # that graph is gone
 
 
 class _Keeps(torch.autograd.Function):
@@ -175,6 +177,34 @@ class _Keeps(torch.autograd.Function):
 def test_saved_bytes_on_a_context() -> None:
     x = torch.randn(1000, requires_grad=True)
     assert saved_bytes(lambda: (_Keeps.apply(x).sum(), _Keeps.apply(x) + 1), (x,)) == 2 * 200
+
+
+def test_saved_bytes_of_both_count_once() -> None:
+    """What one function saves and another keeps on its context."""
+    x = torch.randn(50, requires_grad=True)
+    assert saved_bytes(lambda: [_Keeps.apply(x.exp()) for _ in range(10)], (x,)) == 10 * 2 * 200
+
+
+class _KeepsMoreUnseen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        ctx.kept = torch.zeros(10 if saving_is_observed() else 50)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        return grad * 2
+
+
+def test_saved_bytes_while_nobody_looks_on() -> None:
+    """Counted apart: the second pass gets the first one's memory, and one number for both took them for the same."""
+    x = torch.randn(50, requires_grad=True)
+
+    def forward() -> list[torch.Tensor]:
+        exps, kept = [x.exp() for _ in range(10)], [_KeepsMoreUnseen.apply(x) for _ in range(10)]
+        return [*exps, *kept] if saving_is_observed() else [*kept, *exps]
+
+    assert saved_bytes(forward, (x,)) == 10 * 2 * 200
 
 
 def test_peak_bytes() -> None:
