@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gflv2.config import DataConfig
 from gflv2.data.batch import collate
+from gflv2.data.image import say_once
 
 
 class SampleKey(NamedTuple):
@@ -209,17 +212,33 @@ def make_loader(
         sampler = GroupedBatchSampler(groups, batch_size, seed=seed, rank=rank, world_size=world_size)
     else:
         sampler = ShardedBatchSampler(len(dataset), batch_size, rank=rank, world_size=world_size)
-    return _Loader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=partial(collate, divisor=config.pad_divisor),
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0 and train,
-        worker_init_fn=_outlive_a_signal,
-        # Its own generator: making an iterator draws a number, and a resumed run makes one more of them.
-        generator=torch.Generator().manual_seed(seed),
-    )
+    processors = _processors()
+    if workers > processors:
+        say_once(
+            "workers",
+            f"data.workers: {workers} processes are to read images, and this process may use {processors} of the "
+            "processors: they take turns with the training; 0 reads in the process itself",
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # said above
+        return _Loader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=partial(collate, divisor=config.pad_divisor),
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0 and train,
+            worker_init_fn=_outlive_a_signal,
+            # Its own generator: making an iterator draws a number, and a resumed run makes one more of them.
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _outlive_a_signal(worker: int) -> None:

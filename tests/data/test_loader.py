@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gflv2.config import DataConfig
-from gflv2.data import CocoDetection, GroupedBatchSampler, ShardedBatchSampler, make_loader
+from gflv2.data import CocoDetection, GroupedBatchSampler, ShardedBatchSampler, image, make_loader
 from tests.data.generated import annotation, write_set
 
 GROUPS = [True] * 37 + [False] * 9
@@ -134,6 +134,16 @@ def test_lightning_finds_set_epoch(dataset):
     loader = make_loader(dataset, 3, train=True, workers=0)
     _set_sampler_epoch(loader, 7)
     assert loader.batch_sampler.epoch == 7
+
+
+def test_more_workers_than_processors_are_said_once(dataset, monkeypatch, caplog, recwarn):
+    """In one line of ours, which names the setting; torch warns of each loader."""
+    monkeypatch.setattr(image, "_said", set())
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
+    for workers in (0, 1, 2, 2):
+        make_loader(dataset, 3, train=True, workers=workers)
+    (said,) = caplog.messages
+    assert "data.workers: 2 processes" in said and "may use 1 of the processors" in said and not recwarn
 
 
 @pytest.mark.parametrize("workers", [0, 2])

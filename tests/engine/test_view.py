@@ -194,7 +194,7 @@ def test_it_listens_on_this_machine_only(model):
     thread.start()
     try:
         assert server.socket.getsockname()[0] == "127.0.0.1"
-        with urllib.request.urlopen(f"http://{HOST}:{server.port}/about", timeout=10) as response:
+        with urllib.request.urlopen(f"http://{HOST}:{server.port}/about", timeout=60) as response:
             assert json.load(response)["classes"] == len(NAMES)
     finally:
         server.shutdown()
