@@ -45,7 +45,7 @@ def test_the_first_choose_first_and_the_rest_have_none(caplog, monkeypatch):
     assert places(np.empty((0, 4)), np.empty((0, 2))).shape == (0, 2)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 100), st.floats(5, 300), st.floats(5, 300))
 def test_no_two_share_an_area(seed, count, width, height):
     random = np.random.default_rng(seed)

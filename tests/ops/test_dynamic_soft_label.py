@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -145,6 +147,30 @@ class TestParity:
             pytest.skip("emulated it takes minutes")
         found = check(Case(counts=(5000,), form="padded"), backend)
         assert found.index.max() > 4000
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("cost", sorted(COSTS))
+    def test_five_thousand_boxes_take_little_memory(self, cost: str, backend: str) -> None:
+        if backend != "cpu":
+            pytest.skip("the host's peak memory says nothing about a device or an interpreter")
+        program = f"""
+import torch
+from gflv2.ops import dynamic_soft_label
+from tests.process import peak_kib
+from tests.ops.dynamic_soft_label_cases import Case
+torch.set_num_threads(2)
+def case(count):
+    return Case(cost="{cost}", counts=(count, count), form="padded").inputs()
+few, options = case(10)
+dynamic_soft_label(*few, **options)
+many, options = case(5000)
+before = peak_kib()
+assert dynamic_soft_label(*many, **options).index.max() > 2000
+print(peak_kib() - before)
+"""
+        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        dense = 5000 * 420 * 4 // 1024  # one number for every box and point of an image
+        assert int(run.stdout) < dense // 2, f"{run.stdout.strip()} KiB"
 
 
 @pytest.mark.parametrize("backend", KERNELS)
