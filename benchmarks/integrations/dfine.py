@@ -139,6 +139,7 @@ class Losses(_DFine):
 
     name = "dfine_losses"
     what = "box losses of three layers, with distillation"
+    part_of = "dfine_step"
     axes = ("model", "batch", "rows", "boxes")
 
     def bases(self, device: torch.device) -> list[Case]:

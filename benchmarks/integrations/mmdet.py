@@ -86,7 +86,8 @@ class Step(Integration):
         if device.type == "cuda":
             return [Case(model=name, batch=16) for name in ("gfl_r50_fpn", "atss_r50_fpn", "rtmdet_s")]
         names = ("gfl_r18_fpn", "atss_r18_fpn", "rtmdet_tiny")
-        return [Case(model=name, size=(320, 320)) for name in names]
+        dense = Case(model="rtmdet_tiny", size=(640, 640))
+        return [*(Case(model=name, size=(320, 320)) for name in names), dense, dense.but(boxes=100)]
 
     def tiny(self) -> Case:
         return Case(model="gfl_r18_fpn", batch=1, size=(64, 64), boxes=2)

@@ -77,7 +77,9 @@ class Step(_Ultralytics):
     def bases(self, device: torch.device) -> list[Case]:
         if device.type == "cuda":
             return [Case(model=f"{name}s", batch=16, size=(640, 640)) for name in ("yolov8", "yolo11")]
-        return [Case(model=f"{name}n", batch=2, size=(640, 640)) for name in ("yolov8", "yolo11")]
+        case = Case(model="yolov8n", batch=2, size=(640, 640))
+        crowded = [case.but(boxes=100), case.but(boxes=300)]
+        return [case, case.but(model="yolo11n"), *crowded, *(one.but(batch=8) for one in (case, *crowded))]
 
     def inputs(self, case: Case, device: torch.device, seed: int) -> Inputs:
         images = torch.rand(case.batch, 3, *case.size, generator=inputs.generator(device, seed), device=device)
