@@ -193,23 +193,64 @@ def test_an_assigner_of_another_version():
 
 @pytest.mark.parametrize("package", [nanodet, damoyolo])
 def test_what_was_replaced(package):
-    """What a call has taken back is not in its answer."""
-    losses = {"giou_loss": stand_ins.GIoULoss}
-    assert len(package.accelerate(**stand_ins.LOSSES).replaced) == 3
-    answer = package.accelerate(**losses)
-    assert not answer.replaced and [one.by for one in answer.before] == ["gflv2.integrations.gfocal._giou_loss"]
-    assert "nothing is left to replace" in str(answer) and len(answer.stayed) >= 2
+    first = package.accelerate(giou_loss=stand_ins.GIoULoss)
+    assert [one.by for one in first.replaced] == ["gflv2.integrations.gfocal._giou_loss"] and not first.before
     more = package.accelerate(**stand_ins.LOSSES)
-    assert (len(more.replaced), len(more.before)) == (2, 1) and "\nreplaced before\n" in str(more)
+    assert (len(more.replaced), more.before) == (2, first.replaced) and "\nreplaced before\n" in str(more)
+    again = package.accelerate(giou_loss=stand_ins.GIoULoss)
+    assert not again.replaced and again.before == (*first.replaced, *more.replaced)
+    assert "nothing is left to replace" in str(again) and len(again.stayed) >= 2
 
 
-def test_only_what_is_named_is_replaced():
-    before = {owner: owner.forward for owner in (*stand_ins.LOSSES.values(), NanoDetIntegral)}
+@pytest.mark.parametrize("package", [nanodet, damoyolo])
+def test_what_was_not_named_stays(package):
+    assigner = NanoDetAssigner if package is nanodet else DamoAssigner
+    named = {}
+    for key, owner in (*stand_ins.LOSSES.items(), ("assigner", assigner)):
+        named[key] = owner
+        report = package.accelerate(**{key: owner})  # one by one: what an earlier call named does not stay
+        left = {one.what.partition(" ")[0] for one in report.stayed if one.why == "not named in this call"}
+        assert left == package.CLASSES.keys() - named.keys()
+        ignoring = [one for one in report.stayed if "ignore_iof_thr" in one.what]
+        assert len(ignoring) == (package is nanodet and key == "assigner")
+
+
+def test_a_second_call_adds_to_the_first():
+    owners = (*stand_ins.LOSSES.values(), NanoDetIntegral)
+    before = {owner: owner.forward for owner in owners}
     nanodet.accelerate(giou_loss=stand_ins.GIoULoss)
-    nanodet.accelerate(integral=NanoDetIntegral)  # undoes the first
-    assert {owner for owner, forward in before.items() if owner.forward is not forward} == {NanoDetIntegral}
+    ours = stand_ins.GIoULoss.forward
+    nanodet.accelerate(integral=NanoDetIntegral, giou_loss=stand_ins.GIoULoss)
+    assert stand_ins.GIoULoss.forward is ours
+    changed = {owner for owner, forward in before.items() if owner.forward is not forward}
+    assert changed == {NanoDetIntegral, stand_ins.GIoULoss}
     nanodet.restore()
     assert all(owner.forward is forward for owner, forward in before.items())
+
+
+def test_a_call_that_raises_changes_nothing():
+    """Neither what is replaced already, nor what else it names."""
+    nanodet.accelerate(integral=NanoDetIntegral)
+    before = {owner: owner.forward for owner in (*stand_ins.LOSSES.values(), NanoDetIntegral)}
+    for wrong in ({"assigner": Lonely}, {"assigner": Renamed}, {"assigner": 3}):
+        with pytest.raises((RuntimeError, TypeError)):
+            nanodet.accelerate(**stand_ins.LOSSES, **wrong)
+        assert {owner: owner.forward for owner in before} == before
+    assert len(nanodet.accelerate(integral=NanoDetIntegral).before) == 1
+
+
+def test_what_somebody_else_replaced_since_is_said_anew():
+    class Loss(stand_ins.GIoULoss):
+        def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):
+            return None
+
+    nanodet.accelerate(giou_loss=Loss)
+    theirs = lambda self, pred, target, weight=None, avg_factor=None, reduction_override=None: None  # noqa: E731
+    Loss.forward = theirs
+    report = nanodet.accelerate(giou_loss=Loss)
+    assert len(report.replaced) == 1 and not report.before and Loss.forward is not theirs
+    nanodet.restore()
+    assert Loss.forward is theirs
 
 
 class Renamed(nn.Module):
