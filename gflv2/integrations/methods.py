@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import numbers
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -145,6 +146,21 @@ def expected_distances(box_logits: Tensor, projection: Tensor) -> Tensor:
     else:
         distances = integral(box_logits.reshape(-1, sides, bins), projection)
     return distances.reshape(*leading, sides).to(box_logits.dtype)
+
+
+def average_factor(value: Any, like: Tensor) -> Any:
+    """What a package divides a loss by, as the operations take it.
+
+    Args:
+        value: a number, of any sign, or a tensor of one element of any shape; else it is returned as it is.
+        like: a tensor on the device of the loss.
+    """
+    if isinstance(value, Tensor):
+        return value.reshape(()) if value.numel() == 1 else value
+    if not isinstance(value, numbers.Real):
+        return value
+    # The operations refuse a number that is not positive; the package divides by it.
+    return float(value) if value > 0 else torch.full((), float(value), device=like.device)
 
 
 def _known_method(owner: type, method: Method, package: str) -> Callable:

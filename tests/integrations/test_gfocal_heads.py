@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,26 @@ def test_losses(package, options, monkeypatch):
         found = values_and_gradients(lambda case=case: case[0](case[1], case[2], **options), case[1])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert calls == ["qfl", "qfl", "dfl", "giou"]
+
+
+def test_average_factors_and_weights_of_any_kind():
+    """As the packages take them: a factor of one element, of any sign or 0, and weights that are masks or integers."""
+    logits, boxes = torch.randn(4, 8), torch.rand(4, 4) + torch.tensor([0.0, 0, 1, 1])
+    cases = [
+        (stand_ins.QualityFocalLoss(), logits, (torch.tensor([0, 8, 3, 1]), torch.rand(4))),
+        (stand_ins.DistributionFocalLoss(), logits, torch.rand(4) * 7),
+        (stand_ins.GIoULoss(), boxes, torch.rand(4, 4) + torch.tensor([0.0, 0, 1, 1])),
+    ]
+    mask = torch.tensor([True, False, True, True])
+    factors = (3.0, True, np.float32(3), torch.tensor([3.0]), torch.tensor([[3]]), -2.0, 0, torch.zeros(()))
+    options = [{"avg_factor": factor} for factor in factors] + [{"weight": mask}, {"weight": 2 * mask.long()}]
+    wanted = [[loss(*given, **chosen).reshape(()) for chosen in options] for loss, *given in cases]
+    nanodet.accelerate(**stand_ins.LOSSES)
+    for (loss, *given), values in zip(cases, wanted, strict=True):
+        for chosen, value in zip(options, values, strict=True):
+            torch.testing.assert_close(loss(*given, **chosen), value, rtol=1e-5, atol=1e-6)
+        with pytest.raises(TypeError, match="avg_factor: expected a number"):
+            loss(*given, avg_factor="3")
 
 
 @pytest.mark.parametrize("package", [nanodet, damoyolo])
