@@ -57,6 +57,7 @@ require("ultralytics", "ultralytics")
 
 _STAYED = (
     Stayed("assigners derived from TaskAlignedAssigner", "their overlaps are of angles, masks or keypoints"),
+    Stayed("an assigner with eps = 0", "the operation would divide by 0"),
     Stayed("CIoU of the box loss", "of the positive points alone: too few to matter"),
     Stayed("a criterion with class weights", "the package's own loop goes on, around the assigner"),
     Stayed("RotatedBboxLoss, v8OBBLoss", "boxes with an angle"),
