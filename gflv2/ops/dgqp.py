@@ -129,7 +129,7 @@ def check_predictor(predictor: Any, box: BoxLogits, prefix: str = "predictor.") 
     if weight2.dim() not in (2, 4) or weight2.shape[:2] != (1, hidden) or weight2.shape[2:].numel() != 1:
         bad_value(f"{prefix}weight2", f"shape (1, {hidden}) or (1, {hidden}, 1, 1)", weight2)
     check_tensor(predictor.bias2, f"{prefix}bias2", shape=(1,), device=box.device)
-    return predictor._replace(topk=int(predictor.topk))  # NumPy's too
+    return predictor if type(predictor.topk) is int else predictor._replace(topk=int(predictor.topk))  # NumPy's
 
 
 def _is_usual(predictor: Predictor, box: BoxLogits) -> bool:
