@@ -28,7 +28,7 @@ def require(package: str, pip: str, of: str | None = None) -> None:
 class Patch:
     """Attributes and entries of other people's modules, replaced until ``restore()``.
 
-    The first original of a place is the one that is remembered, so that applying a patch twice, or over itself, changes
+    The original of a place is what was there before ours, so that applying a patch twice, or over itself, changes
     nothing, and one ``restore()`` undoes it all. What somebody else has put into a place since is left alone.
     """
 
@@ -38,6 +38,15 @@ class Patch:
     def __bool__(self) -> bool:
         """Whether anything is replaced."""
         return bool(self._places)
+
+    def attributes(self) -> list[tuple[Any, str, Any]]:
+        """(owner, name, ours) of every attribute that has ours now, in the order in which they were replaced."""
+        places = [(owner, name, ours) for owner, name, ours, _, item in self._places.values() if not item]
+        return [(owner, name, ours) for owner, name, ours in places if vars(owner).get(name, _ABSENT) is ours]
+
+    def holds(self, owner: Any, name: str) -> bool:
+        """Whether ``owner.name`` is ours now."""
+        return any(place[0] is owner and place[1] == name for place in self.attributes())
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
         """``owner.name = value``; the owner is a module, a class or an object.
@@ -70,7 +79,8 @@ class Patch:
 
     def _replace(self, owner: Any, name: Any, value: Any, now: Any, *, item: bool) -> None:
         place = (id(owner), name)
-        original = self._places[place][3] if place in self._places else now
+        _, _, ours, before, _ = self._places.get(place, (None, None, _ABSENT, _ABSENT, None))
+        original = before if now is ours and ours is not _ABSENT else now
         _put(owner, name, value, item)
         self._places[place] = (owner, name, value, original, item)
 

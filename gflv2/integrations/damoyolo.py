@@ -40,9 +40,8 @@ from typing import Any
 from torch import Tensor
 
 from gflv2.integrations import dynamic, gfocal
-from gflv2.integrations.common import Patch
-from gflv2.integrations.methods import Method, expected_distances, find_classes, replace_methods
-from gflv2.integrations.report import Replaced, Report, Stayed, answer
+from gflv2.integrations.methods import Method, Replacements, expected_distances, find_classes, not_named
+from gflv2.integrations.report import Report, Stayed, answer
 
 REPOSITORY = "github.com/tinyvision/DAMO-YOLO"
 CLASSES = {
@@ -59,8 +58,7 @@ _STAYED = (
     Stayed("losses of distillation", "they compare features"),
 )
 _EPS = 1e-7  # beside an IoU under the logarithm
-_patch = Patch()
-_replaced: list[Replaced] = []
+_ours = Replacements("DAMO-YOLO")
 
 
 def accelerate(
@@ -72,11 +70,12 @@ def accelerate(
     giou_loss: type | None = None,
     assigner: type | None = None,
 ) -> Report:
-    """Replace the classes' methods. A second call undoes the first, and says what is new.
+    """Replace the classes' methods. A second call adds to the first, and says what is new.
 
     Args:
         head, integral, quality_focal_loss, distribution_focal_loss, giou_loss, assigner: the classes; where one is
-            named, only those named are replaced. None at all: the package's own.
+            named, only those named are replaced (what an earlier call has replaced stays so). None at all: the
+            package's own.
 
     Returns:
         What was replaced, and what stayed with the package and why; it is logged, too.
@@ -84,7 +83,9 @@ def accelerate(
     Raises:
         ModuleNotFoundError: no class was named and the package is not installed.
         ValueError: ``head`` without ``integral``, or the reverse.
-        RuntimeError: a method with parameters that are not known here; then nothing is replaced.
+        TypeError: an argument that is not a class.
+        RuntimeError: a method with parameters that are not known here.
+            Where a call raises it changes nothing: what was replaced before stays so.
     """
     named = {
         "head": head,
@@ -97,16 +98,14 @@ def accelerate(
     if (head is None) != (integral is None):
         missing = "head" if head is None else "integral"
         raise ValueError(f"{missing}: expected the class that goes with the other of head and integral, got None")
-    earlier = list(_replaced)
-    restore()
-    _replaced.extend(replace_methods(_patch, find_classes(named, CLASSES, REPOSITORY), _METHODS, "DAMO-YOLO"))
-    return answer("DAMO-YOLO", _replaced, earlier, _STAYED)
+    earlier = _ours.replaced()
+    _ours.add(find_classes(named, CLASSES, REPOSITORY), _METHODS)
+    return answer("DAMO-YOLO", _ours.replaced(), earlier, (*not_named(CLASSES, _ours.keys()), *_STAYED))
 
 
 def restore() -> None:
     """Put the package's own methods back."""
-    _patch.restore()
-    _replaced.clear()
+    _ours.restore()
 
 
 def _forward_single(original: Callable) -> Callable:

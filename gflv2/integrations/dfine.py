@@ -52,9 +52,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gflv2.integrations import dfine_class_losses, dfine_losses
-from gflv2.integrations.common import Patch
-from gflv2.integrations.methods import Method, always, expected_distances, replace_methods
-from gflv2.integrations.report import Replaced, Report, Stayed, answer, full_name
+from gflv2.integrations.methods import Method, Replacements, always, expected_distances
+from gflv2.integrations.report import Report, Stayed, answer
 from gflv2.ops.checks import bad_type, bad_value
 from gflv2.ops.dgqp import dgqp, dgqp_statistics
 
@@ -68,19 +67,20 @@ MODULES = (
 
 _STAYED = (
     Stayed("HungarianMatcher", "an optimal matching, another algorithm than ATSS"),
-    Stayed("LQE with a predictor that is not linear, ReLU, linear", "its own layers, behind gflv2.ops.dgqp_statistics"),
     Stayed("deformable attention", "no operation of gflv2 computes it"),
+)
+_LAYERS = Stayed(
+    "LQE with a predictor that is not linear, ReLU, linear", "its own layers, behind gflv2.ops.dgqp_statistics"
 )
 _NO_CRITERION = Stayed(
     "the criterion", "its module was not among those given: accelerate(dfine_decoder, dfine_criterion)"
 )
 _OF_CRITERIA = {**dfine_losses.METHODS, **dfine_class_losses.METHODS}
-_patch = Patch()
-_replaced: list[Replaced] = []
+_ours = Replacements("D-FINE")
 
 
 def accelerate(*modules: ModuleType) -> Report:
-    """Replace the methods and the function of each module. A second call undoes the first, and says what is new.
+    """Replace the methods and the function of each module. A second call adds to the first, and says what is new.
 
     Args:
         *modules: Python modules that define classes named …Integral or …LQE, or a criterion (a class with a method
@@ -93,27 +93,31 @@ def accelerate(*modules: ModuleType) -> Report:
     Raises:
         ModuleNotFoundError: no module was given, and transformers is not installed.
         TypeError, ValueError: an argument that is not a Python module, or has nothing to replace.
-        RuntimeError: methods with parameters that are not known here; then nothing is replaced.
+        RuntimeError: methods with parameters that are not known here.
+            Where a call raises it changes nothing: what was replaced before stays so.
     """
     found = [_read(module) for module in modules or _of_transformers()]
-    earlier = list(_replaced)
-    restore()
+    earlier = _ours.replaced()
     classes = {key: owner for part, _ in found for key, owner in part.items()}
-    methods = {key: _METHODS[key[2]] for key in classes}
-    _replaced.extend(replace_methods(_patch, classes, methods, "D-FINE"))
-    for _, module in found:
-        if module is not None:
-            ours = Once(module.weighting_function)
-            _patch.attribute(module, "weighting_function", ours)
-            _replaced.append(Replaced(f"{module.__name__}.weighting_function", full_name(ours)))
-    criterion = any(method in _OF_CRITERIA for _, _, method in classes)
-    return answer("D-FINE", _replaced, earlier, _STAYED if criterion else (_NO_CRITERION, *_STAYED))
+    methods = {(owner, kind): _METHODS[kind] for owner, kind in classes}
+    functions = {
+        (module, "weighting_function"): (module, "weighting_function", Once(module.weighting_function))
+        for _, module in found
+        if module is not None
+    }
+    _ours.add(classes, methods, functions)
+    kinds = {kind for _, kind in _ours.keys()}
+    stayed = list(_STAYED)
+    if "LQE" in kinds:
+        stayed.append(_LAYERS)
+    if not kinds & set(_OF_CRITERIA):
+        stayed.insert(0, _NO_CRITERION)
+    return answer("D-FINE", _ours.replaced(), earlier, stayed)
 
 
 def restore() -> None:
     """Put the package's own methods back."""
-    _patch.restore()
-    _replaced.clear()
+    _ours.restore()
 
 
 class Once:
@@ -178,11 +182,11 @@ def _exists(module: str) -> bool:
 
 
 def _read(module: Any) -> tuple[dict[Any, type], ModuleType | None]:
-    """The module's classes to patch, by (module, class, what), and the module itself where it has the function."""
+    """The module's classes to patch, by (class, which of `_METHODS`), and the module where it has the function."""
     if not isinstance(module, ModuleType):
         bad_type("modules", "Python modules, such as dfine_decoder", module)
     classes = {
-        (module.__name__, name, what): value
+        (value, what): value
         for name, value in vars(module).items()
         if inspect.isclass(value) and value.__module__ == module.__name__
         for what in _parts(name, value)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gflv2.integrations.dfine_losses import SMALLEST_AREA, corners
-from gflv2.integrations.methods import Method, always
+from gflv2.integrations.methods import Method, always, average_factor
 from gflv2.ops.focal import matchability_aware, varifocal
 from gflv2.ops.giou import iou
 
@@ -32,13 +32,13 @@ def methods_of(criterion: type) -> list[str]:
 def _loss_vfl(self: Any, outputs: dict, targets: list, indices: list, num_boxes: Any, values: Any = None) -> dict:
     logits, target = _rows(self, outputs, targets, indices, values)
     options = {"alpha": self.alpha, "gamma": self.gamma, "detach": True}
-    return {"loss_vfl": varifocal(logits, target, **options, avg_factor=num_boxes)}
+    return {"loss_vfl": varifocal(logits, target, **options, avg_factor=average_factor(num_boxes, logits))}
 
 
 def _loss_mal(self: Any, outputs: dict, targets: list, indices: list, num_boxes: Any, values: Any = None) -> dict:
     logits, target = _rows(self, outputs, targets, indices, values)
     options = {"alpha": self.mal_alpha, "gamma": self.gamma}
-    return {"loss_mal": matchability_aware(logits, target, **options, avg_factor=num_boxes)}
+    return {"loss_mal": matchability_aware(logits, target, **options, avg_factor=average_factor(num_boxes, logits))}
 
 
 def _rows(self: Any, outputs: dict, targets: list, indices: list, values: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gflv2.integrations.methods import Method, always
+from gflv2.integrations.methods import Method, always, average_factor
 from gflv2.ops.ddf import ddf
 from gflv2.ops.dfl import dfl
 from gflv2.ops.fgl import bin_positions
@@ -64,7 +64,7 @@ def _loss_local(self: Any, outputs: dict, targets: list, indices: list, num_boxe
     rows = box_logits[index].unflatten(-1, (4, -1)).flatten(0, 1)
     positions = _positions(self, outputs, index, wanted)
     weight = quality.repeat_interleave(4)
-    losses = {"loss_fgl": dfl(rows, positions, weight=weight, avg_factor=num_boxes)}
+    losses = {"loss_fgl": dfl(rows, positions, weight=weight, avg_factor=average_factor(num_boxes, rows))}
     teacher = outputs.get("teacher_corners")
     if teacher is not None:
         losses["loss_ddf"] = _distillation(self, outputs, index, quality, box_logits, teacher, T)
@@ -126,8 +126,9 @@ def _loss_boxes(
 ) -> dict:
     """``loss_bbox``: L1 of centre and size; ``loss_giou``."""
     found, wanted = outputs["pred_boxes"][_index(self, indices)].float(), _matched_boxes(targets, indices)
-    loss = giou(corners(found), corners(wanted), weight=boxes_weight, avg_factor=num_boxes, eps=SMALLEST_AREA)
-    return {"loss_bbox": (found - wanted).abs().sum() / num_boxes, "loss_giou": loss}
+    factor = average_factor(num_boxes, found)
+    loss = giou(corners(found), corners(wanted), weight=boxes_weight, avg_factor=factor, eps=SMALLEST_AREA)
+    return {"loss_bbox": (found - wanted).abs().sum() / factor, "loss_giou": loss}
 
 
 def _index(self: Any, indices: list) -> tuple[Tensor, Tensor]:

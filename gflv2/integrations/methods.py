@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import numbers
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gflv2.integrations.common import Patch
-from gflv2.integrations.report import Replaced, full_name
+from gflv2.integrations.report import Replaced, Stayed, full_name
 from gflv2.ops import backends
 from gflv2.ops.checks import bad_type
 from gflv2.ops.integral import integral
@@ -37,33 +39,67 @@ def always(ours: Callable) -> Callable[[Callable], Callable]:
     return lambda original: ours
 
 
-def replace_methods(
-    patch: Patch, classes: Mapping[Any, type], methods: Mapping[Any, Method], package: str
-) -> list[Replaced]:
-    """Replace the method of each class, once all are known to be those that ours were written for.
+class Replacements:
+    """What an integration has replaced. Each call adds to it, or raises and changes nothing, until ``restore()``."""
 
-    While a model is traced or exported (TorchScript, ONNX, torch.export), the package's own methods run all the same:
-    such a graph must run where gflv2 is not installed. A replaced method has the name and the module of ours; the
-    package's own is its ``__wrapped__``.
+    def __init__(self, package: str) -> None:
+        """Nothing is replaced yet.
 
-    Args:
-        classes: by any key; ``methods`` has these keys, too.
-        package: what the error calls the package.
+        Args:
+            package: what errors and reports call the package.
+        """
+        self._package, self._patch = package, Patch()
+        self._keys: dict[tuple[int, str], Any] = {}  # of owner and name
 
-    Returns:
-        What was replaced, in the order of ``classes``.
+    def add(
+        self,
+        classes: Mapping[Any, type],
+        methods: Mapping[Any, Method],
+        functions: Mapping[Any, tuple[ModuleType, str, Callable]] | None = None,
+    ) -> None:
+        """Replace the method of each class, once all are known to be those that ours were written for.
 
-    Raises:
-        RuntimeError: another version of the package; then nothing is replaced.
-    """
-    originals = {key: _known_method(owner, methods[key], package) for key, owner in classes.items()}
-    replaced = []
-    for key, owner in classes.items():
-        method = methods[key]
-        ours = _unless_exported(originals[key], method.build(originals[key]))
-        patch.attribute(owner, method.name, ours)
-        replaced.append(Replaced(f"{full_name(owner)}.{method.name}", full_name(ours)))
-    return replaced
+        What is ours already stays as it is. While a model is traced or exported (TorchScript, ONNX, torch.export), the
+        package's own methods run all the same: such a graph must run where gflv2 is not installed. A replaced method
+        has the name and the module of ours; the package's own is its ``__wrapped__``.
+
+        Args:
+            classes: by any key; ``methods`` has these keys, too.
+            functions: Python module, name and ours, by keys of their own.
+
+        Raises:
+            RuntimeError: another version of the package; then nothing is replaced.
+        """
+        new: list[tuple[Any, Any, str, Callable]] = []
+        for key, owner in classes.items():
+            method = methods[key]
+            original = _known_method(owner, method, self._package)
+            new.append((key, owner, method.name, _unless_exported(original, method.build(original))))
+        new += [(key, *function) for key, function in (functions or {}).items()]
+        for key, owner, name, ours in new:
+            if not self._patch.holds(owner, name):
+                self._patch.attribute(owner, name, ours)
+                self._keys[id(owner), name] = key
+
+    def keys(self) -> set[Any]:
+        """Of all that is replaced now, by this call and by earlier ones."""
+        return {self._keys[id(owner), name] for owner, name, _ in self._patch.attributes()}
+
+    def replaced(self) -> tuple[Replaced, ...]:
+        """All that is replaced now, in the order in which it was."""
+        places = self._patch.attributes()
+        return tuple(Replaced(f"{full_name(owner)}.{name}", full_name(ours)) for owner, name, ours in places)
+
+    def restore(self) -> None:
+        """Put the package's own back."""
+        self._patch.restore()
+        self._keys.clear()
+
+
+def not_named(usual: Mapping[str, str], replaced: set[str]) -> tuple[Stayed, ...]:
+    """What `find_classes` may be told to find, and neither this call nor an earlier one has replaced."""
+    left = {key: path.rpartition(".")[2] for key, path in usual.items() if key not in replaced}
+    return tuple(Stayed(f"{key} ({name})", "not named in this call") for key, name in left.items())
 
 
 def find_classes(named: Mapping[str, type | None], usual: Mapping[str, str], repository: str) -> dict[str, type]:
@@ -110,6 +146,21 @@ def expected_distances(box_logits: Tensor, projection: Tensor) -> Tensor:
     else:
         distances = integral(box_logits.reshape(-1, sides, bins), projection)
     return distances.reshape(*leading, sides).to(box_logits.dtype)
+
+
+def average_factor(value: Any, like: Tensor) -> Any:
+    """What a package divides a loss by, as the operations take it.
+
+    Args:
+        value: a number, of any sign, or a tensor of one element of any shape; else it is returned as it is.
+        like: a tensor on the device of the loss.
+    """
+    if isinstance(value, Tensor):
+        return value.reshape(()) if value.numel() == 1 else value
+    if not isinstance(value, numbers.Real):
+        return value
+    # The operations refuse a number that is not positive; the package divides by it.
+    return float(value) if value > 0 else torch.full((), float(value), device=like.device)
 
 
 def _known_method(owner: type, method: Method, package: str) -> Callable:

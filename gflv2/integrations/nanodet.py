@@ -37,9 +37,8 @@ from typing import Any
 from torch import Tensor
 
 from gflv2.integrations import dynamic, gfocal
-from gflv2.integrations.common import Patch
-from gflv2.integrations.methods import Method, always, expected_distances, find_classes, replace_methods
-from gflv2.integrations.report import Replaced, Report, Stayed, answer
+from gflv2.integrations.methods import Method, Replacements, always, expected_distances, find_classes, not_named
+from gflv2.integrations.report import Report, Stayed, answer
 
 REPOSITORY = "github.com/RangiLyu/nanodet"
 CLASSES = {
@@ -52,12 +51,11 @@ CLASSES = {
 
 _STAYED = (
     Stayed("ATSSAssigner", "that of the older heads takes one image's priors as a list of boxes"),
-    Stayed("DynamicSoftLabelAssigner with ignore_iof_thr > 0", "the operation knows no boxes to be ignored"),
     Stayed("bbox_overlaps", "the IoU that the older heads' scores learn"),
     Stayed("_forward_onnx", "has no integral"),
 )
-_patch = Patch()
-_replaced: list[Replaced] = []
+_IGNORING = Stayed("DynamicSoftLabelAssigner with ignore_iof_thr > 0", "the operation knows no boxes to be ignored")
+_ours = Replacements("nanodet")
 
 
 def accelerate(
@@ -68,18 +66,20 @@ def accelerate(
     giou_loss: type | None = None,
     assigner: type | None = None,
 ) -> Report:
-    """Replace the classes' ``forward`` and ``assign``. A second call undoes the first, and says what is new.
+    """Replace the classes' ``forward`` and ``assign``. A second call adds to the first, and says what is new.
 
     Args:
         integral, quality_focal_loss, distribution_focal_loss, giou_loss, assigner: the classes; where one is named,
-            only those named are replaced. None at all: the package's own.
+            only those named are replaced (what an earlier call has replaced stays so). None at all: the package's own.
 
     Returns:
         What was replaced, and what stayed with the package and why; it is logged, too.
 
     Raises:
         ModuleNotFoundError: no class was named and the package is not installed.
-        RuntimeError: a method with parameters that are not known here; then nothing is replaced.
+        TypeError: an argument that is not a class.
+        RuntimeError: a method with parameters that are not known here.
+            Where a call raises it changes nothing: what was replaced before stays so.
     """
     named = {
         "integral": integral,
@@ -88,16 +88,16 @@ def accelerate(
         "giou_loss": giou_loss,
         "assigner": assigner,
     }
-    earlier = list(_replaced)
-    restore()
-    _replaced.extend(replace_methods(_patch, find_classes(named, CLASSES, REPOSITORY), _METHODS, "nanodet"))
-    return answer("nanodet", _replaced, earlier, _STAYED)
+    earlier = _ours.replaced()
+    _ours.add(find_classes(named, CLASSES, REPOSITORY), _METHODS)
+    keys = _ours.keys()
+    stayed = (*not_named(CLASSES, keys), *((_IGNORING,) if "assigner" in keys else ()), *_STAYED)
+    return answer("nanodet", _ours.replaced(), earlier, stayed)
 
 
 def restore() -> None:
     """Put the package's own methods back."""
-    _patch.restore()
-    _replaced.clear()
+    _ours.restore()
 
 
 def _integral(self: Any, x: Tensor) -> Tensor:

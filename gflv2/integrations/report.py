@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 _log = logging.getLogger("gflv2")
@@ -99,6 +100,8 @@ def say(text: str) -> None:
 
 
 def full_name(thing: Any) -> str:
-    """Module and name of a class or function; of an object, those of its class."""
+    """Module and name of a class or function; of a Python module its name, of another object those of its class."""
+    if isinstance(thing, ModuleType):
+        return thing.__name__
     thing = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{thing.__module__}.{thing.__qualname__}"

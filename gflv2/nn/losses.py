@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gflv2.ops import dfl, distribution_kl, giou, qfl
-from gflv2.ops.checks import bad_value, check_choice, check_number, check_tensor
+from gflv2.ops.checks import bad_value, check_choice, check_number, check_tensor, is_number
 from gflv2.ops.reduction import REDUCTIONS
 
 AVERAGE_EPS = torch.finfo(torch.float32).eps  # mmdet adds it to an average factor, which may then be 0
@@ -30,7 +29,7 @@ class _Loss(nn.Module):
             check_choice(reduction_override, "reduction_override", (None, *REDUCTIONS))
         if isinstance(avg_factor, Tensor) and avg_factor.numel() == 1:
             avg_factor = avg_factor.reshape(()).float() + AVERAGE_EPS
-        elif isinstance(avg_factor, numbers.Real):  # NumPy's numbers too
+        elif is_number(avg_factor):
             if not avg_factor >= 0:
                 bad_value("avg_factor", "a number ≥ 0", avg_factor)
             avg_factor = float(avg_factor) + AVERAGE_EPS

@@ -23,6 +23,7 @@ from gflv2.ops.levels import MAX_LEVELS, check_strides
 from gflv2.ops.reduction import INTEGERS
 from gflv2.ops.reference import atss as reference
 from gflv2.ops.reference.atss import Assignment
+from gflv2.ops.reference.boxes import pad_boxes
 from gflv2.ops.registration import Operation
 
 __all__ = ["Assignment", "atss"]
@@ -99,6 +100,9 @@ def atss(
     )
     backend = backends.select("atss", call)
     strides = [float(stride) for stride in strides]
+    if values_are_checked():
+        check_counts(counts, boxes)
+    topk = int(topk)
     if backend == "reference":
         with torch.no_grad():
             return reference.atss(
@@ -115,8 +119,6 @@ def atss(
                 counts=counts,
                 points=points,
             )
-    if values_are_checked():
-        check_counts(counts, boxes)
     ignoring = ignore_boxes is not None and ignore_iof_thr > 0
     shapes = [(1, len(level)) for level in points] if points is not None else level_shapes
     tensors = (
@@ -207,6 +209,18 @@ def check_labels(labels: Any, boxes: Any, device: torch.device, *, name: str = "
             and label.device == device
         ):
             check_tensor(label, f"{name}[{index}]", shape=(image.shape[0],), dtypes=INTEGERS, device=device)
+
+
+def check_assigned_values(labels: Any, boxes: Any, counts: Tensor | None, classes: int) -> None:
+    """Check ``counts``, and that the labels of boxes are classes, at the price of a host sync.
+
+    Padding is not looked at: boxes beyond ``counts``, and those with a NaN, which have no points.
+    """
+    check_counts(counts, boxes)
+    padded, exists = pad_boxes(labels, counts)
+    exists = exists & ~pad_boxes(boxes)[0].isnan().any(-1)
+    if bool((exists & ((padded < 0) | (padded >= classes))).any()):
+        bad_value("gt_labels", f"numbers from 0 to {classes - 1}", padded[exists].tolist())
 
 
 def _check_shapes(level_shapes: Any, points: Any, padded_sizes: Any, device: torch.device) -> int:

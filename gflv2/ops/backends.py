@@ -67,6 +67,7 @@ EVERYWHERE: dict[str, Callable[[Call], str | None] | None] = {
 
 _refusals: dict[str, dict[str, Callable[[Call], str | None] | None]] = {}
 _describers: dict[str, Callable[..., Call]] = {}
+_aliases: dict[str, tuple[str, Callable[..., Call]]] = {}
 _requested: str | None = None
 _warned = False
 
@@ -83,6 +84,11 @@ def register(op: str, backends: dict[str, Callable[[Call], str | None] | None], 
     emulated = {"simt": backends["cuda"]} if "cuda" in backends else {}
     _refusals[op] = {**emulated, **backends}
     _describers[op] = describe
+
+
+def alias(name: str, op: str, describe: Callable[..., Call]) -> None:
+    """Declare a function that runs an operation of another name, for `explain`; ``describe`` as in `register`."""
+    _aliases[name] = op, describe
 
 
 def operations() -> list[str]:
@@ -228,9 +234,11 @@ def explain(op: str | Callable, *args: Any, **kwargs: Any) -> Explanation:
         *args, **kwargs: the arguments of the call; nothing is computed.
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", str(op))
-    if name not in _describers:
-        raise ValueError(f"explain: op: expected one of {', '.join(operations())}, got {name!r}")
-    return explain_call(name, _describers[name](*args, **kwargs))
+    if name not in _describers and name not in _aliases:
+        known = ", ".join(sorted({*operations(), *_aliases}))
+        raise ValueError(f"explain: op: expected one of {known}, got {name!r}")
+    op, describe = _aliases[name] if name in _aliases else (name, _describers[name])
+    return explain_call(op, describe(*args, **kwargs))
 
 
 def explain_call(op: str, call: Call) -> Explanation:

@@ -60,27 +60,40 @@ def check_tensor(
     return value
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a real number; True is none."""
+    # Numbers of NumPy are none of Python's.
+    return not isinstance(value, bool) and (isinstance(value, (int, float)) or isinstance(value, numbers.Real))
+
+
 def check_number(
     value: Any, name: str, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
 ) -> Any:
     """Check a finite number within bounds, and return it; ``above`` itself is too small."""
-    # Numbers of NumPy are none of Python's.
-    known = not isinstance(value, bool) and (isinstance(value, (int, float)) or isinstance(value, numbers.Real))
+    known = is_number(value)
     if known and above < value < math.inf and least <= value <= most:
         return value
     expected = "a finite number"
-    if most < math.inf:
-        expected = f"a number in [{least:g}, {most:g}]"
-    elif max(above, least) > -math.inf:
-        expected += f" > {above:g}" if above > least else f" ≥ {least:g}"
+    bounded = max(above, least) > -math.inf
+    if bounded and most < math.inf:
+        expected = "a number in " + (f"({above:g}" if above >= least else f"[{least:g}") + f", {most:g}]"
+    elif bounded:
+        expected += f" > {above:g}" if above >= least else f" ≥ {least:g}"
+    elif most < math.inf:
+        expected += f" of at most {most:g}"
     (bad_value if known else bad_type)(name, expected, value)
 
 
 def check_count(value: Any, name: str, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        bad_type(name, "an integer", value)
+    check_integer(value, name)
     if value < least:
         bad_value(name, f"at least {least}", value)
+
+
+def check_integer(value: Any, name: str) -> None:
+    """Check an integer of Python's or of NumPy's; True is none."""
+    if isinstance(value, bool) or not (isinstance(value, int) or isinstance(value, numbers.Integral)):
+        bad_type(name, "an integer", value)
 
 
 def check_pairs(value: Any, name: str, expected: str, count: int | None = None) -> None:
@@ -98,7 +111,8 @@ def check_pairs(value: Any, name: str, expected: str, count: int | None = None) 
 
 
 def check_choice(value: Any, name: str, choices: Sequence[Any]) -> Any:
-    if value not in choices:
+    # An array has no truth value, and that of a tensor would wait for the device.
+    if isinstance(value, Tensor) or getattr(value, "ndim", 0) > 0 or value not in choices:
         bad_value(name, "one of " + ", ".join(repr(choice) for choice in choices), value)
     return value
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype
+from gflv2.ops.checks import bad_type, bad_value, check_number, check_tensor, compute_dtype, values_are_checked
 from gflv2.ops.distribution_kl import distribution_kl
 from gflv2.ops.levels import check_bins
 from gflv2.ops.reference import ddf as reference
@@ -36,7 +36,8 @@ def ddf(
         weight: (N,) w, a constant.
         temperature: T > 0; the default is D-FINE's.
         balance: a and b, numbers or 0-d tensors, where they are not those of this call: D-FINE takes those of another
-            one for its denoising queries. With two zeros the loss is 0.
+            one for its denoising queries. ≥ 0 (tensors: an error under ``GFLV2_CHECK=1`` where they are not). With two
+            zeros the loss is 0.
 
     Returns:
         0-d; float32 (float64 for float64 logits); 0 for no rows. Differentiable in ``logits`` only, once. Nothing waits
@@ -79,6 +80,8 @@ def _describe(
                 check_number(part, "balance", least=0)
             elif part.dim() != 0:
                 bad_value("balance", "two numbers or 0-d tensors", part)
+            elif values_are_checked():
+                check_number(float(part), "balance", least=0)
     return backends.Call(device, logits.dtype, {"bins": logits.shape[1]})
 
 

@@ -104,9 +104,10 @@ def decode(
         TypeError, ValueError: a wrong shape, dtype or device; the message names the argument.
         gflv2.ops.backends.BackendError: the requested backend cannot take the call.
     """
-    selection = {"pre_topk": pre_topk, "score_thr": score_thr, "legacy_background": legacy_background}
+    selection: dict[str, Any] = {"pre_topk": pre_topk, "score_thr": score_thr, "legacy_background": legacy_background}
     given = (class_logits, box_logits, strides, scales, projection, predictor, quality_logits, offset)
     head, call = _read(*given, **selection)
+    selection["pre_topk"] = pre_topk = int(pre_topk)  # NumPy's too
     batch = head.points[0]
     image_sizes = _pairs(image_sizes, "image_sizes", batch, head.box.device)
     scale_factors = _pairs(scale_factors, "scale_factors", batch, head.box.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.checks import bad_type, bad_value, check_tensor, compute_dtype
+from gflv2.ops.checks import bad_type, bad_value, check_integer, check_tensor, compute_dtype
 from gflv2.ops.levels import BoxLogits, check_scales, read_box_logits, rows_of
 from gflv2.ops.reference import dgqp as reference
 from gflv2.ops.reference.dgqp import Predictor
@@ -49,6 +49,7 @@ def dgqp_statistics(
     box = read_box_logits(box_logits)
     scales = check_scales(scales, box)
     _check_statistics(topk, mean, variance, box.bins)
+    topk = int(topk)
     backend = backends.select("dgqp_statistics", _call(box, topk))
     if backend == "reference":
         return reference.dgqp_statistics(box_logits, scales=scales, topk=topk, mean=mean, variance=variance)
@@ -88,8 +89,8 @@ def dgqp(
     """
     box = read_box_logits(box_logits)
     scales = check_scales(scales, box)
-    predictor = Predictor(weight1, bias1, weight2, bias2, topk, mean, variance)
-    check_predictor(predictor, box, prefix="")
+    predictor = check_predictor(Predictor(weight1, bias1, weight2, bias2, topk, mean, variance), box, prefix="")
+    topk = predictor.topk
     backend = backends.select("dgqp", _call(box, topk, weight1.shape[0]))
     if backend == "reference":
         shape = {"topk": topk, "mean": mean, "variance": variance}
@@ -104,7 +105,7 @@ def predicted(box: BoxLogits, predictor: Predictor, scales: Tensor | None, backe
 
 
 def check_predictor(predictor: Any, box: BoxLogits, prefix: str = "predictor.") -> Predictor:
-    """Check the tensors of a predictor against each other and against the box logits.
+    """Check the tensors of a predictor against each other and against the box logits, and return it.
 
     Args:
         prefix: stands before the names in error messages.
@@ -128,7 +129,7 @@ def check_predictor(predictor: Any, box: BoxLogits, prefix: str = "predictor.") 
     if weight2.dim() not in (2, 4) or weight2.shape[:2] != (1, hidden) or weight2.shape[2:].numel() != 1:
         bad_value(f"{prefix}weight2", f"shape (1, {hidden}) or (1, {hidden}, 1, 1)", weight2)
     check_tensor(predictor.bias2, f"{prefix}bias2", shape=(1,), device=box.device)
-    return predictor
+    return predictor if type(predictor.topk) is int else predictor._replace(topk=int(predictor.topk))  # NumPy's
 
 
 def _is_usual(predictor: Predictor, box: BoxLogits) -> bool:
@@ -146,8 +147,7 @@ def _is_usual(predictor: Predictor, box: BoxLogits) -> bool:
 
 
 def _check_statistics(topk: Any, mean: Any, variance: Any, bins: int, prefix: str = "") -> None:
-    if isinstance(topk, bool) or not isinstance(topk, int):
-        bad_type(f"{prefix}topk", "an integer", topk)
+    check_integer(topk, f"{prefix}topk")
     if not 1 <= topk <= bins:
         bad_value(f"{prefix}topk", f"1 to {bins}, the number of bins", topk)
     for name, value in (("mean", mean), ("variance", variance)):

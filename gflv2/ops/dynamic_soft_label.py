@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.atss import as_list, check_boxes, check_counts, check_labels
+from gflv2.ops.atss import as_list, check_assigned_values, check_boxes, check_labels
 from gflv2.ops.checks import bad_value, check_choice, check_count, check_number, check_tensor, values_are_checked
 from gflv2.ops.reference import dynamic_soft_label as reference
-from gflv2.ops.reference.boxes import pad_boxes
 from gflv2.ops.reference.dynamic_soft_label import COSTS, DynamicAssignment
 from gflv2.ops.registration import Operation
 
@@ -102,8 +101,9 @@ def dynamic_soft_label(
     call = _describe(logits, boxes, points, strides, gt_boxes, gt_labels, **options)
     backend = backends.select("dynamic_soft_label", call)
     if values_are_checked():
-        _check_values(gt_boxes, gt_labels, counts, logits.shape[2])
+        check_assigned_values(gt_labels, gt_boxes, counts, logits.shape[2])
     if backend == "reference":
+        options["topk"] = call.facts["topk"]
         with torch.no_grad():
             return reference.dynamic_soft_label(logits, boxes, points, strides, gt_boxes, gt_labels, **options)
     radius = COSTS[cost].center_radius if center_radius is None else center_radius
@@ -148,14 +148,7 @@ def _describe(
         if COSTS[cost].center_radius is None:
             bad_value("center_radius", f"None with cost={cost!r}, which has no centre term", center_radius)
         check_number(center_radius, "center_radius", least=0)
-    return backends.Call(device, logits.dtype, {"topk": COSTS[cost].topk if topk is None else topk})
-
-
-def _check_values(boxes: Any, labels: Any, counts: Tensor | None, classes: int) -> None:
-    check_counts(counts, boxes)
-    padded, exists = pad_boxes(labels, counts)
-    if padded.numel() and bool((exists & ((padded < 0) | (padded >= classes))).any()):
-        bad_value("gt_labels", f"numbers from 0 to {classes - 1}", padded[exists].tolist())
+    return backends.Call(device, logits.dtype, {"topk": COSTS[cost].topk if topk is None else int(topk)})
 
 
 def _refusal(backend: str) -> Callable[[backends.Call], str | None]:

@@ -31,7 +31,8 @@ def fgl(
     Args:
         logits: (N, R), one row a box side, any strides. float32, float16, bfloat16 or float64.
         target: (N,) distances in the unit of ``bins``; beyond the first or the last bin, that bin has it all.
-        bins: (R,) values W of the bins, increasing (an error under ``GFLV2_CHECK=1`` where they are not).
+        bins: (R,) values W of the bins, increasing (an error under ``GFLV2_CHECK=1`` where they are not); results are
+            undefined otherwise.
         weight: (N,) factor of each row.
         avg_factor: with "mean", what the sum is divided by instead of N: a number or a 0-d tensor.
         reduction: "none", "sum" or "mean".
@@ -59,7 +60,8 @@ def bin_positions(distances: Tensor, bins: Tensor) -> Tensor:
 
     Args:
         distances: any shape, in the unit of ``bins``; beyond the first bin the position is 0, beyond the last R − 1.
-        bins: (R,) values W of the bins, increasing (an error under ``GFLV2_CHECK=1`` where they are not).
+        bins: (R,) values W of the bins, increasing (an error under ``GFLV2_CHECK=1`` where they are not); results are
+            undefined otherwise.
 
     Returns:
         As ``distances``, in float32 (float64 where one of them is float64), without a gradient. A NaN stays one.

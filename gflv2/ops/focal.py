@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def focal(
     Args:
         logits: levels or rows. float32, float16, bfloat16 or float64.
         target: (labels, scores), both (N,) or (B, A); of "sigmoid_focal" the labels alone. Labels outside [0, C) are
-            background. Scores y lie in [0, 1] and are constants.
+            background. Scores y lie in [0, 1], results are undefined otherwise, and are constants.
         kind: as above.
         alpha: None: 0.25, 0.75, 1 and 0.25, in the order of the kinds. In [0, 1] for "iou_aware_bce", at most 1 for
             "sigmoid_focal", else ≥ 0.
@@ -222,3 +223,5 @@ _focal = Loss(
     indices=("labels",),
     gradients={"logits": like_map},
 )
+for _kind in KINDS:
+    backends.alias(_kind, "focal", partial(_describe, kind=_kind))

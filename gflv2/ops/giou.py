@@ -90,4 +90,5 @@ OPERATION = Loss(
     settings="int form, float eps",
     small=("target",),
     gradients={"pred": as_rows, "target": as_rows},
+    called={IOU: "iou", CIOU: "ciou", CIOU_MMDET: "ciou"},
 )

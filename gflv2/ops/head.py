@@ -112,7 +112,7 @@ def read_head(
     scales = check_scales(scales, box)
     projection = check_projection(projection, box)
     if predictor is not None:
-        check_predictor(predictor, box)
+        predictor = check_predictor(predictor, box)
         if quality_logits is not None:
             bad_value("quality_logits", "None with a predictor, which computes them", quality_logits)
     elif quality_logits is not None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gflv2.ops.checks import bad_type, bad_value, check_choice, check_tensor, compute_dtype
+from gflv2.ops.checks import bad_type, bad_value, check_choice, check_tensor, compute_dtype, is_number
 from gflv2.ops.levels import rows_of
 from gflv2.ops.one_pass import one_pass
 from gflv2.ops.registration import Argument, Operation, constant, first_of, has_elements
@@ -69,7 +68,7 @@ def read_reduction(
         if avg_factor.device != device:
             bad_value("avg_factor", f"a 0-d tensor on {device} like the other arguments", avg_factor)
         factor = constant(avg_factor)
-    elif isinstance(avg_factor, (int, float)) or isinstance(avg_factor, numbers.Real):
+    elif is_number(avg_factor):
         if not avg_factor > 0:
             bad_value("avg_factor", "a positive number", avg_factor)
         divisor = float(avg_factor)  # NumPy's too

@@ -24,7 +24,15 @@ Where = Sequence[Any] | None  # see `regroup`
 REFERENCE_INSTEAD = 'use gflv2.use_backend("reference") for it'
 
 
-def register(name: str, schema: str, run: Callable, fake: Callable, *, vmap: bool = False) -> Callable[..., Any]:
+def register(
+    name: str,
+    schema: str,
+    run: Callable,
+    fake: Callable,
+    *,
+    vmap: bool = False,
+    title: Callable[[Sequence[Argument]], str] | None = None,
+) -> Callable[..., Any]:
     """Register one function with torch, and return it as torch calls it.
 
     Args:
@@ -32,6 +40,7 @@ def register(name: str, schema: str, run: Callable, fake: Callable, *, vmap: boo
         run: the implementation on every device.
         fake: takes the same arguments, and returns empty results.
         vmap: False: ``torch.vmap`` over it is refused, with what to do instead. True: torch loops over the batch.
+        title: arguments → what that error calls it; None: the name.
     """
     _LIBRARY.define(f"{name}{schema}")
     for key in _KEYS:
@@ -39,8 +48,9 @@ def register(name: str, schema: str, run: Callable, fake: Callable, *, vmap: boo
     torch.library.register_fake(f"gflv2::{name}", fake, lib=_LIBRARY)
     if not vmap:
 
-        def refuse(*_: Any) -> None:
-            text = f"{name}: vmap is not supported by the fused kernels: they take the whole batch in one call"
+        def refuse(info: Any, in_dims: Any, *arguments: Argument) -> None:
+            called = name if title is None else title(arguments)
+            text = f"{called}: vmap is not supported by the fused kernels: they take the whole batch in one call"
             raise RuntimeError(f"{text}; {REFERENCE_INSTEAD}")
 
         torch.library.register_vmap(f"gflv2::{name}", refuse, lib=_LIBRARY)
@@ -117,6 +127,7 @@ class Operation:
         kernels: str | None = None,
         fixed: dict[str, Any] | None = None,
         of_results: Sequence[str] = (),
+        called: dict[Any, str] | None = None,
         refusals: dict[str, Callable[[backends.Call], str | None] | None] = backends.EVERYWHERE,
     ) -> None:
         """Register it.
@@ -135,11 +146,12 @@ class Operation:
             kernels: NAME, where it is not the operation's.
             fixed: empty lists of tensors that the kernels get beside the arguments.
             of_results: settings that decide on the results alone, which the kernels do not get.
+            called: by the first setting, the functions that run it under other names than its own, for errors.
             refusals: the backends that have it, and why each cannot take a call, as `backends.register` has them.
         """
         backends.register(name, refusals, describe)
         OPERATIONS[name] = self
-        self.name, self.new_results = name, new_results
+        self.name, self.new_results, self._called = name, new_results, called or {}
         self._module = kernels or name
         self._forward = f"{self._module}_forward" if gradients else self._module
         self._backward = f"{self._module}_backward"
@@ -153,7 +165,11 @@ class Operation:
         self.layouts = [(names.index(name), layout) for name, layout in (gradients or {}).items()]
         self._gradients = [f"grad_{name}" for name in gradients or ()]
         arguments = ", ".join(part for part in (tensors, settings, "str backend") if part)
-        self.call = register(name, f"({arguments}) -> {returns}", self._registered, self._fake)
+
+        def title(given: Sequence[Argument]) -> str:
+            return self.title(given[len(names) :])
+
+        self.call = register(name, f"({arguments}) -> {returns}", self._registered, self._fake, title=title)
         # A gradient that comes as one tensor, not as a list, can be batched by torch (is_grads_batched).
         self._one_gradient = len(self.layouts) == 1 and f"Tensor[] {names[self.layouts[0][0]]}" not in tensors
         if gradients:
@@ -169,7 +185,7 @@ class Operation:
             tensors: lists where the schema has lists; `small` ones in any dtype.
             settings: the backend last.
         """
-        refuse_forward_mode(self.name, tensors)
+        refuse_forward_mode(self.title(settings), tensors)
         if not (torch.is_grad_enabled() and self._wants_gradient(tensors)):
             return self.constant(tensors, settings)
         tensors = self._converted(tensors)
@@ -186,6 +202,10 @@ class Operation:
                 where.append(len(flat))
                 flat.append(tensor)
         return self._function.apply(where, settings, *flat)
+
+    def title(self, settings: Sequence[Any]) -> str:
+        """The function that a call with these settings came from, by its name."""
+        return self._called.get(settings[0], self.name) if self._called else self.name
 
     def _wants_gradient(self, tensors: Sequence[Argument]) -> bool:
         for place, _ in self.layouts:
@@ -357,8 +377,8 @@ def _function_of(operation: Operation) -> type[torch.autograd.Function]:
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            refuse_double_backward(name)
             operation = OPERATIONS[name]
+            refuse_double_backward(operation.title(ctx.settings))
             # Asked for once: under activation checkpointing each time computes forward anew. And always: torch refuses
             # tensors that have changed since.
             saved = ctx.saved_tensors

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gflv2.ops import backends
-from gflv2.ops.atss import as_list, check_boxes, check_counts, check_labels
+from gflv2.ops.atss import as_list, check_assigned_values, check_boxes, check_labels
 from gflv2.ops.checks import bad_value, check_choice, check_count, check_number, check_tensor, values_are_checked
 from gflv2.ops.reference import task_aligned as reference
 from gflv2.ops.reference.task_aligned import TaskAlignment
@@ -63,7 +63,8 @@ def task_aligned(
         points: (A, 2) positions (x, y) of the points in that unit.
         gt_boxes: B tensors (G_i, 4), (x1, y1, x2, y2) in that unit; or one padded tensor (B, G, 4) with ``counts``. A
             box with a NaN has no points.
-        gt_labels: B tensors (G_i,), or (B, G); integers. A box with a label outside [0, C) has no points.
+        gt_labels: B tensors (G_i,), or (B, G); integers. A box with a label outside [0, C) has no points
+            (under ``GFLV2_CHECK=1`` an error).
         counts: (B,) integers, number of boxes in each row of padded boxes; None: all of them.
         topk: candidates of a box.
         alpha, beta: exponents, ≥ 0. 0.5 and whole numbers are the fast ones.
@@ -80,7 +81,7 @@ def task_aligned(
             "claiming": the boxes that chose it.
         final_topk: of the points that a box has won, at most that many remain; the highest metrics. None: all of them.
         normalize: False: the result's ``scores`` are the metrics.
-        eps: in the denominator of the target.
+        eps: > 0, in the denominator of the target.
 
     Returns:
         TaskAlignment(index, iou, labels, scores), each (B, A). Nothing is differentiable. A point with a NaN or an
@@ -107,11 +108,13 @@ def task_aligned(
     }
     call = _describe(scores, boxes, points, gt_boxes, gt_labels, **options)
     backend = backends.select("task_aligned", call)
+    if values_are_checked():
+        check_assigned_values(gt_labels, gt_boxes, counts, scores.shape[2])
+    options["topk"] = topk = int(topk)
+    options["final_topk"] = final_topk = None if final_topk is None else int(final_topk)
     if backend == "reference":
         with torch.no_grad():
             return reference.task_aligned(scores, boxes, points, gt_boxes, gt_labels, **options)
-    if values_are_checked():
-        check_counts(counts, gt_boxes)
     tensors = (scores, boxes, points, as_list(gt_boxes), as_list(gt_labels), counts)
     settings = (
         *(min(topk, _MOST), float(alpha), float(beta), overlap == "ciou", candidates == "inside", float(margin)),
@@ -157,7 +160,7 @@ def _describe(
     check_number(alpha, "alpha", least=0)
     check_number(beta, "beta", least=0)
     check_number(margin, "margin", least=0)
-    check_number(eps, "eps", least=0)
+    check_number(eps, "eps", above=0)
     if min_side is not None:
         check_number(min_side, "min_side", least=0)
     check_choice(overlap, "overlap", ("ciou", "iou"))
@@ -166,7 +169,7 @@ def _describe(
     check_choice(zeros, "zeros", (True, False))
     check_choice(normalize, "normalize", (True, False))
     simple = reference.is_simple(alpha) and reference.is_simple(beta)
-    facts = {"topk": max(topk, final_topk or 1), "exponents": simple}
+    facts = {"topk": max(int(topk), int(final_topk or 1)), "exponents": simple}
     return backends.Call(device, torch.float32, facts)
 
 

@@ -23,7 +23,11 @@ class Loss(nn.Module):
     def reduced(self, rows: Tensor, weight: Tensor | None, avg_factor: float | None, override: str | None) -> Tensor:
         rows = rows if weight is None else rows * weight
         how = override or self.reduction
-        total = {"none": rows, "sum": rows.sum(), "mean": rows.sum() / (avg_factor or rows.numel())}[how]
+        total = {
+            "none": rows,
+            "sum": rows.sum(),
+            "mean": rows.sum() / (rows.numel() if avg_factor is None else avg_factor),
+        }[how]
         return self.loss_weight * total
 
 

@@ -57,6 +57,18 @@ def test_what_others_replaced_since_is_left_alone():
     assert module.a == registry["a"] == 3
 
 
+def test_ours_over_what_others_replaced_since():
+    """Their value comes back, not the first."""
+    patch, module = Patch(), SimpleNamespace(a=1)
+    patch.attribute(module, "a", 2)
+    assert patch.holds(module, "a") and patch.attributes() == [(module, "a", 2)]
+    module.a = 3
+    assert not patch.holds(module, "a") and not patch.attributes()
+    patch.attribute(module, "a", 4)
+    patch.restore()
+    assert module.a == 3
+
+
 def test_an_attribute_that_does_not_exist():
     with pytest.raises(AttributeError, match="Owner has no 'other' to replace"):
         Patch().attribute(Owner, "other", 1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gflv2.integrations import dfine
+from tests.integrations.dfine_criterion import criterion_module
 from tests.integrations.stand_ins import dfine_module
 
 
@@ -108,6 +109,25 @@ def test_what_was_replaced(module):
     assert (module.LQE.forward.__wrapped__, module.weighting_function.__wrapped__) == before
     dfine.restore()
     assert dfine.accelerate(module).replaced == first.replaced
+
+
+def test_a_second_module_adds_to_the_first(module):
+    criterion = criterion_module()
+    first = dfine.accelerate(module)
+    ours = module.LQE.forward, module.weighting_function
+    second = dfine.accelerate(criterion)
+    assert second.before == first.replaced
+    assert "loss_local" in [one.what.rpartition(".")[2] for one in second.replaced]
+    assert (module.LQE.forward, module.weighting_function) == ours
+    what = [{one.what.partition(" ")[0] for one in report.stayed} for report in (first, second)]
+    assert "LQE" in what[0] & what[1] and what[0] - what[1] == {"the"}  # the criterion
+    with pytest.raises(ValueError, match="modules: expected"):
+        dfine.accelerate(dfine_module(), ModuleType("empty"))
+    assert (module.LQE.forward, module.weighting_function) == ours
+    assert dfine.accelerate(module).before == (*first.replaced, *second.replaced)
+    dfine.restore()
+    stayed = [one.what for one in dfine.accelerate(criterion).stayed]
+    assert not any("LQE" in what for what in stayed)
 
 
 def test_errors(module):

@@ -84,6 +84,22 @@ def test_weights_of_boxes(criterion):
     torch.testing.assert_close(module.loss_boxes(layer, TARGETS, INDICES, 3.0, boxes_weight=weight), wanted)
 
 
+@pytest.mark.parametrize("boxes", [torch.tensor([3.0]), torch.tensor(3), 0])
+def test_numbers_of_boxes(criterion, boxes):
+    """A tensor of one element; and 0, by which the package divides."""
+    module, accelerate = criterion
+    (layer, *_) = layers()
+    accelerate()
+    number = float(boxes) if isinstance(boxes, torch.Tensor) else boxes
+    module.start()
+    exact = module.loss_boxes(layer, TARGETS, INDICES, 3.0) | module.loss_local(layer, TARGETS, INDICES, 3.0)
+    module.start()
+    found = module.loss_boxes(layer, TARGETS, INDICES, boxes) | module.loss_local(layer, TARGETS, INDICES, boxes)
+    for name in ("loss_bbox", "loss_giou", "loss_fgl"):
+        assert found[name].shape == ()
+        assert found[name] == (exact[name] if number else torch.inf), name
+
+
 def test_outputs_without_distributions(criterion):
     module, accelerate = criterion
     accelerate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,26 @@ def test_losses(package, options, monkeypatch):
         found = values_and_gradients(lambda case=case: case[0](case[1], case[2], **options), case[1])
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert calls == ["qfl", "qfl", "dfl", "giou"]
+
+
+def test_average_factors_and_weights_of_any_kind():
+    """As the packages take them: a factor of one element, of any sign or 0, and weights that are masks or integers."""
+    logits, boxes = torch.randn(4, 8), torch.rand(4, 4) + torch.tensor([0.0, 0, 1, 1])
+    cases = [
+        (stand_ins.QualityFocalLoss(), logits, (torch.tensor([0, 8, 3, 1]), torch.rand(4))),
+        (stand_ins.DistributionFocalLoss(), logits, torch.rand(4) * 7),
+        (stand_ins.GIoULoss(), boxes, torch.rand(4, 4) + torch.tensor([0.0, 0, 1, 1])),
+    ]
+    mask = torch.tensor([True, False, True, True])
+    factors = (3.0, True, np.float32(3), torch.tensor([3.0]), torch.tensor([[3]]), -2.0, 0, torch.zeros(()))
+    options = [{"avg_factor": factor} for factor in factors] + [{"weight": mask}, {"weight": 2 * mask.long()}]
+    wanted = [[loss(*given, **chosen).reshape(()) for chosen in options] for loss, *given in cases]
+    nanodet.accelerate(**stand_ins.LOSSES)
+    for (loss, *given), values in zip(cases, wanted, strict=True):
+        for chosen, value in zip(options, values, strict=True):
+            torch.testing.assert_close(loss(*given, **chosen), value, rtol=1e-5, atol=1e-6)
+        with pytest.raises(TypeError, match="avg_factor: expected a number"):
+            loss(*given, avg_factor="3")
 
 
 @pytest.mark.parametrize("package", [nanodet, damoyolo])
@@ -193,23 +214,64 @@ def test_an_assigner_of_another_version():
 
 @pytest.mark.parametrize("package", [nanodet, damoyolo])
 def test_what_was_replaced(package):
-    """What a call has taken back is not in its answer."""
-    losses = {"giou_loss": stand_ins.GIoULoss}
-    assert len(package.accelerate(**stand_ins.LOSSES).replaced) == 3
-    answer = package.accelerate(**losses)
-    assert not answer.replaced and [one.by for one in answer.before] == ["gflv2.integrations.gfocal._giou_loss"]
-    assert "nothing is left to replace" in str(answer) and len(answer.stayed) >= 2
+    first = package.accelerate(giou_loss=stand_ins.GIoULoss)
+    assert [one.by for one in first.replaced] == ["gflv2.integrations.gfocal._giou_loss"] and not first.before
     more = package.accelerate(**stand_ins.LOSSES)
-    assert (len(more.replaced), len(more.before)) == (2, 1) and "\nreplaced before\n" in str(more)
+    assert (len(more.replaced), more.before) == (2, first.replaced) and "\nreplaced before\n" in str(more)
+    again = package.accelerate(giou_loss=stand_ins.GIoULoss)
+    assert not again.replaced and again.before == (*first.replaced, *more.replaced)
+    assert "nothing is left to replace" in str(again) and len(again.stayed) >= 2
 
 
-def test_only_what_is_named_is_replaced():
-    before = {owner: owner.forward for owner in (*stand_ins.LOSSES.values(), NanoDetIntegral)}
+@pytest.mark.parametrize("package", [nanodet, damoyolo])
+def test_what_was_not_named_stays(package):
+    assigner = NanoDetAssigner if package is nanodet else DamoAssigner
+    named = {}
+    for key, owner in (*stand_ins.LOSSES.items(), ("assigner", assigner)):
+        named[key] = owner
+        report = package.accelerate(**{key: owner})  # one by one: what an earlier call named does not stay
+        left = {one.what.partition(" ")[0] for one in report.stayed if one.why == "not named in this call"}
+        assert left == package.CLASSES.keys() - named.keys()
+        ignoring = [one for one in report.stayed if "ignore_iof_thr" in one.what]
+        assert len(ignoring) == (package is nanodet and key == "assigner")
+
+
+def test_a_second_call_adds_to_the_first():
+    owners = (*stand_ins.LOSSES.values(), NanoDetIntegral)
+    before = {owner: owner.forward for owner in owners}
     nanodet.accelerate(giou_loss=stand_ins.GIoULoss)
-    nanodet.accelerate(integral=NanoDetIntegral)  # undoes the first
-    assert {owner for owner, forward in before.items() if owner.forward is not forward} == {NanoDetIntegral}
+    ours = stand_ins.GIoULoss.forward
+    nanodet.accelerate(integral=NanoDetIntegral, giou_loss=stand_ins.GIoULoss)
+    assert stand_ins.GIoULoss.forward is ours
+    changed = {owner for owner, forward in before.items() if owner.forward is not forward}
+    assert changed == {NanoDetIntegral, stand_ins.GIoULoss}
     nanodet.restore()
     assert all(owner.forward is forward for owner, forward in before.items())
+
+
+def test_a_call_that_raises_changes_nothing():
+    """Neither what is replaced already, nor what else it names."""
+    nanodet.accelerate(integral=NanoDetIntegral)
+    before = {owner: owner.forward for owner in (*stand_ins.LOSSES.values(), NanoDetIntegral)}
+    for wrong in ({"assigner": Lonely}, {"assigner": Renamed}, {"assigner": 3}):
+        with pytest.raises((RuntimeError, TypeError)):
+            nanodet.accelerate(**stand_ins.LOSSES, **wrong)
+        assert {owner: owner.forward for owner in before} == before
+    assert len(nanodet.accelerate(integral=NanoDetIntegral).before) == 1
+
+
+def test_what_somebody_else_replaced_since_is_said_anew():
+    class Loss(stand_ins.GIoULoss):
+        def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None):
+            return None
+
+    nanodet.accelerate(giou_loss=Loss)
+    theirs = lambda self, pred, target, weight=None, avg_factor=None, reduction_override=None: None  # noqa: E731
+    Loss.forward = theirs
+    report = nanodet.accelerate(giou_loss=Loss)
+    assert len(report.replaced) == 1 and not report.before and Loss.forward is not theirs
+    nanodet.restore()
+    assert Loss.forward is theirs
 
 
 class Renamed(nn.Module):

@@ -108,6 +108,8 @@ def test_errors_name_the_argument(module):
         module()(pred, target, weight=torch.ones(len(pred) + 1))
     with pytest.raises(TypeError, match="avg_factor: expected a number or a 0-d tensor, got 'three'"):
         module()(pred, target, avg_factor="three")
+    with pytest.raises(TypeError, match=r"avg_factor: expected a number or a 0-d tensor, got True \(bool\)"):
+        module()(pred, target, avg_factor=True)
     with pytest.raises(ValueError, match=r"avg_factor: expected a number ≥ 0, got -1 \(int\)"):
         module()(pred, target, avg_factor=-1)
     with pytest.raises(TypeError, match="weight: expected a tensor, got "):

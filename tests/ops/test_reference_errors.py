@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -71,6 +72,14 @@ CASES = {
     "task_aligned candidates": (aligned_call(candidates="near"), ValueError, "candidates.*'inside', 'all'.*'near'"),
     "task_aligned contest": (aligned_call(contest="none"), ValueError, "contest.*'containing', 'claiming'.*'none'"),
     "task_aligned exponent": (aligned_call(alpha=-1), ValueError, "alpha.*0.*-1"),
+    "task_aligned no eps": (aligned_call(eps=0), ValueError, "eps.*> 0.*0"),
+    "task_aligned zeros": (
+        aligned_call(zeros=torch.tensor([True, False])),
+        ValueError,
+        "zeros.*True, False.*bool tensor",
+    ),
+    "task_aligned one zeros": (aligned_call(zeros=torch.tensor(True)), ValueError, "zeros.*True, False.*bool tensor"),
+    "task_aligned bool topk": (aligned_call(topk=True), TypeError, "topk.*integer.*True"),
     "task_aligned margin": (aligned_call(margin=-1e-9), ValueError, "margin.*0"),
     "task_aligned min_side": (aligned_call(min_side=float("inf")), ValueError, "min_side.*inf"),
     # dgqp
@@ -130,6 +139,17 @@ CASES = {
         lambda: ops.qfl(TARGET, logits=LOGITS, reduction="sum", avg_factor=2.0),
         ValueError,
         "avg_factor.*sum.*2.0",
+    ),
+    "qfl factor true": (lambda: ops.qfl(TARGET, logits=LOGITS, avg_factor=True), TypeError, "avg_factor.*number.*True"),
+    "focal alpha": (
+        lambda: ops.sigmoid_focal(LOGITS, TARGET[0], alpha=1.5),
+        ValueError,
+        "alpha: expected a finite number of at most 1, got 1.5",
+    ),
+    "focal exponent": (
+        lambda: ops.iou_aware_bce(LOGITS, TARGET, alpha=1.5),
+        ValueError,
+        "alpha: expected a number in [0, 1], got 1.5".replace("[", r"\["),
     ),
     "qfl factor zero": (lambda: ops.qfl(TARGET, logits=LOGITS, avg_factor=0), ValueError, "avg_factor.*positive.*0"),
     "qfl factor shape": (
@@ -289,6 +309,15 @@ def test_message(name: str) -> None:
         (lambda: ops.qfl((TARGET[0], torch.full((4,), -0.5)), logits=LOGITS), "target.*-0.5"),
         (lambda: ops.dfl(torch.zeros(2, 5), torch.tensor([0.0, 4.5])), "target.*4.5"),
         (head_call("gfl_loss", projection=torch.tensor([0.0, 1, 2, 4, 8, 16])), "projection.*equal steps"),
+        (
+            lambda: ops.ddf(
+                *[torch.zeros(4, 5)] * 2,
+                torch.ones(4, dtype=torch.bool),
+                weight=torch.ones(4),
+                balance=(torch.tensor(1.0), torch.tensor(-1.0)),
+            ),
+            "balance.*-1.0",
+        ),
     ],
 )
 def test_values_are_checked_on_request(call: Callable, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,6 +328,29 @@ def test_values_are_checked_on_request(call: Callable, text: str, monkeypatch: p
         call()
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("op", ["task_aligned", "dynamic_soft_label"])
+def test_labels_and_counts_are_checked_on_request(op: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every backend; but not those of padding: beyond the counts, and with a NaN, which has no points."""
+    scores, boxes, points = torch.zeros(2, 5, 3), torch.zeros(2, 5, 4), torch.zeros(5, 2)
+    more = (torch.ones(5),) if op == "dynamic_soft_label" else ()
+    truth = torch.tensor([0.0, 0, 8, 8]).repeat(2, 3, 1)
+    truth[1, 1] = torch.nan
+    labels = torch.tensor([[0, 2, 3], [1, -1, 7]])
+
+    def call(counts: list[int]) -> None:
+        getattr(ops, op)(scores, boxes, points, *more, truth, labels, counts=torch.tensor(counts))
+
+    with gflv2.use_backend(backend):
+        call([3, 2])
+        monkeypatch.setenv("GFLV2_CHECK", "1")
+        call([2, 2])
+        with pytest.raises(ValueError, match=r"gt_labels: expected numbers from 0 to 2, got \[0, 2, 3, 1\]"):
+            call([3, 2])
+        with pytest.raises(ValueError, match=r"counts: expected numbers from 0 to 3, got \[2, 4\]"):
+            call([2, 4])
+
+
 @pytest.mark.parametrize("op", sorted(set(backends.operations()) - {"integral"}))
 def test_a_backend_without_the_operation_is_an_error(op: str) -> None:
     missing = [name for name in backends.BACKENDS if name not in backends._refusals[op]]
@@ -306,6 +358,33 @@ def test_a_backend_without_the_operation_is_an_error(op: str) -> None:
         call = backends.Call(torch.device("cpu"), torch.float32, {})
         with gflv2.use_backend(name), pytest.raises(backends.BackendError, match=f"{op}.*{name}"):
             backends.select(op, call)
+
+
+def test_explain_knows_every_public_function_that_runs_an_operation() -> None:
+    labels = (TARGET[0], torch.zeros(4))
+    for name in ("varifocal", "matchability_aware", "iou_aware_bce"):
+        assert list(gflv2.explain(getattr(ops, name), LOGITS, labels)) == list(
+            gflv2.explain("focal", LOGITS, labels, kind=name)
+        )
+    assert any(row.chosen for row in gflv2.explain(ops.sigmoid_focal, LOGITS, labels=TARGET[0], alpha=0.5))
+    with pytest.raises(ValueError, match="op: expected one of .*varifocal"):
+        gflv2.explain("varifocals", LOGITS)
+    functions = {name for name in ops.__all__ if name[0].islower()}
+    assert functions - {"batched_nms", "bin_positions", "normalisers"} == {*backends.operations(), *backends._aliases}
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    three = np.int64(3)
+    box_logits = torch.randn(4, 4, 5)
+    calls = [
+        (lambda k: ops.dgqp_statistics(box_logits, topk=k)),
+        (lambda k: aligned_call(topk=k, final_topk=k)().index),
+        (lambda k: ops.atss(BOXES, LABELS, SHAPES, STRIDES, topk=k).index),
+    ]
+    for backend in ("cpu", "reference"):
+        with gflv2.use_backend(backend):
+            for call in calls:
+                assert torch.equal(call(three), call(3))
 
 
 def test_explain_says_who_runs() -> None:

@@ -177,7 +177,7 @@ class TestByHand:
             scores = torch.tensor([[[0.25, 0.0], [0.16, 0.81], [0.0, 0.49]]])
             boxes = torch.tensor([[first, [10.0, 0.0, 20.0, 10.0], second]])
             arguments = {
-                **{"scores": scores, "boxes": boxes, "points": points, "overlap": "iou", "beta": 1, "eps": 0.0},
+                **{"scores": scores, "boxes": boxes, "points": points, "overlap": "iou", "beta": 1, "eps": 1e-30},
                 **{"gt_boxes": [torch.tensor([first, second])], "gt_labels": [torch.tensor([0, 1])]},
             }
             moved = {

@@ -47,9 +47,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from gflv2.integrations.common import Patch, require
-from gflv2.integrations.methods import Method, always, replace_methods
-from gflv2.integrations.report import Replaced, Report, Stayed, answer, full_name
+from gflv2.integrations.common import require
+from gflv2.integrations.methods import Method, Replacements, always
+from gflv2.integrations.report import Report, Stayed, answer, full_name
 from gflv2.integrations.ultralytics import assigner, criterion, distributions
 from gflv2.ops.checks import bad_type
 
@@ -57,6 +57,7 @@ require("ultralytics", "ultralytics")
 
 _STAYED = (
     Stayed("assigners derived from TaskAlignedAssigner", "their overlaps are of angles, masks or keypoints"),
+    Stayed("an assigner with eps = 0", "the operation would divide by 0"),
     Stayed("CIoU of the box loss", "of the positive points alone: too few to matter"),
     Stayed("a criterion with class weights", "the package's own loop goes on, around the assigner"),
     Stayed("RotatedBboxLoss, v8OBBLoss", "boxes with an angle"),
@@ -65,8 +66,7 @@ _STAYED = (
         "models with reg_max = 1 (YOLO26)", "their boxes are no distributions: of theirs the assigner alone is replaced"
     ),
 )
-_patch = Patch()
-_replaced: list[Replaced] = []
+_ours = Replacements("ultralytics")
 
 
 def accelerate() -> Report:
@@ -76,14 +76,13 @@ def accelerate() -> Report:
         What was replaced, and what stayed with the package and why; it is logged, too.
 
     Raises:
-        RuntimeError: a version of the package that is not known here; then nothing is replaced.
+        RuntimeError: a version of the package that is not known here; then nothing is changed.
     """
     from ultralytics.nn.modules.block import DFL
     from ultralytics.utils.loss import DFLoss, v8DetectionLoss
     from ultralytics.utils.tal import TaskAlignedAssigner
 
-    earlier = list(_replaced)
-    restore()
+    earlier = _ours.replaced()
     classes = {
         "decode": DFL,
         "loss": DFLoss,
@@ -91,14 +90,13 @@ def accelerate() -> Report:
         "assigner": TaskAlignedAssigner,
         "criterion": v8DetectionLoss,
     }
-    _replaced.extend(replace_methods(_patch, classes, _METHODS, "ultralytics"))
-    return answer("ultralytics", _replaced, earlier, _STAYED)
+    _ours.add(classes, _METHODS)
+    return answer("ultralytics", _ours.replaced(), earlier, _STAYED)
 
 
 def restore() -> None:
     """Put the package's own methods back."""
-    _patch.restore()
-    _replaced.clear()
+    _ours.restore()
 
 
 def report(model: nn.Module) -> Report:
@@ -113,16 +111,16 @@ def report(model: nn.Module) -> Report:
     if not isinstance(model, nn.Module):
         bad_type("model", "a YOLO, or another torch.nn.Module", model)
     heads = {name: module for name, module in model.named_modules() if hasattr(module, "reg_max")}
-    found, stayed = [], [*_STAYED[:-1]]
+    replaced, found, stayed = _ours.replaced(), [], [*_STAYED[:-1]]
     if not heads:
         stayed.append(Stayed(full_name(model), "has no head with boxes"))
     for name, head in heads.items():
         where = f"{name} ({type(head).__name__})"
         if head.reg_max <= 1:
             stayed.append(Stayed(where, f"reg_max = {head.reg_max}: its boxes are no distributions"))
-        methods = [one for one in _replaced if _runs(one.what, head)]
+        methods = [one for one in replaced if _runs(one.what, head)]
         found += [one._replace(where=(where,)) for one in methods]
-        if not _replaced:
+        if not replaced:
             stayed.append(Stayed(where, "accelerate() was not called"))
     return Report(f"{full_name(model)}", tuple(found), (), tuple(stayed))
 

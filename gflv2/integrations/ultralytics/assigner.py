@@ -12,10 +12,13 @@ from gflv2.ops.task_aligned import TaskAlignment, task_aligned
 
 
 def covered(assigner: Any) -> bool:
-    """Whether the operation computes what the assigner does: a class derived from the package's has other overlaps."""
+    """Whether the operation computes what the assigner does.
+
+    A class derived from the package's has other overlaps, and the operation has no ``eps`` of 0.
+    """
     from ultralytics.utils.tal import TaskAlignedAssigner
 
-    return type(assigner) is TaskAlignedAssigner
+    return type(assigner) is TaskAlignedAssigner and assigner.eps > 0
 
 
 def assign(

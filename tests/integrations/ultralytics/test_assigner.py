@@ -114,9 +114,11 @@ def test_assigners_with_another_overlap_stay(monkeypatch):
             return super().iou_calculation(gt_bboxes, pd_bboxes) ** 2
 
     monkeypatch.setattr(assigner, "task_aligned", lambda *_, **__: pytest.fail("not ours"))
-    module = Other(num_classes=CLASSES, topk=10, alpha=0.5, stride=list(STRIDES))
-    found, wanted = with_and_without(lambda: module(*scene(12, 0)))
-    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+    # The operation has no eps of 0.
+    for kind, more in ((Other, {}), (TaskAlignedAssigner, {"eps": 0.0})):
+        module = kind(num_classes=CLASSES, topk=10, alpha=0.5, stride=list(STRIDES), **more)
+        found, wanted = with_and_without(lambda module=module: module(*scene(12, 0)))
+        assert all(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in zip(found, wanted, strict=True))
 
 
 MODELS = {
