@@ -78,6 +78,8 @@ class Recorder:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_KEY] = Recorder(config)
+    if all(device.type == "cpu" for device in devices(config)):
+        machine.limit_memory()
 
 
 _KEY = pytest.StashKey[Recorder]()

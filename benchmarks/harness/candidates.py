@@ -92,20 +92,32 @@ def eager_forms(operation: Operation) -> list[Candidate]:
     return [Candidate(f"eager: {name}", form, "eager", "reference") for name, form in forms.items()]
 
 
-def fastest(operation: Operation, candidates: list[Candidate], inputs: Inputs, *, calls: int = 3) -> Candidate:
-    """The fastest of some eager forms, all gradients included; the best of a few calls after one to warm up.
+def fastest(
+    operation: Operation,
+    candidates: list[Candidate],
+    inputs: Inputs,
+    *,
+    calls: int = 3,
+    notes: Callable[[str], None] = lambda text: None,
+) -> list[Candidate]:
+    """Some eager forms, the fastest first, all gradients included; the best of a few calls after one to warm up.
 
-    A form whose first call takes four times the best time of another is not called again.
+    A form whose first call takes four times the best time of another is not called again. One for which memory does not
+    do is left out, with a note.
     """
     best: dict[str, float] = {}
     for candidate in candidates:
-        times = []
-        for _ in range(calls + 1):
-            times.append(time_once(operation, candidate, inputs))
-            if times[0] > 4 * min(best.values(), default=float("inf")):
-                break
+        times: list[float] = []
+        try:
+            while len(times) <= calls and not (times and times[0] > 4 * min(best.values(), default=float("inf"))):
+                times.append(time_once(operation, candidate, inputs))
+        except (MemoryError, RuntimeError) as error:  # torch raises a RuntimeError on a CPU
+            if "memory" not in str(error):
+                raise
+            notes(f"{operation.name}: {candidate.name}: {str(error).strip().splitlines()[0][-200:]}")
+            continue
         best[candidate.name] = min(times)
-    return min(candidates, key=lambda candidate: best[candidate.name])
+    return sorted((one for one in candidates if one.name in best), key=lambda one: best[one.name])
 
 
 def time_once(operation: Operation, candidate: Candidate, inputs: Inputs) -> float:

@@ -75,9 +75,12 @@ class Contest:
         if custom is not None:
             return self._warm(custom(self.case, self.device, self.settings), notes)
         forms = eager_forms(operation)
-        best = fastest(operation, forms, inputs, calls=3 if full else 1)
+        able = fastest(operation, forms, inputs, calls=3 if full else 1, notes=notes)
+        if not able:
+            raise MemoryError(f"{operation.name}: there is no memory for any form in plain PyTorch")
+        best = able[0]
         eager = [best]
-        if full and forms[0] is not best:
+        if full and forms[0] is not best and forms[0] in able:
             eager.append(forms[0])
         candidates = [*ours(operation, inputs), *eager]
         if full and operation.compiles and self.settings.compile != "none":

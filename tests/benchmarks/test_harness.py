@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,8 +120,42 @@ def test_the_fastest_form_is_found() -> None:
         return x.square()
 
     forms = [Candidate("slow", slow, "eager"), Candidate("quick", square.reference, "eager")]
-    assert candidates.fastest(square, forms, inputs).name == "quick"
-    assert candidates.fastest(square, forms[::-1], inputs).name == "quick"
+    assert candidates.fastest(square, forms, inputs)[0].name == "quick"
+    assert candidates.fastest(square, forms[::-1], inputs)[0].name == "quick"
+
+
+def test_a_form_without_enough_memory_is_left_out_with_a_note() -> None:
+    square, inputs, notes = Square(), Square().inputs(Case(rows=8), CPU, 0), []
+
+    def large(x):
+        return x.square() + torch.empty(1 << 50, dtype=torch.uint8)[0]
+
+    def broken(x):
+        raise RuntimeError("of another kind")
+
+    forms = [Candidate("large", large, "eager"), Candidate("small", square.reference, "eager")]
+    assert [one.name for one in candidates.fastest(square, forms, inputs, notes=notes.append)] == ["small"]
+    assert len(notes) == 1 and "integral: large: " in notes[0] and "memory" in notes[0]
+    with pytest.raises(RuntimeError, match="another kind"):
+        candidates.fastest(square, [*forms, Candidate("broken", broken, "eager")], inputs)
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="Linux")
+def test_memory_has_a_limit_that_raises() -> None:
+    """Memory that is there is given; of what goes beyond it nothing is promised. It is not touched."""
+    code = """
+import re, torch
+from pathlib import Path
+from benchmarks.harness import machine
+machine.limit_memory()
+free = int(re.search(r"MemAvailable:\\s+(\\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
+torch.empty(free // 4, dtype=torch.uint8)
+try:
+    torch.empty(free * 102 // 100, dtype=torch.uint8)
+except RuntimeError as error:
+    print("memory" in str(error))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
 
 
 def test_absent_packages_are_named_with_their_pip_line() -> None:
