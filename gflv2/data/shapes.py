@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from gflv2.sides import SIDES
 
 CLASS_NAMES = ("ellipse", "rectangle", "triangle", "star", "cross")
+LEAST_SIDE = 64  # pixels of an image
 
 _FINE = 4  # masks are drawn this many times larger and averaged: smooth edges, and boxes exact to a quarter of a pixel
 _BAND = 0.15  # the part of the box next to a side that has to be visible for the side to be seen
@@ -54,8 +55,8 @@ def generate(
         The paths of what was written.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 64:
-        raise ValueError(f"size: expected at least 64 pixels, got {size!r}")
+    if min(height, width) < LEAST_SIDE:
+        raise ValueError(f"size: expected at least {LEAST_SIDE} pixels, got {size!r}")
     if seed < 0 or train < 1 or val < 1:
         raise ValueError(f"expected seed ≥ 0, train ≥ 1 and val ≥ 1, got seed={seed}, train={train}, val={val}")
     folder = Path(folder)

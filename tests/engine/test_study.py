@@ -177,6 +177,10 @@ WRONG = [
     ({"data": {"d": {"train": "x.json"}}}, "data.d: expected both train and val"),
     ({"data": {"d": {"generate": {"size": "big"}}}}, "data.d.generate.size: expected an integer"),
     ({"data": {"d": {"train": "x", "val": "y", "generate": {}}}}, "data.d: expected either generate or files"),
+    ({"data": {"d": {"generate": {"size": 1}}}}, "data.d.generate.size: expected an integer ≥ 64, got 1"),
+    ({"settings": {"train.seed": 3}}, "settings: train.seed: expected none, since a study's seeds are its own"),
+    ({"rows": {"one": {"settings": {"train": {"seed": 3}}}}}, "rows.one.settings: train.seed: expected none"),
+    ({"data": {"d": {"train": "mydata", "val": "mydata"}}}, "/mydata"),
     ({"cost_rounds": -1}, "cost_rounds: expected an integer from 0"),
     ({"quick": {"epochs": 1}}, "unknown key quick.epochs"),
     ({"like": "plan.yaml"}, "the file is like itself"),
@@ -205,6 +209,11 @@ def test_a_mistake_is_one_line_with_file_and_key(changes: dict, says: str, tmp_p
         (["PLAN", "--data", "coco"], "expected NAME=TRAIN,VAL"),
         (["PLAN", "--devices", "moon"], "devices: expected names like cpu"),
         (["PLAN", "--devices", "77"], "devices: expected one of the"),
+        pytest.param(
+            ["PLAN", "--devices", "mps"],
+            "devices: expected a device that is here, got 'mps'",
+            marks=pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is one"),
+        ),
         (["PLAN", "--model.head.quality", "cls"], "model.head.quality: expected none, since the row 'one'"),
         (
             ["PLAN", "--train.seed", "5"],
@@ -231,6 +240,18 @@ def test_a_data_set_without_files_is_left_out_and_named(tmp_path, caplog) -> Non
         "data set cells is left out: the study has no files for it; give them with --data cells=TRAIN,VAL (blood"
         in (caplog.text)
     )
+
+
+def test_paths_of_data_count_from_the_file(tmp_path, monkeypatch) -> None:
+    """Plain names of folders too, whatever the working folder has of that name."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "mydata").mkdir()
+    files = {name: "mydata" for name in ("train", "val", "train_images", "val_images")}
+    path = write(tmp_path / "sub", data={"d": files})
+    monkeypatch.chdir(tmp_path)
+    (data,) = read_study(path.relative_to(tmp_path)).data
+    places = (data.train, data.val, data.train_images, data.val_images)
+    assert all(Path(str(place)) == Path("sub/mydata") for place in places)
 
 
 # ---- runs ----------------------------------------------------------------------------------------
@@ -326,7 +347,7 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(tmp_path) -> None:
         rows={"one": {}},
         compare="one",
         seeds=[0],
-        settings={"train.epochs": 20, "train.batch_size": 2},
+        settings={"train.epochs": 45, "train.batch_size": 2},
         data={"shapes": {"generate": {"train": 8, "val": 2, "size": 64, "seed": 0}}},
     )
     process = start(str(plan), "--output", str(tmp_path / "stopped"), "--no-cost", "--devices", "cpu")
@@ -348,6 +369,58 @@ def test_two_devices_share_the_runs(plan, caplog) -> None:
     found = go(plan, devices=["cpu", "cpu"], cost=False, seeds=[1])
     assert not found.missing and [run["row"] for run in found.runs] == ["one", "two"]
     assert "[1/2]" not in caplog.text, "this process trains nothing itself"
+
+
+def leave(plan: Path, *seeds: int) -> Path:
+    """A folder with results as these runs would have left them, without a training."""
+    found = replace(read_study(plan, pretrained=False), seeds=seeds)
+    for one in found.runs():
+        place = plan.parent / "out" / one.place
+        place.mkdir(parents=True)
+        record = {**dict.fromkeys(METRICS, 0.5), "settings": settings_of(found, one)}
+        (place / "result.json").write_text(json.dumps(record))
+    return plan.parent / "out"
+
+
+def test_other_seeds_of_earlier_calls_stay_in_the_table(plan, caplog) -> None:
+    folder = leave(plan, 0, 1, 7)
+    strange = folder / "runs" / "shapes" / "gone" / "seed0"
+    strange.mkdir(parents=True)
+    (strange / "result.json").write_text("{}")
+    assert [run["seed"] for run in go(plan, cost=False).runs] == [0, 1, 7, 0, 1, 7]
+    assert f"not in the table, since the study has no such row or data: {strange}" in caplog.text
+
+
+def test_tables_are_there_where_costs_fail(plan, monkeypatch) -> None:
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    folder = leave(plan, 0, 1)
+    (folder / "costs.csv").write_text("of other settings")
+    monkeypatch.setattr(sys.modules[study.__module__], "costs", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        go(plan)
+    for name in ("runs.csv", "summary.csv", "table.md", "plot.png"):
+        assert (folder / name).is_file(), name
+    assert not (folder / "costs.csv").exists() and (folder / "costs.earlier.csv").is_file()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "{", '{"settings": 1}'])
+@pytest.mark.parametrize("keys", [(*METRICS, "settings"), ("settings",)], ids=["result", "started"])
+def test_a_broken_record_is_named(text: str, keys: tuple[str, ...], tmp_path) -> None:
+    file = tmp_path / "record.json"
+    file.write_text(text)
+    expected = r"record.json is no record of a run: expected a JSON mapping with .*settings.*, got .*; remove it"
+    with pytest.raises(ValueError, match=expected):
+        run._record(file, keys)
+
+
+@pytest.mark.parametrize("codes, goes_on", [([1, 0], True), ([2, 1], False)])
+def test_after_bad_input_nothing_is_promised(codes, goes_on, plan, monkeypatch) -> None:
+    monkeypatch.setattr(sys.modules[study.__module__], "_in_processes", lambda *_: codes)
+    with pytest.raises(RuntimeError, match="4 runs are not complete; exit status of cpu") as caught:
+        go(plan, devices=["cpu", "cpu"])
+    assert ("the same command goes on" in str(caught.value)) == goes_on
 
 
 def test_a_run_that_another_process_has_is_left_to_it(plan, caplog) -> None:

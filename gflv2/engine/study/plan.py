@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gflv2.config import FOLDER, Config, load_config
+from gflv2.data import shapes
 from gflv2.shown import shown
 from gflv2.yaml_files import read_named
 
@@ -18,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=×-]{0,60}")
 _KEYS = ("like", "title", "about", "base", "settings", "seeds", "data", "rows", "compare", "cost_rounds", "quick")
 _QUICK = ("settings", "seeds", "data", "rows", "cost_rounds")
 _DATA = ("train", "val", "train_images", "val_images", "generate", "about", "settings")
-_GENERATE = ("seed", "train", "val", "size")
+_GENERATE = {"seed": 0, "train": 1, "val": 1, "size": shapes.LEAST_SIDE}  # and the least that each may be
 _ROW = ("base", "settings", "compare")
 
 
@@ -177,7 +178,7 @@ def read_study(
         title=_text(path, "title", content.get("title", path.stem)),
         source=path,
         base=base,
-        settings=_mapping(path, "settings", content.get("settings", {})),
+        settings=_settings(path, "settings", content.get("settings", {})),
         seeds=_seeds(path, "seeds", content.get("seeds", [0])),
         data=_data_sets(path, content.get("data")),
         rows=_rows(path, content.get("rows")),
@@ -239,6 +240,19 @@ def _mapping(path: Path, key: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
+def _settings(path: Path, key: str, value: Any) -> Mapping[str, Any]:
+    """Settings of runs. A seed is none of them: each run has one of the study's."""
+    settings = _mapping(path, key, value)
+    train = settings.get("train")
+    given = {**(train if isinstance(train, Mapping) else {})}
+    if "train.seed" in settings:
+        given["seed"] = settings["train.seed"]
+    if "seed" in given:
+        why = "none, since a study's seeds are its own (seeds)"
+        _wrong(path, f"{key}: train.seed", why, given["seed"], ValueError)
+    return settings
+
+
 def _only(path: Path, key: str, value: Mapping[str, Any], known: Sequence[str]) -> None:
     for name in value:
         if name not in known:
@@ -297,13 +311,15 @@ def _data_sets(path: Path, value: Any) -> tuple[DataSet, ...]:
         if generate is not None:
             if files:
                 _wrong(path, key, "either generate or files", sorted(files), ValueError)
-            _only(path, f"{key}.generate", _mapping(path, f"{key}.generate", generate), _GENERATE)
+            _only(path, f"{key}.generate", _mapping(path, f"{key}.generate", generate), tuple(_GENERATE))
             for k, number in generate.items():
-                if not _whole(number) or number < (0 if k == "seed" else 1):
-                    _wrong(path, f"{key}.generate.{k}", "an integer", number)
-        settings = _mapping(path, f"{key}.settings", given.get("settings", {}))
+                least = _GENERATE[k]
+                if not _whole(number) or number < least:
+                    kind = ValueError if _whole(number) else TypeError
+                    _wrong(path, f"{key}.generate.{k}", f"an integer ≥ {least}", number, kind)
+        settings = _settings(path, f"{key}.settings", given.get("settings", {}))
         about = _text(path, f"{key}.about", given.get("about", ""))
-        files = {k: _beside(path, file) for k, file in files.items()}
+        files = {k: str(path.parent / file) for k, file in files.items()}
         sets.append(DataSet(name, **files, generate=generate, about=about, settings=settings))
     if not sets:
         _wrong(path, "data", "at least one data set", value, ValueError)
@@ -319,7 +335,7 @@ def _rows(path: Path, value: Any) -> tuple[Row, ...]:
         _only(path, key, given, _ROW)
         base = None if given.get("base") is None else _text(path, f"{key}.base", given["base"])
         compare = None if given.get("compare") is None else _text(path, f"{key}.compare", given["compare"])
-        rows.append(Row(name, base, _mapping(path, f"{key}.settings", given.get("settings", {})), compare))
+        rows.append(Row(name, base, _settings(path, f"{key}.settings", given.get("settings", {})), compare))
     if not rows:
         _wrong(path, "rows", "at least one row", value, ValueError)
     for row in rows:
@@ -348,7 +364,7 @@ def _quick(path: Path, study: Study, value: Any) -> Study:
             _wrong(path, "quick.rows", "a list of rows", value["rows"])
         _choose(path, "quick.rows", value["rows"], [row.name for row in rows])
         rows = tuple(row for row in rows if row.name in value["rows"])
-    settings = _mapping(path, "quick.settings", value.get("settings", {}))
+    settings = _settings(path, "quick.settings", value.get("settings", {}))
     sets = tuple(replace(one, settings={**one.settings, **settings}) for one in sets)
     return replace(
         study,
@@ -376,6 +392,6 @@ def _with_data(study: Study, given: Mapping[str, Sequence[str | Path]]) -> Study
 
 
 def _beside(source: Path, value: str) -> str:
-    """A path in a study counts from the folder of its file; the name of a configuration stays."""
+    """A configuration's or study's path counts from the folder of the file; its name stays a name."""
     place = source.parent / value
     return str(place) if place.exists() and (Path(value).suffix or "/" in value) else value

@@ -9,7 +9,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,28 @@ def read_result(study: Study, run: Run, folder: Path) -> dict[str, Any] | None:
     """
     file = folder / run.place / "result.json"
     try:
-        found = json.loads(file.read_text())
+        found = _record(file, (*METRICS, "settings"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(f"study: {file} is no result of a run: {error}; remove it to train again") from error
     _check_same(file, found, study, run)
+    return found
+
+
+def _record(file: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """What a run wrote down about itself."""
+    expected = f"study: {file} is no record of a run: expected a JSON mapping with {', '.join(keys)}"
+    then = "remove it to train again"
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{expected}, got no JSON: {error}; {then}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{expected}, got {shown(found)}; {then}")
+    absent = [key for key in keys if key not in found]
+    if absent:
+        raise ValueError(f"{expected}, got none of the name {absent[0]}; {then}")
+    if not isinstance(found["settings"], dict):
+        raise ValueError(f"{expected} (a mapping), got {shown(found['settings'])}; {then}")
     return found
 
 
@@ -90,7 +106,7 @@ def run_once(study: Study, run: Run, folder: Path, *, device: str, progress: boo
         start = place / "started.json"
         settings = settings_of(study, run)
         if any((place / "train" / "checkpoints").glob("*.ckpt")) and start.is_file():
-            _check_same(start, json.loads(start.read_text()), study, run)
+            _check_same(start, _record(start, ("settings",)), study, run)
             resume: dict[str, Any] = {"resume": place / "train"}
         else:
             resume = {"output": place / "train", "overwrite": True}
@@ -256,7 +272,7 @@ def _digest_of_file(path: Path, size: int, changed: int) -> str:
 
 
 def _check_same(file: Path, found: Mapping[str, Any], study: Study, run: Run) -> None:
-    old, new = _flat(found.get("settings") or {}), _flat(json.loads(json.dumps(settings_of(study, run))))
+    old, new = _flat(found["settings"]), _flat(json.loads(json.dumps(settings_of(study, run))))
     # A setting that a newer version brought has the default with which an older one ran.
     default = _flat({"config": Config().to_dict()})
     for key in new.keys() - old.keys():

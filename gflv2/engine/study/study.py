@@ -107,7 +107,9 @@ def study(
     Args:
         source, quick, data, seeds, rows, only, base, overrides: what is studied, see `gflv2.engine.study.read_study`.
         output: folder; None: ``studies/NAME``. It gets ``runs.csv`` (one line a run), ``summary.csv``, ``costs.csv``,
-            ``table.md`` and ``plot.png``, which are of all runs in it, those of earlier calls too.
+            ``table.md`` and ``plot.png``, which are of all runs of the study in it, those of earlier calls and of
+            other seeds too. What does not belong there (other settings, rows or data) is left out, and
+            named in a warning.
         devices: for example ``["cpu"]`` or ``["cuda:0", "cuda:1"]``, where each takes the next run; None: one GPU if
             there is one, else the CPU.
         pretrained: start backbones from ImageNet weights.
@@ -158,19 +160,26 @@ def study(
     missing = [run for run in todo if read_result(plan, run, folder) is None]
     if missing and any(codes):
         ends = ", ".join(f"{place}: {code}" for place, code in zip(places, codes, strict=True))
-        raise RuntimeError(f"{len(missing)} runs are not complete; exit status of {ends}; the same command goes on")
-    measured = None
-    if cost and plan.cost_rounds and not missing and plan.compare in [row.name for row in plan.rows]:
-        measured = costs(plan, folder, device=places[0])
-        write_whole(folder / "costs.csv", costs_csv(measured))
-    else:
-        put_aside(folder, (plan, whole))
-    result = StudyResult(whole, folder, found, summarise(whole, found), measured, missing)
+        # 2 is bad input, with which the same command ends in the same way.
+        then = "what they said is to be mended first" if 2 in codes else "the same command goes on"
+        raise RuntimeError(f"{len(missing)} runs are not complete; exit status of {ends}; {then}")
+    result = StudyResult(whole, folder, found, summarise(whole, found), None, missing)
     write_whole(folder / "runs.csv", raw_csv(found))
     write_whole(folder / "summary.csv", summary_csv(result.summary))
+    # Once before the costs: where measuring them fails, the table of what is complete is there.
     write_whole(folder / "table.md", str(result) + "\n")
     if found:
         write_whole(folder / "plot.png", draw(whole, found, result.summary))
+    if cost and plan.cost_rounds and not missing and plan.compare in [row.name for row in plan.rows]:
+        try:
+            result.costs = costs(plan, folder, device=places[0])
+        except BaseException:
+            put_aside(folder, (plan, whole))  # as where nothing is measured
+            raise
+        write_whole(folder / "costs.csv", costs_csv(result.costs))
+        write_whole(folder / "table.md", str(result) + "\n")
+    else:
+        put_aside(folder, (plan, whole))
     for run in missing:
         _log.warning("not complete, another process may be at it: %s", run)
     return result
@@ -194,11 +203,14 @@ def _check_files(plan: Study, todo: Sequence[Run], folder: Path) -> None:
 
 
 def _collect(whole: Study, plan: Study, folder: Path) -> list[dict[str, Any]]:
-    """The results in a folder, of the seeds of this call and of the study.
+    """The results in a folder, of whatever seed: those of the study and of this call first.
 
-    Those beyond this call that were made with other settings than its are left out, and named.
+    Those beyond this call that were made with other settings than its are left out, and named; so are those of rows and
+    data that the study does not have.
     """
-    seeds = dict.fromkeys((*whole.seeds, *plan.seeds))
+    there = {file.parent.relative_to(folder) for file in folder.glob("runs/*/*/seed*/result.json")}
+    numbers = sorted(int(text) for text in {place.name[4:] for place in there} if text.isdecimal())
+    seeds = dict.fromkeys((*whole.seeds, *plan.seeds, *numbers))
     asked = [str(run) for run in plan.runs()]
     found = []
     for data in whole.data:
@@ -207,6 +219,7 @@ def _collect(whole: Study, plan: Study, folder: Path) -> list[dict[str, Any]]:
                 run = Run(row, data, seed)
                 if not data.is_given:
                     continue
+                there.discard(run.place)
                 try:
                     result = read_result(whole, run, folder)
                 except ValueError as error:
@@ -216,6 +229,8 @@ def _collect(whole: Study, plan: Study, folder: Path) -> list[dict[str, Any]]:
                     continue
                 if result is not None:
                     found.append({"data": data.name, "row": row.name, "seed": seed, **result})
+    for place in sorted(there):
+        _log.warning("not in the table, since the study has no such row or data: %s", folder / place)
     return found
 
 
@@ -273,6 +288,8 @@ def _devices(given: Sequence[str] | None) -> list[str]:
             raise ValueError(f"devices: expected names like cpu, cuda:0 or 0, got {name!r}")
         if kind == "cuda" and (torch.device(name).index or 0) >= torch.cuda.device_count():
             raise ValueError(f"devices: expected one of the {torch.cuda.device_count()} GPUs here, got {name!r}")
+        if kind == "mps" and not torch.backends.mps.is_available():
+            raise ValueError(f"devices: expected a device that is here, got {name!r}: torch finds no MPS")
         found.append(name)
     if not found:
         raise ValueError("devices: expected at least one, got none")
