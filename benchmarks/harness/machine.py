@@ -72,7 +72,6 @@ def _output(*command: str) -> str:
     return done.stdout.strip().partition("\n")[0]
 
 
-@functools.cache
 def limit_memory() -> None:
     """What asks for more memory than there is gets an error of its own; without a limit the system ends the whole run.
 
@@ -90,6 +89,7 @@ def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (1024 * (int(own[1]) + int(free[1]) * 95 // 100), most))
 
 
+@functools.cache
 def copy_bandwidth(size: int, device: torch.device) -> float:
     """Bytes per second of a copy that moves ``size`` bytes: half of them read, half of them written. Median of 9."""
     pairs = [torch.zeros(2, max(size // 2, 1), dtype=torch.uint8, device=device) for _ in range(_PAIRS)]

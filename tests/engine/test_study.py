@@ -347,7 +347,7 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(tmp_path) -> None:
         rows={"one": {}},
         compare="one",
         seeds=[0],
-        settings={"train.epochs": 45, "train.batch_size": 2},
+        settings={"train.epochs": 40, "train.batch_size": 2},
         data={"shapes": {"generate": {"train": 8, "val": 2, "size": 64, "seed": 0}}},
     )
     process = start(str(plan), "--output", str(tmp_path / "stopped"), "--no-cost", "--devices", "cpu")
