@@ -116,7 +116,7 @@ def test_the_fastest_form_is_found() -> None:
     square, inputs = Square(), Square().inputs(Case(rows=8), CPU, 0)
 
     def slow(x):
-        time.sleep(0.5)  # a busy machine must not make the other as slow
+        time.sleep(0.1)  # a busy machine must not make the other as slow
         return x.square()
 
     forms = [Candidate("slow", slow, "eager"), Candidate("quick", square.reference, "eager")]
