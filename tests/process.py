@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 
@@ -16,3 +18,18 @@ def peak_kib() -> int:
     except OSError:  # another system than Linux
         found = None
     return int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def growth_kib(prepare: str, call: str) -> int:
+    """What the code of ``call`` adds to the peak of ``prepare``, in a process of its own with two threads of torch."""
+    program = f"""
+import torch
+from tests.process import peak_kib
+torch.set_num_threads(2)
+{prepare}
+before = peak_kib()
+{call}
+print(peak_kib() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return int(run.stdout)

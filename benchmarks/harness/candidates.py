@@ -112,12 +112,18 @@ def fastest(
             while len(times) <= calls and not (times and times[0] > 4 * min(best.values(), default=float("inf"))):
                 times.append(time_once(operation, candidate, inputs))
         except (MemoryError, RuntimeError) as error:  # torch raises a RuntimeError on a CPU
-            if "memory" not in str(error):
+            if not isinstance(error, MemoryError) and "memory" not in str(error):
                 raise
-            notes(f"{operation.name}: {candidate.name}: {str(error).strip().splitlines()[0][-200:]}")
+            notes(why_not(operation, candidate, error))
             continue
         best[candidate.name] = min(times)
     return sorted((one for one in candidates if one.name in best), key=lambda one: best[one.name])
+
+
+def why_not(operation: Operation, candidate: Candidate, error: Exception) -> str:
+    """The note on a candidate that cannot take part."""
+    first = str(error).partition("\n")[0]
+    return f"{operation.name}: {candidate.name}: {type(error).__name__}: {first[:200]}"
 
 
 def time_once(operation: Operation, candidate: Candidate, inputs: Inputs) -> float:

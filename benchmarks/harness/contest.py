@@ -21,6 +21,7 @@ from benchmarks.harness.candidates import (
     other_packages,
     ours,
     time_limit,
+    why_not,
 )
 from benchmarks.harness.cases import Case
 from benchmarks.harness.gpu_clock import GpuClock
@@ -104,8 +105,7 @@ class Contest:
             except Exception as error:
                 if candidate.kind not in ("compile", "peer"):
                     raise
-                first = str(error).partition("\n")[0]
-                notes(f"{self.operation.name}: {candidate.name}: {type(error).__name__}: {first[:200]}")
+                notes(why_not(self.operation, candidate, error))
                 continue
             if candidate.kind == "compile":
                 notes(f"{self.operation.name}: {candidate.name}: compiled in {time.perf_counter() - start:.0f} s")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from gflv2.data.cache import free_memory
+
 ROOT = Path(__file__).resolve().parents[2]
 _PAIRS = 3  # copies rotate over as many buffers as the benchmarks over their inputs
 
@@ -81,12 +83,12 @@ def limit_memory() -> None:
         import resource
 
         own = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        free = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     except (ImportError, OSError):
         return
-    if own and free:
+    free = free_memory()
+    if own and free is not None:
         most = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (1024 * (int(own[1]) + int(free[1]) * 95 // 100), most))
+        resource.setrlimit(resource.RLIMIT_DATA, (1024 * int(own[1]) + free * 95 // 100, most))
 
 
 @functools.cache

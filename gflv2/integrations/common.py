@@ -41,12 +41,13 @@ class Patch:
 
     def attributes(self) -> list[tuple[Any, str, Any]]:
         """(owner, name, ours) of every attribute that has ours now, in the order in which they were replaced."""
-        places = [(owner, name, ours) for owner, name, ours, _, item in self._places.values() if not item]
-        return [(owner, name, ours) for owner, name, ours in places if vars(owner).get(name, _ABSENT) is ours]
+        places = self._places.values()
+        return [(owner, name, ours) for owner, name, ours, _, item in places if not item and self.holds(owner, name)]
 
     def holds(self, owner: Any, name: str) -> bool:
         """Whether ``owner.name`` is ours now."""
-        return any(place[0] is owner and place[1] == name for place in self.attributes())
+        place = self._places.get((id(owner), name))
+        return place is not None and vars(owner).get(name, _ABSENT) is place[2]
 
     def attribute(self, owner: Any, name: str, value: Any) -> None:
         """``owner.name = value``; the owner is a module, a class or an object.
@@ -79,8 +80,8 @@ class Patch:
 
     def _replace(self, owner: Any, name: Any, value: Any, now: Any, *, item: bool) -> None:
         place = (id(owner), name)
-        _, _, ours, before, _ = self._places.get(place, (None, None, _ABSENT, _ABSENT, None))
-        original = before if now is ours and ours is not _ABSENT else now
+        earlier = self._places.get(place)
+        original = earlier[3] if earlier is not None and now is earlier[2] else now
         _put(owner, name, value, item)
         self._places[place] = (owner, name, value, original, item)
 

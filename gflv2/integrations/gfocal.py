@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from gflv2.integrations.methods import Method, always, average_factor
+from gflv2.nn.losses import as_factors
 from gflv2.ops.dfl import dfl
 from gflv2.ops.giou import giou
 from gflv2.ops.qfl import qfl
@@ -64,10 +65,8 @@ def _reduced(
     self: Any, pred: Tensor, weight: Tensor | None, avg_factor: Any, reduction_override: str | None
 ) -> dict[str, Any]:
     """Weight, average factor and reduction as the operations take them."""
-    if weight is not None and not (weight.is_floating_point() or weight.is_complex()):
-        weight = weight.float()  # a mask, say; the packages multiply by whatever they get
     factor = average_factor(avg_factor, pred)
-    return {"weight": weight, "avg_factor": factor, "reduction": reduction_override or self.reduction}
+    return {"weight": as_factors(weight), "avg_factor": factor, "reduction": reduction_override or self.reduction}
 
 
 _PARAMETERS = ("pred", "target", "weight", "avg_factor", "reduction_override")

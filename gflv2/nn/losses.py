@@ -15,6 +15,12 @@ from gflv2.ops.reduction import REDUCTIONS
 AVERAGE_EPS = torch.finfo(torch.float32).eps  # mmdet adds it to an average factor, which may then be 0
 
 
+def as_factors(weight: Any) -> Any:
+    """Integers and booleans as float32: a mask, say; the packages multiply by whatever they get."""
+    integers = isinstance(weight, Tensor) and not (weight.is_floating_point() or weight.is_complex())
+    return weight.float() if integers else weight
+
+
 class _Loss(nn.Module):
     """Reduction, weight and average factor, which all three have in common."""
 
@@ -33,9 +39,11 @@ class _Loss(nn.Module):
             if not avg_factor >= 0:
                 bad_value("avg_factor", "a number ≥ 0", avg_factor)
             avg_factor = float(avg_factor) + AVERAGE_EPS
-        if isinstance(weight, Tensor) and not (weight.is_floating_point() or weight.is_complex()):
-            weight = weight.float()  # a mask, say; mmdet multiplies by whatever it gets
-        return {"weight": weight, "avg_factor": avg_factor, "reduction": reduction_override or self.reduction}
+        return {
+            "weight": as_factors(weight),
+            "avg_factor": avg_factor,
+            "reduction": reduction_override or self.reduction,
+        }
 
 
 class QualityFocalLoss(_Loss):

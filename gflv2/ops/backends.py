@@ -67,7 +67,7 @@ EVERYWHERE: dict[str, Callable[[Call], str | None] | None] = {
 
 _refusals: dict[str, dict[str, Callable[[Call], str | None] | None]] = {}
 _describers: dict[str, Callable[..., Call]] = {}
-_aliases: dict[str, tuple[str, Callable[..., Call]]] = {}
+_aliases: dict[str, str] = {}
 _requested: str | None = None
 _warned = False
 
@@ -88,7 +88,7 @@ def register(op: str, backends: dict[str, Callable[[Call], str | None] | None], 
 
 def alias(name: str, op: str, describe: Callable[..., Call]) -> None:
     """Declare a function that runs an operation of another name, for `explain`; ``describe`` as in `register`."""
-    _aliases[name] = op, describe
+    _aliases[name], _describers[name] = op, describe
 
 
 def operations() -> list[str]:
@@ -234,11 +234,9 @@ def explain(op: str | Callable, *args: Any, **kwargs: Any) -> Explanation:
         *args, **kwargs: the arguments of the call; nothing is computed.
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", str(op))
-    if name not in _describers and name not in _aliases:
-        known = ", ".join(sorted({*operations(), *_aliases}))
-        raise ValueError(f"explain: op: expected one of {known}, got {name!r}")
-    op, describe = _aliases[name] if name in _aliases else (name, _describers[name])
-    return explain_call(op, describe(*args, **kwargs))
+    if name not in _describers:
+        raise ValueError(f"explain: op: expected one of {', '.join(sorted(_describers))}, got {name!r}")
+    return explain_call(_aliases.get(name, name), _describers[name](*args, **kwargs))
 
 
 def explain_call(op: str, call: Call) -> Explanation:

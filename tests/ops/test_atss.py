@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,7 +17,8 @@ from gflv2.ops.backends import BackendError
 from gflv2.ops.reference import atss as reference
 from tests.ops import parity
 from tests.ops.atss_cases import KINDS, SHAPES, Case
-from tests.ops.under_test import EXAMPLES, INTERPRETED, Backend, backends_of, few, running
+from tests.ops.under_test import EXAMPLES, INTERPRETED, Backend, backends_of, few, running, skip_unless_host
+from tests.process import growth_kib
 
 module = importlib.import_module("gflv2.ops.atss")
 KERNELS = backends_of("atss", kernels_only=True)
@@ -277,15 +276,9 @@ class TestMemory:
     @pytest.mark.slow
     def test_memory_grows_with_boxes_alone(self, backend: Backend) -> None:
         """2 × 5000 boxes and 22400 points: a bool for every pair alone would take 214 MB."""
-        if backend != "cpu":
-            pytest.skip("the host's peak memory says nothing about a device or an interpreter")
-        if backend.instruction_set:
-            pytest.skip("the instruction set changes nothing")
-        program = """
-import torch
-from tests.process import peak_kib
+        skip_unless_host(backend)
+        prepare = """
 from gflv2.ops import atss
-torch.set_num_threads(2)
 shapes, strides = [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)], [8, 16, 32, 64, 128]
 draw = torch.Generator().manual_seed(0)
 def images(count):
@@ -293,12 +286,9 @@ def images(count):
     return [torch.cat([centre - size / 2, centre + size / 2], 1)] * 2, [torch.zeros(count, dtype=torch.int64)] * 2
 atss(*images(10), shapes, strides)
 many = images(5000)
-before = peak_kib()
-assert int((atss(*many, shapes, strides).index > 0).sum()) > 1000
-print(peak_kib() - before)
 """
-        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        assert int(run.stdout) < 50 * 1024, f"{run.stdout.strip()} KB"
+        grown = growth_kib(prepare, "assert int((atss(*many, shapes, strides).index > 0).sum()) > 1000")
+        assert grown < 50 * 1024, f"{grown} KiB"
 
 
 @pytest.mark.parametrize("backend", backends_of("atss"))

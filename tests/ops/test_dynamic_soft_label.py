@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,7 +14,8 @@ from gflv2.ops.reference.dynamic_soft_label import COSTS
 from tests.ops.dynamic_soft_label_cases import Case, plain
 from tests.ops.golden_dynamic_soft_label import CASES, golden_inputs, golden_results
 from tests.ops.memory import assert_written, guarded
-from tests.ops.under_test import INTERPRETED, backends_of, few, running
+from tests.ops.under_test import INTERPRETED, backends_of, few, running, skip_unless_host
+from tests.process import growth_kib
 
 module = importlib.import_module("gflv2.ops.dynamic_soft_label")
 ALL = backends_of("dynamic_soft_label", every_set=True)
@@ -150,31 +149,22 @@ class TestParity:
 
     @pytest.mark.slow
     def test_five_thousand_boxes_take_little_memory(self, backend: str) -> None:
-        if backend != "cpu":
-            pytest.skip("the host's peak memory says nothing about a device or an interpreter")
-        if backend.instruction_set:
-            pytest.skip("the instruction set changes nothing")
-        program = """
-import torch
+        skip_unless_host(backend)
+        prepare = """
 from gflv2.ops import dynamic_soft_label
 from gflv2.ops.reference.dynamic_soft_label import COSTS
 from tests.ops.dynamic_soft_label_cases import Case
-from tests.process import peak_kib
-torch.set_num_threads(2)
 def case(cost, count):
     return Case(cost=cost, counts=(count, count), form="padded").inputs()
 for cost in COSTS:
     few, options = case(cost, 10)
     dynamic_soft_label(*few, **options)
-    many, options = case(cost, 5000)
-    before = peak_kib()
-    assert dynamic_soft_label(*many, **options).index.max() > 2000
-    print(cost, peak_kib() - before)
+cases = [case(cost, 5000) for cost in COSTS]
 """
-        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        found = {cost: int(grown) for cost, grown in map(str.split, run.stdout.splitlines())}
+        call = "for many, options in cases: assert dynamic_soft_label(*many, **options).index.max() > 2000"
+        grown = growth_kib(prepare, call)
         dense = 5000 * 420 * 4 // 1024  # KiB: one number for every box and point of an image
-        assert found.keys() == COSTS.keys() and all(grown < dense // 2 for grown in found.values()), found
+        assert grown < dense // 2, f"{grown} KiB"
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,7 +16,8 @@ from gflv2.ops.backends import BackendError
 from gflv2.ops.reference import task_aligned as reference
 from tests.ops import parity
 from tests.ops.task_aligned_cases import KINDS, MMDET, SETTINGS, ULTRALYTICS, Case
-from tests.ops.under_test import EXAMPLES, INTERPRETED, Backend, backends_of, few, running
+from tests.ops.under_test import EXAMPLES, INTERPRETED, Backend, backends_of, few, running, skip_unless_host
+from tests.process import growth_kib
 
 module = importlib.import_module("gflv2.ops.task_aligned")
 KERNELS = backends_of("task_aligned", kernels_only=True)
@@ -304,26 +303,17 @@ class TestMemory:
     @pytest.mark.slow
     def test_memory_grows_with_points_and_boxes_alone(self, backend: Backend) -> None:
         """2 × 5000 boxes and 8400 points: a float for every pair alone would take 336 MB."""
-        if backend != "cpu":
-            pytest.skip("the host's peak memory says nothing about a device or an interpreter")
-        if backend.instruction_set:
-            pytest.skip("the instruction set changes nothing")
-        program = """
-import torch
-from tests.process import peak_kib
+        skip_unless_host(backend)
+        prepare = """
 from gflv2.ops import task_aligned
 from tests.ops.task_aligned_cases import Case
-torch.set_num_threads(2)
 def case(count):
     return Case(counts=(count, count), size=640, classes=8).inputs()
 task_aligned(**case(10))
 many = case(5000)
-before = peak_kib()
-assert int((task_aligned(**many).index > 0).sum()) > 5000
-print(peak_kib() - before)
 """
-        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        assert int(run.stdout) < 50 * 1024, f"{run.stdout.strip()} KB"
+        grown = growth_kib(prepare, "assert int((task_aligned(**many).index > 0).sum()) > 5000")
+        assert grown < 50 * 1024, f"{grown} KiB"
 
 
 @pytest.mark.parametrize("backend", backends_of("task_aligned"))

@@ -101,6 +101,14 @@ def using(instruction_set: str | None) -> Iterator[None]:
         native.set_instruction_set(before)
 
 
+def skip_unless_host(backend: Backend) -> None:
+    """For a test of the process's peak memory: it runs on the CPU's kernels, once."""
+    if backend != "cpu":
+        pytest.skip("the host's peak memory says nothing about a device or an interpreter")
+    if backend.instruction_set:
+        pytest.skip("the instruction set changes nothing")
+
+
 @contextmanager
 def running(backend: str) -> Iterator[torch.device]:
     """Ask for a backend, and for the instruction set of a `Backend`. Gives the device to test it on; skips, saying why,

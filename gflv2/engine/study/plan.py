@@ -244,12 +244,10 @@ def _settings(path: Path, key: str, value: Any) -> Mapping[str, Any]:
     """Settings of runs. A seed is none of them: each run has one of the study's."""
     settings = _mapping(path, key, value)
     train = settings.get("train")
-    given = {**(train if isinstance(train, Mapping) else {})}
-    if "train.seed" in settings:
-        given["seed"] = settings["train.seed"]
-    if "seed" in given:
-        why = "none, since a study's seeds are its own (seeds)"
-        _wrong(path, f"{key}: train.seed", why, given["seed"], ValueError)
+    for part, name in ((settings, "train.seed"), (train, "seed")):
+        if isinstance(part, Mapping) and name in part:
+            why = "none, since a study's seeds are its own (seeds)"
+            _wrong(path, f"{key}: train.seed", why, part[name], ValueError)
     return settings
 
 
